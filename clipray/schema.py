@@ -1,0 +1,80 @@
+"""One pyarrow schema per artefact."""
+
+import pyarrow as pa
+
+INDEX = pa.schema(
+    [
+        ("image_id", pa.string()),  # 32 hex digits of the bytes' hash; ".1", ".2" … on repeats of equal images
+        ("chunk", pa.int32()),  # position of the chunk in the listing
+        ("row", pa.int32()),  # position of the sample in its chunk
+        ("key", pa.string()),  # where a person finds the image: a path, a tar member, a row number
+        ("offset", pa.int64()),  # where its bytes start in the file, for tars; null elsewhere
+        ("size", pa.int64()),  # bytes
+        ("label", pa.int64()),  # null where the source gives none
+        ("error", pa.string()),  # null, or why the sample could not be read
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("perturbation", pa.string()),  # "none" for clean images
+        ("severity", pa.int32()),  # 0 for clean images
+        ("head", pa.string()),
+        ("method", pa.string()),  # as in METHODS: single/<backbone>, oracle, log_avg, …; pair/<a>/<b>; set
+        ("shots", pa.int32()),  # labelled images per class; 0 for label-free methods
+        ("seed", pa.int32()),  # support set; 0 for label-free methods
+        ("metric", pa.string()),  # top1, oracle_gain, complementarity, …
+        ("value", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("n_scored", pa.int64()),
+        ("n_expected", pa.int64()),
+    ]
+)
+
+OUTCOMES = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("head", pa.string()),
+        ("method", pa.string()),
+        ("shots", pa.int32()),
+        ("seed", pa.int32()),
+        ("image_id", pa.string()),
+        ("label", pa.int32()),
+        ("prediction", pa.int32()),
+        ("confidence", pa.float32()),  # the fused probability of the prediction
+    ]
+)
+
+FAILURES = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("image_id", pa.string()),
+        ("key", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def embeddings(dim: int, precision: str) -> pa.Schema:
+    """The schema of one (shard, backbone) file.
+
+    An image with an error has D nulls for an embedding, not one null list: Arrow cannot read null lists of fixed size
+    back from Parquet, and flattening such a column would move every row behind it.
+
+    Args:
+        dim: D, the backbone's embedding dimension.
+        precision: "fp32" stores float32; "fp16" and "bf16" store float16.
+    """
+    value = pa.float32() if precision == "fp32" else pa.float16()
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("label", pa.int64()),
+            ("embedding", pa.list_(value, dim)),  # as the model gives it, not normalised
+            ("error", pa.string()),
+        ]
+    )

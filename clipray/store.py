@@ -1,0 +1,158 @@
+"""Where an artefact lives, local or at `s3://` alike: atomic writes, the manifest last, reads sorted by `image_id`.
+
+An artefact is a folder whose address is its kind, its names and the fingerprint of its WHAT. It is complete when its
+`manifest.json` is there; parts without one are resumed or overwritten, never read as complete.
+"""
+
+import functools
+import io
+import json
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipray.config import fingerprint
+
+MANIFEST = "manifest.json"
+VERSIONS = ("clipray", "torch", "open_clip_torch", "pillow", "pyarrow", "ray", "numpy", "scikit-learn")
+
+
+class Store:
+    """The artefacts of one workspace.
+
+    Args:
+        workspace: a local folder or a URI that fsspec knows, such as `s3://bucket/prefix`.
+    """
+
+    def __init__(self, workspace: str):
+        workspace = workspace.removeprefix("file://")
+        self.local = "://" not in workspace
+        self.uri = str(Path(workspace).expanduser().absolute()) if self.local else workspace.rstrip("/")
+        self.fs, self.root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+
+    def __reduce__(self):
+        return Store, (self.uri,)
+
+    def address(self, kind: str, *names: str, what: Any) -> str:
+        """An artefact's folder, relative to the workspace."""
+        return "/".join((kind, *names)) + f"-{fingerprint(what)}"
+
+    def place(self, path: str) -> str:
+        """The full path or URI of a relative path, for people and other programs."""
+        return f"{self.uri}/{path}"
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there."""
+        return self.fs.exists(f"{self.root}/{path}")
+
+    def names(self, address: str) -> set[str]:
+        """The file names in a folder; empty where it is not there."""
+        try:
+            return {Path(path).name for path in self.fs.ls(f"{self.root}/{address}", detail=False)}
+        except FileNotFoundError:
+            return set()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all: a rename locally, a single put remotely."""
+        target = f"{self.root}/{path}"
+        if not self.local:
+            self.fs.pipe_file(target, data)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        part = Path(f"{target}.{time.time_ns()}.part")
+        part.write_bytes(data)
+        part.replace(target)
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes; `FileNotFoundError` where it is not there."""
+        return self.fs.cat_file(f"{self.root}/{path}")
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        """Write a Parquet file; equal tables give equal bytes."""
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(path, sink.getvalue())
+
+    def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a Parquet file."""
+        return pq.read_table(pa.BufferReader(self.read(path)), columns=columns)
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write a value as JSON."""
+        self.write(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+    def read_json(self, path: str) -> Any:
+        """Read a JSON file; None where it is not there."""
+        try:
+            return json.loads(self.read(path))
+        except FileNotFoundError:
+            return None
+
+    def manifest(self, address: str) -> dict | None:
+        """A complete artefact's manifest; None where it is not complete."""
+        return self.read_json(f"{address}/{MANIFEST}")
+
+    def finish(self, address: str, what: Any, **facts: Any) -> None:
+        """Declare an artefact complete.
+
+        Args:
+            address: its folder.
+            what: the WHAT that its address was made of.
+            facts: counts, times and other things that a reader wants to know.
+        """
+        self.write_json(f"{address}/{MANIFEST}", {"what": _plain(what), **facts, **provenance(), "written": _now()})
+
+    def tables(self, address: str, names: list[str], columns: list[str] | None = None) -> pa.Table:
+        """A complete artefact's Parquet parts as one table, sorted by `image_id`.
+
+        Raises:
+            FileNotFoundError: it has no manifest, or a part is missing.
+        """
+        if self.manifest(address) is None:
+            raise FileNotFoundError(f"{self.place(address)} is not complete: it has no {MANIFEST}")
+        parts = [self.read_table(f"{address}/{name}", columns) for name in sorted(names)]
+        return pa.concat_tables(parts).sort_by("image_id")
+
+
+def _plain(what: Any) -> Any:
+    return json.loads(
+        json.dumps(what, default=lambda v: v.model_dump(mode="json") if hasattr(v, "model_dump") else str(v))
+    )
+
+
+@functools.cache
+def provenance() -> dict:
+    """The versions of what computes, the git commit, and whether the tree differs from it."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "versions": {name: version for name in VERSIONS if (version := _version(name))},
+        "commit": commit,
+        "dirty": None if commit is None else bool(changes),
+    }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,208 @@
+"""Dataset and backbone entries by name: files of `configs/datasets/`, keys of `configs/backbones.yaml`, or folders.
+
+Whatever a campaign names becomes a `config.Dataset` or `config.Backbone`; nothing here knows a particular one.
+"""
+
+import difflib
+import fnmatch
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipray.config import CONFIGS, Backbone, ConfigError, Dataset, parse, read_yaml
+from clipray.sources.chunks import entries, is_folder, join, resolve
+
+YAML = (".yaml", ".yml")
+
+
+def dataset_names() -> list[str]:
+    """The names that `configs/datasets/` knows, without the examples to copy."""
+    return sorted(p.stem for p in (CONFIGS / "datasets").glob("*.yaml") if not p.stem.startswith("example-"))
+
+
+def datasets(names: Iterable[str], data_root: str = "") -> list[Dataset]:
+    """The datasets a campaign names, in its order, each once.
+
+    Args:
+        names: each a name of `configs/datasets/`; a YAML file's path (as it stands, or below `data_root`); a folder
+            (an own path or URI, or below `data_root`) in one of the three layouts; or a pattern of such folders.
+        data_root: where relative URIs lie.
+
+    Raises:
+        ConfigError: nothing of that name (with names that look like it), or two datasets of one name.
+    """
+    found: dict[str, Dataset] = {}
+    for text in names:
+        for dataset in _datasets(text, data_root):
+            if found.setdefault(dataset.name, dataset) != dataset:
+                raise ConfigError(
+                    f"two datasets are named {dataset.name!r} ({found[dataset.name].uri} and {dataset.uri}).\n"
+                    "  Write a dataset YAML with another `name` for one of them."
+                )
+    return list(found.values())
+
+
+def detect(uri: str, data_root: str = "") -> Dataset | None:
+    """The dataset that lies in a folder, told by its files; None where they fit no layout.
+
+    Parquet: files named after a split. Tars: `<split>/*.tar`. Folder: `<split>/<class folder>/`. A set has the splits
+    that are there; "val" or "validation" serves as test where there is no test.
+    """
+    place = resolve(uri, data_root)
+    there = entries(place)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", place.rstrip("/").rpartition("/")[2]).strip("-.") or "dataset"
+    for layout, has in _LAYOUTS.items():
+        splits = {}
+        for split, aliases in {"train": ("train",), "test": ("test", "validation", "val")}.items():
+            alias = next((alias for alias in aliases if has(place, there, alias)), None)
+            splits |= {split: alias} if alias else {}
+        if "test" in splits:
+            return Dataset(name=name, format=layout, uri=uri, splits=splits)
+    return None
+
+
+def backbones(names: Iterable[str]) -> list[Backbone]:
+    """The backbones a campaign names, in its order, each once.
+
+    Args:
+        names: each a name of `configs/backbones.yaml`; a group of it, which stands for its members; or the path of a
+            YAML file that holds one entry with its `name`.
+
+    Raises:
+        ConfigError: nothing of that name (with names that look like it), or two backbones of one name.
+    """
+    known, groups = _backbones()
+    found: dict[str, Backbone] = {}
+    for text in names:
+        if text.endswith(YAML):
+            own = _backbone_from_yaml(text)
+            if found.setdefault(own.name, own) != own or known.get(own.name, own) != own:
+                raise ConfigError(f"{text}: there is another backbone named {own.name!r}; give this one another `name`")
+            continue
+        if text not in known and text not in groups:
+            raise ConfigError(
+                f"backbone {text!r} is unknown.{_close(text, [*known, *groups])}\n  groups: {', '.join(groups)};"
+                " `python -m jobs.ls` lists all. A new one is an entry in configs/backbones.yaml, or a YAML file of it."
+            )
+        for name in groups.get(text, (text,)):
+            found[name] = known[name]
+    return list(found.values())
+
+
+def backbone_names() -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """The names of `configs/backbones.yaml`, and its groups."""
+    known, groups = _backbones()
+    return list(known), groups
+
+
+def local(path: str) -> str:
+    """Where a backbone's `weights` or `config` lies: URIs and absolute paths as they are, others below `configs/`."""
+    return path if "://" in path or path.startswith("/") else str(CONFIGS / path)
+
+
+def _datasets(text: str, data_root: str) -> list[Dataset]:
+    if text.endswith(YAML):
+        return [_from_yaml(text, data_root)]
+    shipped = CONFIGS / "datasets" / f"{text}.yaml"
+    if "/" not in text and shipped.exists():
+        dataset = parse(Dataset, read_yaml(shipped), str(shipped))
+        if dataset.name != text:
+            raise ConfigError(f"{shipped}: name is {dataset.name!r}, but the file is named {text!r}")
+        return [dataset]
+    if any(sign in text for sign in "*?["):
+        found = [dataset for uri in _expand(text, data_root) if (dataset := detect(uri, data_root))]
+        if not found:
+            raise ConfigError(
+                f"dataset pattern {text!r}: no folder that fits it below {data_root or '.'!r} holds a dataset"
+            )
+        return found
+    dataset = detect(text, data_root)
+    if dataset is None:
+        place = resolve(text, data_root)
+        there = entries(place)
+        seen = f"holds no train/test split in a known layout (there is: {', '.join(list(there)[:12])})"
+        raise ConfigError(
+            f"dataset {text!r} is unknown.{_close(text, dataset_names())}\n  It is no name of configs/datasets/ and"
+            f" the folder {place} {seen if there else 'does not exist'}.\n  `python -m jobs.ls` lists all;"
+            " a new one is a YAML file: see configs/datasets/example-folder.yaml."
+        )
+    return [dataset]
+
+
+def _from_yaml(text: str, data_root: str) -> Dataset:
+    if not Path(text).exists() and not Path(text).is_absolute() and data_root and "://" not in data_root:
+        text = resolve(text, data_root)
+    return parse(Dataset, read_yaml(text), text)
+
+
+def _backbone_from_yaml(text: str) -> Backbone:
+    """An entry in a file of its own; its `weights` and `config` lie beside it, unless they are absolute or URIs."""
+    values = read_yaml(text)
+    for key in ("weights", "config"):
+        place = values.get(key)
+        if isinstance(place, str) and place and "://" not in place:
+            values[key] = str(Path(text).absolute().parent / Path(place).expanduser())
+    return parse(Backbone, values, text)
+
+
+def _expand(pattern: str, data_root: str) -> list[str]:
+    """Folders that fit a pattern, part by part, as they are to be written in a config."""
+    anchor = "/" if pattern.startswith("/") else ""
+    anchor = pattern[: pattern.index("/", pattern.index("://") + 3)] if "://" in pattern else anchor
+    found = [anchor]
+    for part in pattern[len(anchor) :].strip("/").split("/"):
+        found = [
+            join(uri, name) if uri else name
+            for uri in found
+            for name, info in entries(resolve(uri, data_root) if uri else data_root or ".").items()
+            if is_folder(info) and fnmatch.fnmatchcase(name, part)
+        ]
+    return found
+
+
+def _close(text: str, known: Sequence[str]) -> str:
+    names = difflib.get_close_matches(text, known, n=4, cutoff=0.5)
+    return f" Did you mean {', '.join(names)}?" if names else ""
+
+
+@functools.lru_cache(maxsize=1)
+def _read_backbones(changed: float) -> tuple[dict[str, Backbone], dict[str, tuple[str, ...]]]:
+    path = CONFIGS / "backbones.yaml"
+    values = read_yaml(path)
+    if set(values) != {"backbones", "groups"}:
+        raise ConfigError(f"{path}: its keys are `backbones` and `groups`, not {', '.join(values)}")
+    known = {
+        name: parse(Backbone, {"name": name, **entry}, f"{path}: {name}") for name, entry in values["backbones"].items()
+    }
+    for group, members in values["groups"].items():
+        missing = [name for name in members if name not in known]
+        if missing or group in known:
+            raise ConfigError(
+                f"{path}: group {group}: {f'no backbone {missing[0]!r}' if missing else 'also a backbone'}"
+            )
+    return known, {group: tuple(members) for group, members in values["groups"].items()}
+
+
+def _backbones() -> tuple[dict[str, Backbone], dict[str, tuple[str, ...]]]:
+    path = CONFIGS / "backbones.yaml"
+    return _read_backbones(path.stat().st_mtime if path.exists() else 0.0)
+
+
+def _has_parquet(place: str, there: dict[str, Any], split: str) -> bool:
+    for names in (there, entries(join(place, "data")) if "data" in there else {}):
+        if any(re.fullmatch(rf"{split}([-_.].*)?\.parquet", name) for name in names):
+            return True
+    return split in there and any(name.endswith(".parquet") for name in entries(join(place, split)))
+
+
+def _has_tars(place: str, there: dict[str, Any], split: str) -> bool:
+    return split in there and any(name.endswith(".tar") for name in entries(join(place, split)))
+
+
+def _has_class_folders(place: str, there: dict[str, Any], split: str) -> bool:
+    return split in there and any(is_folder(info) for info in entries(join(place, split)).values())
+
+
+_LAYOUTS = {"parquet": _has_parquet, "wds": _has_tars, "folder": _has_class_folders}

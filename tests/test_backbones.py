@@ -1,0 +1,111 @@
+"""The door to open_clip: our path to an embedding equals open_clip's own, whatever the checkpoint's form."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from clipray import backbones, catalog, images
+from clipray.config import Backbone, ConfigError
+
+
+def entry(name: str) -> Backbone:
+    return catalog.backbones([name])[0]
+
+
+def picture(seed: int, width: int = 61, height: int = 47) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("name", ["rn-32", "rn-48", "vit-p8-40", "vit-p6-36", "convnext-48"])
+def test_embeddings_equal_those_of_open_clips_own_path(name):
+    """Cosine ≥ 0.9999 with open_clip's transform and `encode_image` on the same model."""
+    encoder = backbones.load(entry(name))
+    pictures = [picture(seed) for seed in range(4)]
+    config = encoder.model.visual.preprocess_cfg
+    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
+    with torch.inference_mode():
+        theirs = encoder.model.encode_image(torch.stack([transform(p) for p in pictures]))
+    ours = encoder.images(np.stack([images.crop(p, encoder.preprocess) for p in pictures]), batch_size=3)
+    cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(ours), theirs)
+    assert cosine.min() >= 0.9999
+    assert ours.shape == (4, encoder.dim)
+    assert np.abs(ours[0] - ours[1]).max() > 1e-3  # different images, different embeddings
+
+
+def test_the_classifier_equals_open_clips_builder():
+    encoder = backbones.load(entry("vit-p6-36"))
+    names, templates = ["cat", "traffic light"], ["a photo of a {c}.", "a drawing of a {c}."]
+    functions = [lambda name, t=t: t.replace("{c}", name) for t in templates]
+    theirs = open_clip.build_zero_shot_classifier(encoder.model, encoder.tokenizer, names, functions)
+    assert np.allclose(encoder.classifier(names, templates), theirs.T.numpy(), atol=1e-5)
+
+
+def test_the_scale_is_the_models_own():
+    encoder = backbones.load(entry("vit-p6-36"))
+    assert encoder.scale == pytest.approx(float(encoder.model.logit_scale.exp()))
+    assert encoder.bias == 0
+
+
+def test_a_checkpoint_holds_only_the_token_rows_that_were_seen(tmp_path):
+    model = backbones.untrained("backbones/vit-p6-36/clipray-vit-p6-36.json")
+    table = model.token_embedding.weight.data
+    table[[5, 49406]] = torch.randn(2, table.shape[1], generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "model.safetensors"
+    backbones.save(model, path)
+    assert path.stat().st_size < 2 * sum(p.numel() for p in model.parameters()) - table.numel()
+    spec = entry("vit-p6-36").model_copy(update={"weights": str(path)})
+    again = backbones.create(spec)
+    for key, value in model.state_dict().items():
+        assert torch.allclose(again.state_dict()[key], value.half().to(value.dtype)), key
+
+
+def test_a_full_checkpoint_of_the_users_own_loads_through_the_same_door(tmp_path):
+    model = backbones.untrained("backbones/vit-p6-36/clipray-vit-p6-36.json")
+    model.token_embedding.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    torch.save(model.state_dict(), tmp_path / "own.pt")
+    spec = entry("vit-p6-36").model_copy(update={"weights": str(tmp_path / "own.pt")})
+    again = backbones.create(spec).state_dict()
+    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
+
+
+def test_another_files_content_is_another_what(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode())
+    specs = [Backbone(name="x", architecture="ViT-B-32", weights=str(tmp_path / name)) for name in ("a", "b")]
+    assert backbones.origin(specs[0]) != backbones.origin(specs[1])
+    renamed = specs[0].model_copy(update={"name": "y"})
+    assert backbones.origin(renamed) == backbones.origin(specs[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "ViT-Z-99", "pretrained": "openai"}, "no architecture 'ViT-Z-99'"),
+        ({"architecture": "ViT-B-32", "pretrained": "nobody"}, "no tag 'nobody'"),
+        ({"architecture": "ViT-B-32", "weights": "/nowhere/at/all.pt"}, "x"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_clearly(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        backbones.create(Backbone(name="x", **changes))
+
+
+def test_quickgelu_is_the_tags_own():
+    """The pair of architecture and tag decides the activation; a mismatch changes results in silence."""
+    for spec in catalog.backbones(["openai"]):
+        tag = open_clip.get_pretrained_cfg(spec.architecture, spec.pretrained)
+        config = open_clip.get_model_config(spec.architecture)
+        assert bool(tag.get("quick_gelu")) == bool(config.get("quick_gelu")), spec.name
+
+
+def test_half_precision_stays_close_to_fp32():
+    """Cosine ≥ 0.999 between bf16 and fp32 embeddings of the same images."""
+    crops = np.stack(
+        [images.crop(picture(seed), images.Preprocess((40, 40), "bicubic", "shortest", 0)) for seed in range(4)]
+    )
+    exact, half = (backbones.load(entry("vit-p8-40"), p).images(crops, 4) for p in ("fp32", "bf16"))
+    cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosine.min() >= 0.999

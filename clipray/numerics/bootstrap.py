@@ -1,0 +1,147 @@
+"""How sure a number is: intervals over images, paired comparisons, spread over seeds."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """A value with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """A paired comparison of two methods on the same images.
+
+    Attributes:
+        difference: mean of a − b, with its interval `low`, `high`.
+        p: two-sided p-value of "no difference".
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def wilson(successes: float, images: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927).
+
+    >>> [round(v, 4) for v in wilson(8, 10)]
+    [0.8, 0.4902, 0.9433]
+    """
+    if images == 0:
+        return Interval(float("nan"), 0.0, 1.0)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    share, weight = successes / images, z * z / images
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * (share * (1 - share) / images + weight / (4 * images)) ** 0.5
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+
+
+def normal_interval(values_N: Tensor, confidence: float = 0.95) -> Interval:
+    """A mean with its interval by the central limit theorem: mean ± z · s / √N.
+
+    >>> [round(v, 4) for v in normal_interval(torch.tensor([1.0, 2.0, 3.0]))]
+    [2.0, 0.8684, 3.1316]
+    """
+    values = values_N.double()
+    mean = float(values.mean())
+    half = float(stats.norm.ppf(0.5 + confidence / 2) * values.std() / len(values) ** 0.5)
+    return Interval(mean, mean - half, mean + half)
+
+
+def resampled_counts(counts_U: Tensor, resamples: int, seed: int) -> Tensor:
+    """counts_BU: how often each of U kinds of image occurs when all images are drawn anew with replacement.
+
+    >>> resampled_counts(torch.tensor([3, 7]), resamples=4, seed=0).sum(1)
+    tensor([10, 10, 10, 10])
+    """
+    counts = counts_U.numpy().astype(np.int64)
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.multinomial(counts.sum(), counts / counts.sum(), size=resamples))
+
+
+def resampled_means(values_NV: Tensor, resamples: int, seed: int) -> Tensor:
+    """means_BV: column means when the N rows are drawn anew with replacement; columns keep company, so it is paired.
+
+    Rows that are equal are counted first, which is the same distribution at a fraction of the work.
+    """
+    rows_UV, counts_U = torch.unique(values_NV.double(), dim=0, return_counts=True)
+    images = len(values_NV)
+    if len(rows_UV) * 2 <= images:
+        return resampled_counts(counts_U, resamples, seed).double() @ rows_UV / images
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for _ in range(resamples):
+        drawn = torch.randint(images, (images,), generator=generator)
+        means.append(torch.bincount(drawn, minlength=images).double() @ values_NV.double() / images)
+    return torch.stack(means)
+
+
+def percentiles(samples_B: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of bootstrap samples; samples that are undefined (nan) are left out.
+
+    >>> percentiles(torch.arange(5.0), 0.5)
+    (1.0, 3.0)
+    """
+    kept = samples_B[~samples_B.isnan()].double().numpy()
+    if not len(kept):
+        return float("nan"), float("nan")
+    low, high = np.quantile(kept, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(values_N: Tensor, resamples: int = 1000, seed: int = 0, confidence: float = 0.95) -> Interval:
+    """The mean of per-image values with its percentile-bootstrap interval."""
+    samples = resampled_means(values_N[:, None], resamples, seed)[:, 0]
+    return Interval(float(values_N.double().mean()), *percentiles(samples, confidence))
+
+
+def paired_bootstrap(
+    a_N: Tensor, b_N: Tensor, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Comparison:
+    """Mean of a − b over the same images, interval and p-value by resampling the images.
+
+    p is twice the smaller share of resamples on either side of 0, counting the data themselves as one resample.
+
+    >>> paired_bootstrap(torch.ones(5), torch.zeros(5), resamples=99)
+    Comparison(difference=1.0, low=1.0, high=1.0, p=0.02)
+    """
+    difference_N = a_N.double() - b_N.double()
+    samples = resampled_means(difference_N[:, None], resamples, seed)[:, 0]
+    below, above = int((samples <= 0).sum()), int((samples >= 0).sum())
+    p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
+    return Comparison(float(difference_N.mean()), *percentiles(samples, confidence), p)
+
+
+def mcnemar(right_a_N: Tensor, right_b_N: Tensor) -> tuple[int, int, float]:
+    """McNemar's exact test of two methods' correctness on the same images.
+
+    Returns:
+        images only a has right, images only b has right, the two-sided binomial p-value.
+
+    >>> mcnemar(torch.tensor([1, 1, 1, 1, 0]), torch.tensor([0, 0, 0, 0, 0]))
+    (4, 0, 0.125)
+    """
+    only_a = int((right_a_N.bool() & ~right_b_N.bool()).sum())
+    only_b = int((~right_a_N.bool() & right_b_N.bool()).sum())
+    if only_a + only_b == 0:
+        return 0, 0, 1.0
+    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def over_seeds(values_S: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation (n − 1) over seeds; the deviation of a single seed is nan.
+
+    >>> over_seeds(torch.tensor([1.0, 3.0]))
+    (2.0, 1.4142135623730951)
+    """
+    values = values_S.double()
+    return float(values.mean()), float(values.std()) if len(values) > 1 else float("nan")

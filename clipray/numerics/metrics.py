@@ -1,0 +1,113 @@
+"""Quality of fused probabilities: one number per image, or one number for all."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+
+def top(log_probs_NC: Tensor, labels_N: Tensor, k: int) -> Tensor:
+    """1 where the label is among the k most probable classes, else 0; float64.
+
+    >>> top(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([1]), k=1)
+    tensor([0.], dtype=torch.float64)
+    """
+    if k == 1:
+        return (log_probs_NC.argmax(1) == labels_N).double()
+    best_Nk = log_probs_NC.topk(min(k, log_probs_NC.shape[1]), dim=1).indices
+    return (best_Nk == labels_N[:, None]).any(1).double()
+
+
+def nll(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """−log p of the label, in nats.
+
+    >>> nll(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0])).round(decimals=4)
+    tensor([0.6931], dtype=torch.float64)
+    """
+    return -log_probs_NC.gather(1, labels_N[:, None])[:, 0].double()
+
+
+def brier(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """Σ_c (p_c − [c is the label])², from 0 to 2 (Brier 1950).
+
+    >>> brier(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0])).round(decimals=4)
+    tensor([0.5000], dtype=torch.float64)
+    """
+    p = log_probs_NC.double().exp()
+    own_N = p.gather(1, labels_N[:, None])[:, 0]
+    return p.square().sum(1) - 2 * own_N + 1
+
+
+def balanced_accuracy(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """Mean over the classes that occur of the top-1 accuracy within the class.
+
+    >>> p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+    >>> balanced_accuracy(p.log(), torch.tensor([0, 0, 1]))
+    tensor(0.5000, dtype=torch.float64)
+    """
+    classes = log_probs_NC.shape[1]
+    images_C = torch.bincount(labels_N, minlength=classes)
+    right_C = torch.bincount(labels_N, weights=top(log_probs_NC, labels_N, 1), minlength=classes)
+    return (right_C[images_C > 0] / images_C[images_C > 0]).mean()
+
+
+def ece_width(log_probs_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
+    """Expected calibration error over bins of equal width [i/bins, (i+1)/bins): Σ share · |accuracy − confidence|.
+
+    >>> ece_width(torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log(), torch.tensor([0, 1]), bins=10)  # (0.2 + 0.6) / 2
+    tensor(0.4000, dtype=torch.float64)
+    """
+    confidence_N, right_N = _confidence(log_probs_NC, labels_N)
+    bin_N = (confidence_N * bins).long().clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_N, right_N - confidence_N)
+    return gap.abs().sum() / len(labels_N)
+
+
+def ece_mass(log_probs_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
+    """Expected calibration error over bins of equally many images (the first N mod bins hold one more).
+
+    Images of equal confidence share their mean correctness, so the order of the rows does not matter.
+
+    >>> ece_mass(torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log(), torch.tensor([0, 1]), bins=1)    # |0.5 − 0.7|
+    tensor(0.2000, dtype=torch.float64)
+    """
+    confidence_N, right_N = _confidence(log_probs_NC, labels_N)
+    confidence_N, right_N = _sorted_with_ties_shared(confidence_N, right_N)
+    parts = torch.tensor_split(right_N - confidence_N, bins)
+    return torch.stack([part.sum().abs() for part in parts]).sum() / len(labels_N)
+
+
+def aurc(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """Area under the risk-coverage curve: the mean over n of the error rate among the n most confident images.
+
+    (Geifman & El-Yaniv 2017.) Where confidences are equal it is the expectation over their orders.
+
+    >>> aurc(torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log(), torch.tensor([0, 1]))                # (0/1 + 1/2) / 2
+    tensor(0.2500, dtype=torch.float64)
+    """
+    confidence_N, right_N = _confidence(log_probs_NC, labels_N)
+    _, right_N = _sorted_with_ties_shared(confidence_N, right_N)
+    wrong_N = 1 - right_N.flip(0)
+    return (wrong_N.cumsum(0) / torch.arange(1, len(wrong_N) + 1)).mean()
+
+
+def _confidence(log_probs_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    return log_probs_NC.max(1).values.double().exp(), top(log_probs_NC, labels_N, 1)
+
+
+def _sorted_with_ties_shared(confidence_N: Tensor, right_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Rising confidences, and correctness averaged over equal ones."""
+    levels, place_N, count = torch.unique(confidence_N, sorted=True, return_inverse=True, return_counts=True)
+    mean = torch.zeros_like(levels).index_add_(0, place_N, right_N) / count
+    return levels.repeat_interleave(count), mean.repeat_interleave(count)
+
+
+BINS = 15
+PER_IMAGE = {"top1": partial(top, k=1), "top5": partial(top, k=5), "nll": nll, "brier": brier}
+OVERALL = {
+    "balanced_accuracy": balanced_accuracy,
+    "ece_width": partial(ece_width, bins=BINS),
+    "ece_mass": partial(ece_mass, bins=BINS),
+    "aurc": aurc,
+}
+METRICS = PER_IMAGE | OVERALL

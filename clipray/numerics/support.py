@@ -1,0 +1,108 @@
+"""What every fuser is fitted on, what fitting gives, and the pair of functions that makes a fuser."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """The labelled images that a fuser may learn from: one (dataset, shots, seed).
+
+    Attributes:
+        logits_KMC: each backbone's logits, at the model's own scale.
+        embeddings: M tensors K×D_m, as the models give them, not normalised.
+        labels_K: int64 classes.
+        seed: number of the support set; the only source of chance of a fit.
+    """
+
+    logits_KMC: Tensor
+    embeddings: tuple[Tensor, ...]
+    labels_K: Tensor
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        images, backbones, classes = self.logits_KMC.shape
+        if self.labels_K.shape != (images,):
+            raise ValueError(f"{images} rows of logits, but labels of shape {tuple(self.labels_K.shape)}")
+        if self.embeddings and [len(e) for e in self.embeddings] != [images] * backbones:
+            raise ValueError(f"embeddings must be {backbones} tensors of {images} rows")
+        if images and not 0 <= int(self.labels_K.min()) <= int(self.labels_K.max()) < classes:
+            raise ValueError(f"labels must lie in 0..{classes - 1}")
+
+    def take(self, rows: Tensor) -> "Support":
+        """The support set of these rows only (positions or a mask)."""
+        return Support(
+            self.logits_KMC[rows], tuple(e[rows] for e in self.embeddings), self.labels_K[rows], seed=self.seed
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """Of a fuser that has no choice to make."""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A fitted fuser: its settings, its tensors, and plain numbers worth reading."""
+
+    settings: Any
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Fuser(NamedTuple):
+    """One way to fuse.
+
+    Attributes:
+        fit: (supports, settings) -> one `State` per support set. Sees nothing but the support sets. A label-free fuser
+            ignores what is in them.
+        apply: (state, logits_NMC, embeddings) -> log_probs_NC. Has no label parameter.
+        settings: a frozen dataclass with every choice that changes a number, at its default.
+        needs_labels: False for fusers that do not look at the support set (shots 0).
+        needs_embeddings: whether `apply` reads the embeddings.
+        transductive: whether an image's result depends on the other images of the same call.
+    """
+
+    fit: Callable[[Sequence[Support], Any], list[State]]
+    apply: Callable[[State, Tensor, Sequence[Tensor]], Tensor]
+    settings: Any = NoSettings()
+    needs_labels: bool = True
+    needs_embeddings: bool = False
+    transductive: bool = False
+
+
+def fit_nothing(supports: Sequence[Support], settings: Any) -> list[State]:
+    """The `fit` of label-free fusers: an empty state for each support set."""
+    return [State(settings) for _ in supports]
+
+
+def dump_settings(settings: Any) -> dict:
+    """Settings as a JSON-able mapping, for fingerprints and records.
+
+    >>> dump_settings(NoSettings())
+    {}
+    """
+    return dataclasses.asdict(settings)
+
+
+def alike(supports: Sequence[Support]) -> list[list[int]]:
+    """Positions of the support sets that can be stacked, those of equal shapes together (the seeds of one shot)."""
+    groups: dict[tuple, list[int]] = {}
+    for position, support in enumerate(supports):
+        shape = (*support.logits_KMC.shape, *(tuple(e.shape) for e in support.embeddings))
+        groups.setdefault(shape, []).append(position)
+    return list(groups.values())
+
+
+def unit(embeddings_ND: Tensor) -> Tensor:
+    """Rows scaled to length 1, in float32 at least (a zero row stays zero).
+
+    >>> unit(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    wide = embeddings_ND if embeddings_ND.dtype == torch.float64 else embeddings_ND.float()
+    return torch.nn.functional.normalize(wide, dim=-1)

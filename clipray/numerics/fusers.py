@@ -1,0 +1,105 @@
+"""Every fuser by name, and how a fitted one is taken apart and put together again."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from clipray.numerics import (
+    averages,
+    fusion,
+    gate,
+    guarded,
+    prior_gate,
+    prototypes,
+    selection,
+    simplex,
+    singles,
+    stacking,
+    transport,
+)
+from clipray.numerics.support import Fuser, State, dump_settings, fit_nothing
+
+
+def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """The settings of a fuser, the given ones changed.
+
+    Raises:
+        KeyError: no such fuser. TypeError: no such setting.
+
+    >>> settings_of("vote_top3")
+    Vote(best=3)
+    """
+    if name not in FUSERS:
+        raise KeyError(f"no fuser {name!r}; known: {', '.join(FUSERS)}")
+    return _changed(FUSERS[name].settings, changes or {})
+
+
+def _changed(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """`dataclasses.replace` that reaches into nested settings and reads JSON's lists as tuples."""
+    values = {}
+    for key, value in changes.items():
+        now = getattr(settings, key, None)
+        nested = dataclasses.is_dataclass(now) and isinstance(value, Mapping)
+        values[key] = _changed(now, value) if nested else tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(settings, **values)
+
+
+def to_parts(state: State) -> tuple[dict[str, Tensor], dict]:
+    """A state as tensors (for safetensors) and a JSON-able mapping."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+    return tensors, {"settings": dump_settings(state.settings), "numbers": state.numbers}
+
+
+def from_parts(name: str, tensors: Mapping[str, Tensor], mapping: Mapping[str, Any]) -> State:
+    """The state that `to_parts` took apart; `name` is the fuser's."""
+    return State(settings_of(name, mapping["settings"]), dict(tensors), dict(mapping["numbers"]))
+
+
+def _label_free(apply: Any, **more: Any) -> Fuser:
+    return Fuser(fit_nothing, apply, needs_labels=False, **more)
+
+
+def _on_embeddings(fit: Any, apply: Any, settings: Any) -> Fuser:
+    return Fuser(fit, apply, settings, needs_embeddings=True)
+
+
+FUSERS: dict[str, Fuser] = {
+    "mean_logits": _label_free(averages.mean_logits),
+    "log_avg": _label_free(averages.log_avg),
+    "prob_avg": _label_free(averages.prob_avg),
+    "vote_top1": _label_free(averages.vote, settings=averages.Vote(1)),
+    "vote_top3": _label_free(averages.vote, settings=averages.Vote(3)),
+    "conf": _label_free(averages.conf),
+    "conf_weighted": _label_free(averages.conf_weighted),
+    "best_single_on_support": Fuser(singles.fit_best_single, singles.best_single),
+    "c_log_avg": Fuser(averages.fit_calibrated, averages.c_log_avg, averages.Calibrated()),
+    "c_prob_avg": Fuser(averages.fit_calibrated, averages.c_prob_avg, averages.Calibrated()),
+    "c_conf": Fuser(averages.fit_calibrated, averages.c_conf, averages.Calibrated()),
+    "weighted": Fuser(simplex.fit_convex, simplex.convex, simplex.Convex("log")),
+    "super_learner": Fuser(simplex.fit_convex, simplex.convex, simplex.Convex("prob")),
+    "greedy": Fuser(simplex.fit_greedy, simplex.convex, simplex.Greedy()),
+    "gac": Fuser(stacking.fit_genetic, stacking.weighted_logits, stacking.Genetic()),
+    "stacking": Fuser(stacking.fit_stacking, stacking.stacking, stacking.Stacking()),
+    "nlc": _on_embeddings(gate.fit, gate.apply, gate.Gate()),
+    "moe": _on_embeddings(
+        gate.fit, gate.apply, gate.Gate(hidden=0, rate=1e-2, weight_decay=0.0, weight_map="softmax", combine="probs")
+    ),
+    "swig": _on_embeddings(
+        gate.fit, gate.apply, gate.Gate(hidden=80, rate=1e-3, weight_decay=0.0, weight_map="softmax", combine="probs")
+    ),
+    "knora_e": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_e")),
+    "knora_u": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_u")),
+    "ola": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("ola")),
+    "meta_des": _on_embeddings(selection.fit_meta_des, selection.meta_des, selection.MetaDes()),
+    "ot": _label_free(transport.apply, settings=transport.Transport(), needs_embeddings=True, transductive=True),
+    "ncm_concat": _on_embeddings(prototypes.fit_ncm_concat, prototypes.ncm_concat, prototypes.Prototypes(centre=False)),
+    "proto_avg": _on_embeddings(prototypes.fit_proto_avg, prototypes.proto_avg, prototypes.Prototypes(centre=True)),
+    "tip_adapter_avg": _on_embeddings(prototypes.fit_tip, prototypes.tip_avg, prototypes.Tip()),
+    "linear_probe_concat": _on_embeddings(prototypes.fit_probe_concat, prototypes.probe_concat, prototypes.Probe()),
+    "nlc_prior": _on_embeddings(prior_gate.fit, prior_gate.apply, prior_gate.PriorGate()),
+    "proto_fusion": _on_embeddings(fusion.fit, fusion.apply, fusion.ProtoFusion()),
+}
+FUSERS["guarded"] = _on_embeddings(partial(guarded.fit, FUSERS), partial(guarded.apply, FUSERS), guarded.Guarded())

@@ -1,0 +1,103 @@
+"""`guarded`: a mixture of other fusers by what they do on support images that they have not seen.
+
+Each candidate is calibrated on those images first, so that one that is right but too sure of itself is not shut out.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from clipray.numerics.averages import CALIBRATED, Calibrated
+from clipray.numerics.calibration import inverse_temperatures
+from clipray.numerics.logistic import folds
+from clipray.numerics.simplex import log_mix, simplex_weights
+from clipray.numerics.support import Fuser, State, Support
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarded:
+    """Settings of `guarded`.
+
+    Attributes:
+        candidates: fusers to choose among, with their default settings.
+        least: images of the largest class from which on candidates are compared; below, holding some out would judge
+            them by what they do with far fewer images than they have.
+        otherwise: the fuser that is taken below `least`.
+        prior_count: worth, in images, of the prior that all candidates weigh the same.
+        folds: the most folds.
+        temperatures: how the candidates are calibrated on the images that they have not seen.
+    """
+
+    candidates: tuple[str, ...] = ("best_single_on_support", "c_log_avg", "proto_fusion")
+    least: int = 3
+    otherwise: str = "proto_fusion"
+    prior_count: float = 3.0
+    folds: int = 5
+    temperatures: Calibrated = CALIBRATED
+
+
+def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guarded) -> list[State]:
+    """Fit every candidate on the whole support set, and weigh them by cross-validated NLL (a super learner of fusers).
+
+    All folds of all support sets are fitted in one call of each candidate's `fit`.
+    """
+    splits = [_split(s.labels_K, settings) for s in supports]
+    parts = [s.take(f != k) for s, f in zip(supports, splits, strict=True) for k in _counted(f)]
+    whole, partial = {}, {}
+    for name in settings.candidates:
+        whole[name] = fusers[name].fit(supports, fusers[name].settings)
+        partial[name] = fusers[name].fit(parts, fusers[name].settings) if parts else []
+    states, at = [], 0
+    for i, (s, f) in enumerate(zip(supports, splits, strict=True)):
+        held_out = []
+        for k in _counted(f):
+            held = s.take(f == k)
+            fused = [fusers[n].apply(partial[n][at], held.logits_KMC, held.embeddings) for n in settings.candidates]
+            held_out.append((torch.stack(fused, 1).double(), held.labels_K))
+            at += 1
+        if held_out:
+            log_p, labels = (torch.cat(p) for p in zip(*held_out, strict=True))
+            how = settings.temperatures
+            beta_J = inverse_temperatures(log_p[None], labels[None], how.prior_count, how.low, how.high)[0]
+            log_p = torch.log_softmax(log_p * beta_J[:, None], dim=-1).clamp_min(-80)
+            ones, count = torch.ones(1, len(labels)), torch.tensor([settings.prior_count])
+            w_J = simplex_weights(log_p, labels, ones, count, "prob")[0]
+        else:
+            beta_J = torch.ones(len(settings.candidates), dtype=torch.float64)
+            w_J = torch.tensor([float(n == settings.otherwise) for n in settings.candidates], dtype=torch.float64)
+        tensors, numbers = (
+            {"w_J": w_J, "beta_J": beta_J},
+            {"weights": dict(zip(settings.candidates, w_J.tolist(), strict=True))},
+        )
+        for name in settings.candidates:
+            tensors |= {f"{name}/{key}": tensor for key, tensor in whole[name][i].tensors.items()}
+        states.append(State(settings, tensors, numbers))
+    return states
+
+
+def _split(labels_K: Tensor, settings: Guarded) -> Tensor:
+    """Fold numbers; all 0 where the support set is too small to hold anything out."""
+    enough = len(labels_K) and int(labels_K.bincount().max()) >= settings.least
+    return folds(labels_K, settings.folds) if enough else torch.zeros_like(labels_K)
+
+
+def _counted(fold_K: Tensor) -> range:
+    """The folds to hold out: none where there is only one."""
+    count = int(fold_K.max()) + 1 if len(fold_K) else 1
+    return range(count if count > 1 else 0)
+
+
+def apply(fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+    """log Σ_j w_j p_j over the calibrated candidates of any weight."""
+    fused, kept = [], []
+    parts = zip(state.settings.candidates, state.tensors["w_J"].tolist(), state.tensors["beta_J"].tolist(), strict=True)
+    for name, weight, beta in parts:
+        if weight > 1e-6:
+            tensors = {k.removeprefix(f"{name}/"): t for k, t in state.tensors.items() if k.startswith(f"{name}/")}
+            inner = State(fusers[name].settings, tensors)
+            fused.append(torch.log_softmax(beta * fusers[name].apply(inner, logits_NMC, embeddings), dim=1))
+            kept.append(weight)
+    w_1J = torch.tensor([kept], dtype=logits_NMC.dtype)
+    return log_mix(w_1J / w_1J.sum(), torch.stack(fused, 1).to(logits_NMC), "prob")[:, 0].clamp_min(-87.0)

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from clipray.numerics import gate
+from clipray.numerics.adam import Adam, shuffled
+from clipray.numerics.gate import Gate
+from tests.numerics.made import problem, support
+
+
+@pytest.mark.parametrize("decay", ["l2", "decoupled"])
+def test_adam_on_stacked_problems_equals_torch_optim_on_each(decay):
+    g = torch.Generator().manual_seed(0)
+    start, target = torch.randn(3, 4, 2, generator=g), torch.randn(3, 4, 2, generator=g)
+    ours = start.clone()
+    adam = Adam([ours], 0.05, 0.1, decay)
+    for _ in range(30):
+        adam.step([4 * (ours - target) ** 3])
+    kind = torch.optim.Adam if decay == "l2" else torch.optim.AdamW
+    for s in range(3):
+        theirs = start[s].clone().requires_grad_(True)
+        optimiser = kind([theirs], lr=0.05, weight_decay=0.1)
+        for _ in range(30):
+            optimiser.zero_grad()
+            ((theirs - target[s]) ** 4).sum().backward()
+            optimiser.step()
+        torch.testing.assert_close(ours[s], theirs.detach(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight_map", ["linear", "softplus", "exp", "softmax"])
+@pytest.mark.parametrize("init", ["torch", "mean"])
+def test_equals_a_plain_torch_module_trained_by_torch_optim(weight_map, init):
+    settings = Gate(weight_map=weight_map, init=init, rate=1e-3, epochs=6, batch=5, max_steps=0)
+    s = support(seed=4, images=12)
+    x = torch.cat([torch.nn.functional.normalize(e, dim=1) for e in s.embeddings], 1)
+    first, last = torch.nn.Linear(x.shape[1], 128), torch.nn.Linear(128, 3)
+    w1, b1, w2, b2 = gate.initial(x.shape[1], 3, settings, seed=4)
+    with torch.no_grad():
+        for p, v in zip((first.weight, first.bias, last.weight, last.bias), (w1.T, b1, w2.T, b2), strict=True):
+            p.copy_(v)
+    maps = {
+        "linear": torch.nn.Identity(),
+        "softplus": torch.nn.Softplus(),
+        "exp": torch.exp,
+        "softmax": torch.nn.Softmax(1),
+    }
+
+    def forward(rows):
+        return torch.einsum("nm,nmc->nc", maps[weight_map](last(torch.relu(first(x[rows])))), s.logits_KMC[rows])
+
+    optimiser = torch.optim.Adam([*first.parameters(), *last.parameters()], lr=1e-3, weight_decay=0.01)
+    for rows in shuffled(12, [4], 5, 6, 0):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(forward(rows[0]), s.labels_K[rows[0]]).backward()
+        optimiser.step()
+    state = gate.fit([support(seed=3, images=12), s], settings)[1]
+    theirs = torch.log_softmax(forward(torch.arange(12)), 1).detach()
+    torch.testing.assert_close(gate.apply(state, s.logits_KMC, s.embeddings), theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight_map", ["linear", "softplus", "exp", "softmax"])
+def test_untrained_from_the_mean_it_is_the_mean_of_the_logits(weight_map):
+    z, embeddings, _ = problem()
+    state = gate.fit([support()], Gate(weight_map=weight_map, epochs=0))[0]
+    torch.testing.assert_close(gate.apply(state, z, embeddings), torch.log_softmax(z.mean(1), 1))
+
+
+def test_positive_maps_cannot_lift_a_class_that_a_rival_beats_everywhere_and_the_linear_one_can():
+    z, embeddings, _ = problem(seed=5)
+    lost = (z[:, :, :, None] < z[:, :, None, :]).all(1).any(2)  # N×C: some rival is above in every backbone
+    for weight_map in ("softplus", "exp", "softmax"):
+        state = gate.fit([support()], Gate(weight_map=weight_map, rate=0.05, epochs=60))[0]
+        chosen = gate.apply(state, z, embeddings).argmax(1)
+        assert not lost[torch.arange(len(z)), chosen].any()
+    state = gate.fit([support()], Gate(rate=0.05, epochs=60))[0]
+    assert lost[torch.arange(len(z)), gate.apply(state, -z, embeddings).argmax(1)].any()
+
+
+def test_every_image_is_visited_once_an_epoch():
+    batches = shuffled(10, [1, 2], 4, 3, 0)
+    assert [b.shape for b in batches] == [(2, 4), (2, 4), (2, 2)] * 3
+    for epoch in range(3):
+        whole = torch.cat(batches[3 * epoch : 3 * epoch + 3], 1)
+        assert torch.equal(whole.sort(1).values, torch.arange(10).expand(2, -1))
+    assert len(shuffled(10, [1], 4, 100, 7)) == 7

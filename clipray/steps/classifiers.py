@@ -1,0 +1,73 @@
+"""Text classifiers per (backbone, dataset, templates), and each backbone's card with its measured cost."""
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import backbones
+from clipray.config import Backbone, Dataset
+from clipray.store import Store
+
+PART = "classifier.parquet"
+
+
+def card_address(store: Store, spec: Backbone, precision: str) -> str:
+    """Where a backbone's card lies."""
+    what = {"backbone": backbones.origin(spec), "precision": precision}
+    return store.address("backbones", spec.name, what=what)
+
+
+def address(store: Store, spec: Backbone, precision: str, dataset: str, prompts: dict) -> str:
+    """Where the classifier of a backbone over a dataset's class names lies.
+
+    Args:
+        prompts: {"classnames": […], "templates": […]}.
+    """
+    what = {"backbone": backbones.origin(spec), "precision": precision, "prompts": prompts}
+    return store.address("classifiers", dataset, spec.name, what=what)
+
+
+def prepare(store: Store, spec: Backbone, precision: str, device: str, prompts: dict[str, dict]) -> None:
+    """Load a backbone once; write its card and the classifiers that are missing.
+
+    Args:
+        prompts: for each dataset whose classifier is missing, its class names and templates.
+    """
+    encoder = backbones.load(spec, precision, device)
+    place = card_address(store, spec, precision)
+    if store.manifest(place) is None:
+        what = {"backbone": backbones.origin(spec), "precision": precision}
+        store.finish(place, what, card=encoder.card(), device=device)
+    for dataset, texts in prompts.items():
+        weights_CD = encoder.classifier(texts["classnames"], texts["templates"])
+        place = address(store, spec, precision, dataset, texts)
+        store.write_table(f"{place}/{PART}", _table(texts["classnames"], weights_CD))
+        store.finish(place, {"backbone": spec, "precision": precision, "prompts": texts})
+
+
+def _table(names: list[str], weights_CD: np.ndarray) -> pa.Table:
+    flat = pa.array(weights_CD.astype(np.float32).ravel())
+    return pa.table({"name": names, "weight": pa.FixedSizeListArray.from_arrays(flat, weights_CD.shape[1])})
+
+
+def read(store: Store, place: str) -> np.ndarray:
+    """A classifier's weights, float32 C×D, in label order."""
+    if store.manifest(place) is None:
+        raise FileNotFoundError(f"{store.place(place)} is not complete")
+    column = store.read_table(f"{place}/{PART}")["weight"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1).copy()
+
+
+def missing(
+    store: Store, specs: list[Backbone], precision: str, datasets: list[Dataset], prompts: dict[str, dict]
+) -> dict[str, dict[str, dict]]:
+    """For each backbone with something missing: the datasets' prompts that it has no classifier for."""
+    work = {}
+    for spec in specs:
+        wanted = {
+            dataset.name: prompts[dataset.name]
+            for dataset in datasets
+            if store.manifest(address(store, spec, precision, dataset.name, prompts[dataset.name])) is None
+        }
+        if wanted or store.manifest(card_address(store, spec, precision)) is None:
+            work[spec.name] = wanted
+    return work

@@ -1,0 +1,188 @@
+"""Embedding: right rows whatever the source, the cluster or the interruption."""
+
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from clipray import backbones, catalog, images, sources
+from clipray.config import Campaign
+from clipray.steps import embed, publish, run
+from clipray.store import Store
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).resize((60, 50)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def folder(root: Path, per_class: int = 3) -> Path:
+    """An image folder of two classes, two damaged files, and one image twice."""
+    seed = 0
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(per_class):
+                (root / split / name / f"{number}.png").write_bytes(png(seed))
+                seed += 1
+    (root / "test" / "cat" / "empty.jpg").write_bytes(b"")
+    (root / "test" / "dog" / "cut.png").write_bytes(png(99)[:80])
+    (root / "test" / "dog" / "twice.png").write_bytes((root / "test" / "dog" / "0.png").read_bytes())
+    (root / "classnames.txt").write_text("cat\ndog\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+    return root
+
+
+def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, local_ray):
+    folder(tmp_path / "pets")
+    small = campaign(datasets=["pets"], compute={"error_budget": 2})
+    todo = run.plan(small)
+    assert todo.images == 6 + 9
+    run.prepare(todo)
+    run.embed_images(todo)
+
+    work = todo.works["pets", "test"]
+    table = embed.read(todo.store, work.addresses["vit-p6-36"])
+    assert len(table) == 9
+    assert table["image_id"].to_pylist() == sorted(table["image_id"].to_pylist())
+    assert sorted(table["image_id"].to_pylist()) == sorted(work.index.table["image_id"].to_pylist())
+    failed = table.filter(table["error"].is_valid())
+    assert len(failed) == 2
+    assert table["embedding"].type == pa.list_(pa.float32(), 128)
+    matrix = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(9, 128)
+    assert (np.isnan(matrix).all(axis=1) == table["error"].is_valid().to_numpy()).all()
+    assert {row["key"].rsplit("/", 1)[-1] for row in todo.failures} == {"empty.jpg", "cut.png"}
+
+    # every embedding is that of its own image: compared with open_clip's door image by image, joined by id
+    encoder = backbones.load(catalog.backbones(["vit-p6-36"])[0])
+    by_id = {row["image_id"]: row for row in table.to_pylist()}
+    rows = work.index.table.filter(work.index.table["error"].is_null())
+    for chunk in set(rows["chunk"].to_pylist()):
+        part = rows.filter(pa.compute.equal(rows["chunk"], chunk))
+        for row, data in zip(part.to_pylist(), sources.fetch(work.index.chunks[chunk], part), strict=True):
+            if by_id[row["image_id"]]["error"]:
+                continue
+            crop = images.crop(images.decode(data), encoder.preprocess)
+            ours = np.array(by_id[row["image_id"]]["embedding"])
+            theirs = encoder.images(crop[None], 1)[0]
+            assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.9999
+            assert by_id[row["image_id"]]["label"] == row["label"]
+
+    # the same again has nothing to do; another backbone has only its own images to do; another template no image
+    assert run.plan(small).images == 0
+    more = run.plan(campaign(datasets=["pets"], backbones=["vit-p6-36", "vit-p8-40"]))
+    assert more.busy == ["vit-p8-40"]
+    (tmp_path / "pets" / "zeroshot_classification_templates.txt").write_text("a drawing of a {c}.\n")
+    reworded = run.plan(small)
+    assert reworded.images == 0
+    assert list(reworded.classifiers) == ["vit-p6-36"]
+
+    result = publish.publish(todo, run.evaluate_datasets(todo))
+    scores = Store(result["workspace"]).read_table("reports/small/scores.parquet").to_pandas()
+    assert set(scores["n_expected"]) == {9}
+    assert set(scores["n_scored"]) == {7}
+    assert result["headline"]["failed_images"] == 2
+
+    # a changed image is another collection: nothing stale is served
+    (tmp_path / "pets" / "test" / "cat" / "0.png").write_bytes(png(77))
+    assert run.plan(small).works["pets", "test"].images == 9
+
+
+def test_too_many_failures_stop_the_run_with_a_clear_message(tmp_path, campaign, local_ray):
+    folder(tmp_path / "pets")
+    todo = run.plan(campaign(datasets=["pets"], compute={"error_budget": 1}))
+    run.prepare(todo)
+    with pytest.raises(embed.ErrorBudget, match=r"pets/test: 2 images cannot be read.*compute\.error_budget"):
+        run.embed_images(todo)
+    assert todo.store.manifest(todo.works["pets", "test"].addresses["vit-p6-36"]) is None
+
+
+def test_decode_crops_once_per_group_and_reports_errors(tmp_path, campaign):
+    folder(tmp_path / "pets")
+    work = run.plan(campaign(datasets=["pets"])).works["pets", "test"]
+    (item,) = embed.items(work)
+    groups = {"vit-p6-36": images.Preprocess((36, 36), "bicubic", "shortest", 0)}
+    table = embed.decode(pa.table({"task": [item["task"]]}), groups, max_pixels=10**6)
+    task = pickle.loads(table["task"][0].as_py())
+    errors = task["rows"]["error"].to_pylist()
+    assert sum(error is not None for error in errors) == 2
+    crops = np.frombuffer(table[table.column_names[1]][0].as_py(), np.uint8).reshape(-1, 36, 36, 3)
+    assert len(crops) == 7
+    assert "chunks" not in task
+
+
+def test_embedded_puts_nulls_where_errors_are():
+    rows = pa.table(
+        {"image_id": ["a", "b", "c"], "label": [0, 1, 2], "error": pa.array([None, "bad", None], pa.string())}
+    )
+    table = embed.embedded(rows, np.array([[1.0, 2.0], [np.nan, 3.0]], np.float32), 2, "fp16")
+    assert table["embedding"].to_pylist() == [[1.0, 2.0], [None, None], [None, None]]
+    assert table["error"].to_pylist() == [None, "bad", "the embedding is not finite"]
+
+
+def test_parts_without_a_manifest_are_not_read(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_table("embeddings/x/part.parquet", pa.table({"image_id": ["a"]}))
+    with pytest.raises(FileNotFoundError, match="not complete"):
+        store.tables("embeddings/x", ["part.parquet"])
+
+
+@pytest.fixture(scope="module")
+def big_config(tmp_path_factory) -> Path:
+    """Eight shards of images and two backbones, in a file."""
+    root = tmp_path_factory.mktemp("kill")
+    values = {
+        "name": "kill",
+        "workspace": str(root / "killed"),
+        "datasets": ["digits", "colours"],
+        "backbones": ["vit-p6-36", "vit-p8-40"],
+        "precision": "fp32",
+        "heads": ["zero_shot"],
+        "seeds": 1,
+        "compute": {"address": "local"},
+        "tracking": {"enabled": False},
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(values))
+    return root / "config.yaml"
+
+
+def shards(workspace: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(workspace)): p.read_bytes() for p in sorted(workspace.glob("embeddings/**/*.parquet"))}
+
+
+def test_kill_9_and_the_same_command_again_gives_equal_bytes(big_config, local_ray):
+    """A run that is killed in the middle and continued equals one that was never stopped, and redoes little."""
+    values = yaml.safe_load(big_config.read_text())
+    killed = Path(values["workspace"])
+    command = [sys.executable, "-m", "jobs.run", str(big_config)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(shards(killed)) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(3)  # Ray's workers leave with their driver
+    before = shards(killed)
+    todo = run.plan(Campaign(**values))
+    assert before, "killed too early to show anything"
+    assert todo.images > 0, "killed too late to show anything"
+
+    for plan in (todo, run.plan(Campaign(**values | {"workspace": str(killed.parent / "whole")}))):
+        run.prepare(plan)
+        run.embed_images(plan)
+    after, whole = shards(killed), shards(killed.parent / "whole")
+    assert after == whole
+    assert all(after[name] == data for name, data in before.items())
+    assert run.plan(Campaign(**values)).images == 0

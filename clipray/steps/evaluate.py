@@ -1,0 +1,148 @@
+"""Embeddings and classifiers → outcomes and scores, for one dataset: heads, bounds, fusers, complementarity."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import clipray.numerics
+from clipray.config import Campaign, ConfigError, Fuser
+from clipray.steps import classifiers, embed, views
+from clipray.steps.scoring import REFERENCE, Scores
+from clipray.store import Store
+
+SCORES, OUTCOMES = "scores.parquet", "outcomes.parquet"
+OWN = ("evaluate", "scoring", "views")  # the modules beside this one that numbers pass through
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that the evaluation of one dataset reads, by address."""
+
+    dataset: str
+    backbones: tuple[str, ...]
+    classifiers: tuple[str, ...]
+    scales: tuple[tuple[float, float], ...]  # logit scale and bias of each backbone
+    embeddings: dict[str, tuple[str, ...]]  # by split
+    expected: int  # images of the test split
+    heads: tuple[str, ...]
+    fusers: tuple[Fuser, ...]
+    shots: tuple[int, ...]
+    seeds: int
+    folds: int
+
+    @property
+    def what(self) -> dict:
+        """The WHAT: the task itself, and the code that turns it into numbers."""
+        return {"task": self.__dict__, "code": code()}
+
+
+def entries(campaign: Campaign) -> tuple[Fuser, ...]:
+    """The config's fusers, behind the single backbone chosen on the support set: others are compared with it."""
+    reference = Fuser(name=REFERENCE, fuser=REFERENCE)
+    named = [Fuser(name=f, fuser=f) if isinstance(f, str) else f for f in campaign.fusers]
+    return (reference, *(fuser for fuser in named if fuser != reference))
+
+
+def check(campaign: Campaign) -> None:
+    """`ConfigError` for an unknown head, fuser or setting, or a name that stands twice."""
+    from clipray.numerics.fewshot import FITTED_HEADS as HEADS
+    from clipray.numerics.fusers import FUSERS, settings_of
+
+    if unknown := set(campaign.heads) - set(HEADS):
+        raise ConfigError(f"heads: there is no {', '.join(sorted(unknown))}; known: {', '.join(HEADS)}")
+    for entry in entries(campaign):
+        if entry.fuser not in FUSERS:
+            raise ConfigError(f"fusers: there is no {entry.fuser!r}; known: {', '.join(FUSERS)}")
+        try:
+            settings_of(entry.fuser, entry.settings)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"fusers: {entry.name}: {error}") from error
+    names = [entry.name for entry in entries(campaign)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"fusers: {', '.join(sorted(twice))} named more than once")
+
+
+def code() -> str:
+    """A digest of the sources of everything that turns embeddings into scores."""
+    here = Path(__file__).parent
+    files = [*sorted(Path(clipray.numerics.__file__).parent.glob("*.py")), *(here / f"{name}.py" for name in OWN)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def address(store: Store, task: Task) -> str:
+    """Where a dataset's scores and outcomes lie."""
+    return store.address("evaluations", task.dataset, what=task.what)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's images that every backbone has embedded and that have a label; sorted by image id."""
+
+    image_ids: list[str]
+    labels_N: Any  # int64 tensor
+    embeddings: tuple  # M float tensors N×D_m
+
+
+def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
+    """Read all backbones' embeddings of a split and join them by image id.
+
+    Raises:
+        ValueError: the backbones have seen different images or labels.
+    """
+    import torch
+
+    tables = [embed.read(store, place) for place in places]
+    ids, labels = tables[0]["image_id"], tables[0]["label"]
+    for place, table in zip(places, tables, strict=True):
+        if not (table["image_id"].equals(ids) and table["label"].equals(labels)):
+            raise ValueError(f"{place} holds other images or labels than {places[0]}")
+    kept = pa.compute.and_(pa.compute.greater_equal(labels, 0), pa.compute.less(labels, classes)).fill_null(False)
+    for table in tables:
+        kept = pa.compute.and_(kept, table["error"].is_null())
+    matrices = []
+    for table in tables:
+        column = table["embedding"].filter(kept).combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        matrices.append(torch.from_numpy(flat.reshape(len(column), column.type.list_size)))
+    labels_N = torch.from_numpy(labels.filter(kept).to_numpy().astype(np.int64))
+    return Split(ids.filter(kept).to_pylist(), labels_N, tuple(matrices))
+
+
+def evaluate(store: Store, task: Task) -> str:
+    """Score every head and fuser on one dataset; returns the artefact's address."""
+    import torch
+
+    place = address(store, task)
+    if store.manifest(place) is not None:
+        return place
+    weights = tuple(torch.from_numpy(classifiers.read(store, c)) for c in task.classifiers)
+    splits = {name: read_split(store, places, len(weights[0])) for name, places in task.embeddings.items()}
+    test = splits["test"]
+    scores = Scores(task.dataset, test.image_ids, test.labels_N, task.expected)
+    drawn = draw(task, splits, len(weights[0]))
+    for head in task.heads:
+        views.score_head(scores, head, task, drawn, splits, weights)
+    store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())
+    store.write_table(f"{place}/{SCORES}", scores.scores())
+    short = {one.shots: len(one.short) for one in drawn if one.seed == 0}
+    store.finish(place, task.what, rows=len(scores.rows), classes_with_fewer_images_than_shots=short)
+    return place
+
+
+def draw(task: Task, splits: dict[str, Split], classes: int) -> list:
+    """The support sets, for every seed and number of shots; none where there is no train split.
+
+    An image that stands in the test split too is never drawn.
+    """
+    from clipray.numerics.protocol import draws
+
+    if "train" not in splits or not task.shots:
+        return []
+    train, tested = splits["train"], {image_id.split(".")[0] for image_id in splits["test"].image_ids}
+    seen = np.array([image_id.split(".")[0] in tested for image_id in train.image_ids])
+    labels_N = np.where(seen, -1, train.labels_N.numpy())
+    return draws(train.image_ids, labels_N, classes, task.shots, range(task.seeds))

@@ -1,0 +1,201 @@
+"""Evaluation of one dataset, on embeddings made up with known answers."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.metrics import accuracy_score
+
+from clipray import schema
+from clipray.config import Campaign, ConfigError, Fuser, parse
+from clipray.steps import evaluate
+from clipray.store import Store
+
+CLASSES, DIM = 4, 8
+BACKBONES = ("alpha", "beta", "gamma")
+
+
+class World:
+    """Three backbones that see noisy class vectors; a store that holds what embedding them would have left."""
+
+    def __init__(self, root, seed: int = 0, train: int = 40, test: int = 60):
+        rng = np.random.default_rng(seed)
+        self.store = Store(str(root))
+        self.weights = {name: _unit(rng.normal(size=(CLASSES, DIM))) for name in BACKBONES}
+        self.ids = {split: [f"{split}{i:03d}" for i in range(n)] for split, n in (("train", train), ("test", test))}
+        self.labels = {split: rng.integers(0, CLASSES, len(ids)) for split, ids in self.ids.items()}
+        for c in range(CLASSES):  # every class is there
+            self.labels["train"][c * 4 : c * 4 + 4] = c
+        self.embeddings = {
+            (split, name): self.weights[name][labels] + 0.7 * rng.normal(size=(len(labels), DIM))
+            for split, labels in self.labels.items()
+            for name in BACKBONES
+        }
+        self.errors: dict[tuple[str, str], str] = {}
+
+    def task(self, names=BACKBONES, heads=("zero_shot",), fusers=("log_avg", "c_log_avg"), shots=(1, 4)):
+        """Write everything, and return what `evaluate` takes."""
+        for name in names:
+            weights = pa.FixedSizeListArray.from_arrays(pa.array(self.weights[name].astype(np.float32).ravel()), DIM)
+            self.store.write_table(
+                f"c-{name}/classifier.parquet", pa.table({"name": ["x"] * CLASSES, "weight": weights})
+            )
+            self.store.finish(f"c-{name}", {})
+            for split in self.ids:
+                self.write(split, name)
+        entries = (evaluate.REFERENCE, *fusers)
+        return evaluate.Task(
+            dataset="made",
+            backbones=names,
+            classifiers=tuple(f"c-{name}" for name in names),
+            scales=((10.0, 0.0),) * len(names),
+            embeddings={split: tuple(f"e-{split}-{name}" for name in names) for split in self.ids},
+            expected=len(self.ids["test"]),
+            heads=heads,
+            fusers=tuple(f if isinstance(f, Fuser) else Fuser(name=f, fuser=f) for f in entries),
+            shots=shots,
+            seeds=2,
+            folds=5,
+        )
+
+    def write(self, split: str, name: str) -> None:
+        ids, labels = self.ids[split], self.labels[split]
+        errors = [self.errors.get((split, image_id)) for image_id in ids]
+        values = pa.array(self.embeddings[split, name].astype(np.float32).ravel())
+        table = pa.table(
+            [ids, labels, pa.FixedSizeListArray.from_arrays(values, DIM), pa.array(errors, pa.string())],
+            schema=schema.embeddings(DIM, "fp32"),
+        )
+        order = np.random.default_rng(len(name)).permutation(len(ids))  # backbones store rows in different orders
+        self.store.write_table(f"e-{split}-{name}/all.parquet", table.take(order))
+        self.store.finish(f"e-{split}-{name}", {}, shards=["all.parquet"])
+
+    def frames(self, task):
+        place = evaluate.evaluate(self.store, task)
+        return [self.store.read_table(f"{place}/{n}").to_pandas() for n in (evaluate.SCORES, evaluate.OUTCOMES)]
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def value(scores, **where) -> float:
+    for column, wanted in where.items():
+        scores = scores[scores[column] == wanted]
+    assert len(scores) == 1
+    return float(scores["value"].iloc[0])
+
+
+def test_scores_are_those_of_a_plain_computation(tmp_path):
+    world = World(tmp_path)
+    scores, outcomes = world.frames(world.task())
+    logits = {n: 10 * _unit(world.embeddings["test", n]) @ _unit(world.weights[n]).T for n in BACKBONES}
+    right = {n: logits[n].argmax(1) == world.labels["test"] for n in BACKBONES}
+    for name in BACKBONES:
+        assert value(scores, method=f"single/{name}", metric="top1") == pytest.approx(right[name].mean())
+    assert value(scores, method="oracle", metric="top1") == pytest.approx(np.any(list(right.values()), axis=0).mean())
+    log_p = [z - np.log(np.exp(z).sum(1, keepdims=True)) for z in logits.values()]
+    fused = np.mean(log_p, axis=0).argmax(1)
+    assert value(scores, method="log_avg", metric="top1") == pytest.approx(accuracy_score(world.labels["test"], fused))
+    best = max(r.mean() for r in right.values())
+    gain = np.any(list(right.values()), axis=0).mean() - best
+    assert value(scores, method="set", metric="oracle_gain") == pytest.approx(gain)
+    assert value(scores, method="set", metric="complementarity") == pytest.approx(gain / (1 - best))
+    said = outcomes[outcomes["method"] == "log_avg"].set_index("image_id").loc[world.ids["test"]]
+    assert (said["prediction"].to_numpy() == fused).all()
+    assert (said["label"].to_numpy() == world.labels["test"]).all()
+
+
+def test_every_few_shot_method_has_a_row_for_each_shot_and_seed(tmp_path):
+    world = World(tmp_path)
+    scores, _ = world.frames(world.task())
+    rows = scores[(scores["method"] == "c_log_avg") & (scores["metric"] == "top1")]
+    assert sorted(zip(rows["shots"], rows["seed"], strict=True)) == [(1, 0), (1, 1), (4, 0), (4, 1)]
+    assert (rows["ci_low"] <= rows["value"]).all()
+    assert (rows["value"] <= rows["ci_high"]).all()
+    label_free = scores[scores["method"].isin(["log_avg", "oracle", "single/alpha"])]
+    assert set(label_free["shots"]) == {0}
+    gains = scores[(scores["method"] == "c_log_avg") & (scores["metric"] == "gain_on_support")]
+    for _, row in gains.iterrows():
+        where = {"shots": row["shots"], "seed": row["seed"], "metric": "top1"}
+        ours = value(scores, method="c_log_avg", **where)
+        assert row["value"] == pytest.approx(ours - value(scores, method=evaluate.REFERENCE, **where))
+
+
+def test_test_labels_change_no_prediction(tmp_path):
+    """Poisoned test labels: everything but the columns that say so predicts the same."""
+    fusers = ("log_avg", "c_log_avg", "nlc")
+    clean, poisoned = World(tmp_path / "a"), World(tmp_path / "b")
+    poisoned.labels["test"] = (poisoned.labels["test"] + 1) % CLASSES
+    for world in (clean, poisoned):
+        world.outcomes = world.frames(world.task(heads=("zero_shot", "linear_probe"), fusers=fusers))[1]
+    keys = ["head", "method", "shots", "seed", "image_id"]
+    both = clean.outcomes.merge(poisoned.outcomes, on=keys, suffixes=("", "_poisoned"))
+    assert len(both) == len(clean.outcomes)
+    differs = both[both["prediction"] != both["prediction_poisoned"]]
+    assert set(differs["method"]) <= {"oracle", "best_single_on_test"}
+    assert "oracle" in set(differs["method"])
+
+
+def test_permuting_backbones_changes_no_fused_score(tmp_path):
+    fusers = ("log_avg", "c_log_avg", "conf", "vote_top1")
+    world = World(tmp_path)
+    one, _ = world.frames(world.task(BACKBONES, fusers=fusers))
+    other, _ = world.frames(world.task(BACKBONES[::-1], fusers=fusers))
+    keys = ["head", "method", "shots", "seed", "metric"]
+    mine = one[one["method"].isin([*fusers, "oracle", "set"])]
+    both = mine.merge(other, on=keys, suffixes=("", "_other"))
+    assert len(both) == len(mine)
+    assert np.allclose(both["value"], both["value_other"], atol=1e-5, equal_nan=True)
+
+
+def test_failed_images_are_counted_not_scored(tmp_path):
+    world = World(tmp_path)
+    world.errors["test", "test003"] = "not an image"
+    world.labels["test"] = world.labels["test"].astype(object)
+    world.labels["test"][5] = None
+    scores, outcomes = world.frames(world.task())
+    assert set(scores["n_expected"]) == {60}
+    assert set(scores["n_scored"]) == {58}
+    assert not {"test003", "test005"} & set(outcomes["image_id"])
+
+
+def test_backbones_that_saw_different_labels_are_refused(tmp_path):
+    world = World(tmp_path)
+    task = world.task()
+    world.labels["test"] = (world.labels["test"] + 1) % CLASSES
+    world.write("test", "beta")
+    with pytest.raises(ValueError, match="holds other images or labels"):
+        evaluate.evaluate(world.store, task)
+
+
+def test_an_image_of_the_test_split_is_never_drawn(tmp_path):
+    world = World(tmp_path)
+    world.ids["train"][:20] = world.ids["test"][:20]
+    world.labels["train"][:20] = world.labels["test"][:20]
+    task = world.task(shots=(40,))
+    splits = {s: evaluate.read_split(world.store, places, CLASSES) for s, places in task.embeddings.items()}
+    drawn = {splits["train"].image_ids[row] for d in evaluate.draw(task, splits, CLASSES) for row in d.rows_K}
+    assert drawn == set(world.ids["train"][20:])
+
+
+def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
+    world = World(tmp_path)
+    scores, _ = world.frames(world.task(heads=("linear_probe",), fusers=("log_avg", "c_log_avg"), shots=(4,)))
+    singles = scores[(scores["method"] == "single/alpha") & (scores["metric"] == "top1")]
+    assert sorted(zip(singles["shots"], singles["seed"], strict=True)) == [(4, 0), (4, 1)]
+    assert value(scores, method="c_log_avg", metric="top1", seed=0) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fusers": ["nobody"]}, "no 'nobody'; known: "),
+        ({"heads": ["nothing"]}, "no nothing; known: zero_shot"),
+        ({"fusers": ["log_avg", "log_avg"]}, "log_avg named more than once"),
+        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"nonsense": 1}}]}, "fusers: n: "),
+    ],
+)
+def test_what_a_config_cannot_mean_is_refused(changes, words):
+    values = {"workspace": "w", "datasets": ["d"], "backbones": ["b"], "precision": "fp32", "heads": ["zero_shot"]}
+    with pytest.raises(ConfigError, match=words):
+        evaluate.check(parse(Campaign, values | {"seeds": 1} | changes, "test"))

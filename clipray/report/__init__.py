@@ -1,0 +1,30 @@
+"""Scores → one self-contained HTML page, a Markdown table and a table for the terminal.
+
+    summary     scores → leaderboard rows, gains per dataset, pair tables, the headline
+    charts      those → inline SVG
+    page        all of it → the HTML page
+    tables      leaderboard → Markdown, terminal
+    files       where a campaign's scores and its report lie in a workspace
+
+It summarises stored scores (means, differences, intervals over datasets) and computes no metric anew.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "console_table": "tables",
+    "headline": "summary",
+    "leaderboard": "summary",
+    "markdown": "tables",
+    "read": "files",
+    "render": "page",
+    "write": "files",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    """Load what is asked for only then: matplotlib and scipy take seconds, and a job may have nothing to report."""
+    if name in _HOME:
+        return getattr(import_module(f"clipray.report.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,235 @@
+"""The report's charts as inline SVG that takes its colours and its font from the page, so it follows light and dark."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+# Stand-ins that matplotlib draws with; `_svg` replaces each by the page's CSS variable.
+INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"
+SERIES = ("#00000a", "#00000b", "#00000c", "#00000d")
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
+VARIABLES |= {stand_in: f"--c{i + 1}" for i, stand_in in enumerate(SERIES)}
+MARKERS = ("o", "s", "D", "^")
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+    "xtick.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+}
+
+
+class Chart(NamedTuple):
+    """An SVG and what it shows, in words, for those who do not see it."""
+
+    svg: str
+    alt: str
+
+
+class Curve(NamedTuple):
+    """Mean top-1 against shots."""
+
+    name: str
+    shots: Sequence[int]
+    top1: Sequence[float]
+    std: Sequence[float]  # over seeds; 0 where there is one
+
+
+def gains(table: pd.DataFrame, methods: Sequence[str], oracle: pd.Series, against: str) -> Chart:
+    """Dots: the gain of a few methods on every dataset, with the range over seeds of the first.
+
+    Args:
+        table: `summary.per_dataset` rows of these methods at one number of shots, one head.
+        methods: the methods, at most four; datasets are sorted by the first.
+        oracle: dataset → the oracle's gain over the same reference.
+        against: the column of the gain: `on_support` or `on_test`.
+    """
+    wide = table.pivot_table(index="dataset", columns="method", values=against).reindex(columns=list(methods)) * 100
+    wide = wide.sort_values(methods[0])
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.4, 0.95 + 0.27 * len(wide))
+        place = range(len(wide))
+        axes.hlines(place, 0, wide[methods[0]], color=SERIES[0], alpha=0.35, linewidth=2)
+        first = table[table["method"] == methods[0]].set_index("dataset").reindex(wide.index)
+        shift = first[against] - first["top1"]
+        axes.hlines(place, (first["low"] + shift) * 100, (first["high"] + shift) * 100, color=SERIES[0], linewidth=0.9)
+        axes.plot(oracle.reindex(wide.index) * 100, place, "|", color=MUTED, markersize=9, label="oracle (bound)")
+        for i in reversed(range(len(methods))):
+            face = SERIES[i] if i == 0 else PAPER
+            axes.plot(
+                wide[methods[i]], place, MARKERS[i], color=SERIES[i], markerfacecolor=face, markersize=5.5,
+                label=methods[i],
+            )  # fmt: skip
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.set_yticks(list(place), list(wide.index))
+        axes.set_ylim(-0.6, len(wide) - 0.4)
+        axes.grid(axis="x", color=RULE, linewidth=0.7)
+        axes.set_xlabel("gain in top-1, points")
+        _legend(axes, len(methods) + 1)
+        best, worst = wide[methods[0]].idxmax(), wide[methods[0]].idxmin()
+        alt = (
+            f"Gain of {', '.join(methods)} over the best single backbone on each of {len(wide)} datasets. "
+            f"{methods[0]} gains most on {best} ({wide.loc[best, methods[0]]:+.1f} points) "
+            f"and least on {worst} ({wide.loc[worst, methods[0]]:+.1f})."
+        )
+        return Chart(_svg(figure, "gains", alt), alt)
+
+
+def against_shots(curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) -> Chart:
+    """Lines: mean top-1 against shots, a band of one standard deviation over seeds; dashed levels need no labels.
+
+    Args:
+        curves: at most four methods.
+        levels: (name, top-1) of methods and bounds without shots.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.4, 3.5)
+        ends: list[tuple[float, str, str]] = []
+        shots = sorted({k for curve in curves for k in curve.shots})
+        where = {k: i for i, k in enumerate(shots)}
+        for curve, colour, marker in zip(curves, SERIES, MARKERS, strict=False):
+            x, y = [where[k] for k in curve.shots], [100 * v for v in curve.top1]
+            low, high = ([v + s * 100 * d for v, d in zip(y, curve.std, strict=True)] for s in (-1, 1))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.8)
+            ends.append((y[-1], curve.name, colour))
+        for name, top1 in levels:
+            axes.axhline(100 * top1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            ends.append((100 * top1, name, MUTED))
+        axes.set_xticks(range(len(shots)), [str(k) for k in shots])
+        axes.set_xlim(-0.15, len(shots) - 1 + 0.08)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.set_xlabel("labelled images per class (shots)")
+        axes.set_title("mean top-1, %", loc="left", fontsize=9, color=MUTED)
+        _end_labels(axes, ends)
+        alt = "Mean top-1 accuracy against shots. " + " ".join(
+            f"{curve.name}: {100 * curve.top1[0]:.1f} at {curve.shots[0]}, {100 * curve.top1[-1]:.1f} "
+            f"at {curve.shots[-1]}." for curve in curves
+        )  # fmt: skip
+        return Chart(_svg(figure, "shots", alt), alt)
+
+
+def heat_map(matrix: pd.DataFrame, title: str, name: str, signed: bool) -> Chart:
+    """A pair measure as shaded cells with their values; `signed` ones run from −1 to 1, others are percentages."""
+    size = len(matrix)
+    known = [abs(v) for (a, b), v in matrix.stack().items() if a != b and not math.isnan(v)]
+    low, high = (0.0, 1.0) if signed else (min(known, default=0.0), max(known, default=1.0))
+    with matplotlib.rc_context(STYLE | {"xtick.labelcolor": INK, "axes.spines.bottom": False}):
+        figure, axes = _figure(1.3 + 0.52 * size, 1.2 + 0.44 * size)
+        for i in range(size):
+            for j in range(size):
+                value = matrix.iat[i, j]
+                if i == j or math.isnan(value):
+                    continue
+                shade = 0.1 + 0.8 * (abs(value) - low) / ((high - low) or 1)
+                colour = SERIES[1] if signed and value < 0 else SERIES[0]
+                axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=colour, alpha=shade, linewidth=0))
+                text = f"{value:.2f}".replace("-", "−") if signed else f"{100 * value:.0f}"
+                ink = PAPER if shade > 0.72 else INK
+                axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=8.5)
+        axes.set_xticks(range(size), list(matrix.columns), rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(size), list(matrix.index))
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        cells = matrix.stack()
+        cells = cells[[a != b for a, b in cells.index]]
+        (a, b), (c, d) = cells.idxmax(), cells.idxmin()
+        alt = (
+            f"{title} for each pair of {size} backbones, mean over datasets: highest for {a} and {b} "
+            f"({cells.max():.2f}), lowest for {c} and {d} ({cells.min():.2f})."
+        )
+        return Chart(_svg(figure, name, alt), alt)
+
+
+def headroom(best: pd.Series, oracle: pd.Series, fused: pd.Series, fuser: str) -> Chart:
+    """Bars from the best single backbone to the oracle on each dataset, and where the best fuser stands between."""
+    order = (oracle - best).sort_values().index
+    best, oracle, fused = (100 * series.reindex(order) for series in (best, oracle, fused))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.4, 0.95 + 0.27 * len(order))
+        place = range(len(order))
+        axes.hlines(place, best, oracle, color=SERIES[2], alpha=0.35, linewidth=5)
+        axes.plot(oracle, place, "|", color=MUTED, markersize=9, label="oracle (bound)")
+        axes.plot(fused, place, "o", color=SERIES[0], markersize=5.5, label=fuser)
+        axes.plot(best, place, "|", color=SERIES[2], markersize=9, markeredgewidth=2, label="best single on test")
+        axes.set_yticks(list(place), list(order))
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.grid(axis="x", color=RULE, linewidth=0.7)
+        axes.set_xlabel("top-1, %")
+        _legend(axes, 3)
+        most = order[-1]
+        alt = (
+            f"Top-1 of the best single backbone and of the oracle on each of {len(order)} datasets; the distance is "
+            f"greatest on {most}: {best[most]:.1f} to {oracle[most]:.1f} percent."
+        )
+        return Chart(_svg(figure, "headroom", alt), alt)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of its own (inches), without pyplot's global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=min(entries, 4), frameon=False, borderpad=0,
+        handletextpad=0.2, columnspacing=1.4, labelcolor=INK, reverse=True,
+    )  # fmt: skip
+
+
+def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Names at the right end of the lines, moved apart where they would touch."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.062
+    ends = sorted(ends)
+    places = [value for value, _, _ in ends]
+    for _ in range(100):
+        for i in range(len(places) - 1):
+            overlap = gap - (places[i + 1] - places[i])
+            if overlap > 1e-9:
+                places[i], places[i + 1] = places[i] - overlap / 2, places[i + 1] + overlap / 2
+    for place, (_, name, colour) in zip(places, ends, strict=True):
+        axes.annotate(
+            name, (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
+            va="center", color=colour, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _svg(figure: Figure, name: str, alt: str) -> str:
+    """The figure as an SVG element whose ids are its own and whose colours are the page's."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    for stand_in, variable in VARIABLES.items():
+        text = text.replace(stand_in, f"var({variable})")
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', text).group(1))
+    label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    head = f'<svg role="img" aria-label="{label}" style="max-width:{width * 1.45:.0f}px"'
+    return re.sub(r'<svg\b([^>]*?) width="[^"]*"|<svg\b', lambda m: head + (m.group(1) or ""), text, count=1)

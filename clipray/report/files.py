@@ -1,0 +1,61 @@
+"""Where a campaign's scores and its report lie in a workspace, and reading them back."""
+
+import pyarrow as pa
+
+from clipray import schema
+from clipray.store import Store
+
+FOLDER = "reports"
+SCORES, FAILURES, ABOUT = "scores.parquet", "failures.parquet", "about.json"
+PAGE, TABLE = "report.html", "leaderboard.md"
+
+
+def write(store: Store, name: str, scores: pa.Table, failures: pa.Table, about: dict) -> dict[str, str]:
+    """Write a campaign's scores and failures, and its report beside them, under `reports/<name>`.
+
+    Args:
+        store: the workspace.
+        name: the campaign.
+        scores: `schema.SCORES`, all datasets.
+        failures: `schema.FAILURES`.
+        about: settings and provenance, see `page.render`.
+
+    Returns:
+        the full addresses: `scores`, `failures`, `report`, `markdown`.
+    """
+    folder = f"{FOLDER}/{name}"
+    store.write_table(f"{folder}/{SCORES}", scores.cast(schema.SCORES))
+    store.write_table(f"{folder}/{FAILURES}", failures.cast(schema.FAILURES))
+    store.write_json(f"{folder}/{ABOUT}", about)
+    return {
+        "scores": store.place(f"{folder}/{SCORES}"),
+        "failures": store.place(f"{folder}/{FAILURES}"),
+        **draw(store, folder, scores, failures, about),
+    }
+
+
+def draw(store: Store, folder: str, scores: pa.Table, failures: pa.Table, about: dict) -> dict[str, str]:
+    """Write the page and the Markdown table into a folder of `store`; their addresses."""
+    from clipray.report.page import render
+    from clipray.report.tables import markdown
+
+    page, table = _within(folder, PAGE), _within(folder, TABLE)
+    store.write(page, render(scores, failures, about).encode())
+    store.write(table, markdown(scores).encode())
+    return {"report": store.place(page), "markdown": store.place(table)}
+
+
+def campaigns(store: Store) -> list[str]:
+    """The campaigns with stored scores."""
+    return sorted(name for name in store.names(FOLDER) if store.exists(f"{FOLDER}/{name}/{SCORES}"))
+
+
+def read(store: Store, folder: str, scores: str = SCORES) -> tuple[pa.Table, pa.Table, dict]:
+    """Scores, failures and settings from a folder; no failures and no settings where their files are not there."""
+    failures = _within(folder, FAILURES)
+    table = store.read_table(failures) if store.exists(failures) else schema.FAILURES.empty_table()
+    return store.read_table(_within(folder, scores)), table, store.read_json(_within(folder, ABOUT)) or {}
+
+
+def _within(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file

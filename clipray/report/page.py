@@ -1,0 +1,213 @@
+"""Scores, failures and settings → one self-contained HTML page."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import yaml
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from clipray.report import charts, summary, tables
+from clipray.report.summary import ON_SUPPORT, ON_TEST, ORACLE, Row
+
+SHOWN_FAILURES = 200
+SHOWN_METHODS = 4  # in charts and in the table per dataset
+PAIRS = (  # metric, title, signed, what row and column mean
+    ("disagreement", "Disagreement, %", False, "Images that exactly one of the two has right."),
+    ("double_fault", "Double fault, %", False, "Images that both have wrong: what no choice between them can mend."),
+    ("rescue", "Rescue, %", False, "Of the images the column has wrong, those the row has right."),
+    ("yule_q", "Yule's Q", True, "1: right and wrong together; 0: independent; below 0: they complete each other."),
+)
+ALIASES = {"rescue": ("rescue", "rescue_rate"), "yule_q": ("yule_q", "q_statistic")}
+IN_WORDS = {
+    ORACLE: "right if any backbone is right: the bound for every choice of one backbone per image",
+    ON_TEST: "the backbone that turns out best on the test set: known only in hindsight",
+    ON_SUPPORT: "the backbone that is best on the labelled support images",
+}
+
+
+def render(scores: pa.Table, failures: pa.Table, about: dict) -> str:
+    """The report as HTML that needs nothing from elsewhere.
+
+    Args:
+        scores: `schema.SCORES`.
+        failures: `schema.FAILURES`.
+        about: `campaign` (the config as a mapping, its `name` in it), `methods` (method → one sentence), and what
+            else a reader may ask for (versions, commit, counts); all optional, shown as it is.
+    """
+    rows = summary.leaderboard(scores)
+    found = summary.headline(scores)
+    campaign = about.get("campaign", {})
+    head = found.get("head") or (rows[0].head if rows else "")
+    context = {
+        "name": campaign.get("name", "campaign"),
+        "headline": found,
+        "tiles": _tiles(scores, failures, found),
+        "shots": tables.columns(rows),
+        "matrix": tables.matrix(rows),
+        "heads": sorted({row.head for row in rows}),
+        "rows": rows,
+        "datasets": _datasets(scores, rows, head),
+        "charts": _charts(scores, rows, head),
+        "pairs": _pairs(scores, head),
+        "backbones": _backbones(scores, head),
+        "failures": failures.slice(0, SHOWN_FAILURES).to_pylist(),
+        "failed": _failed(failures),
+        "failures_in_all": len(failures),
+        "methods": IN_WORDS | about.get("methods", {}),
+        "settings": yaml.safe_dump(campaign, sort_keys=False) if campaign else "",
+        "provenance": {key: value for key, value in about.items() if key not in ("campaign", "methods")},
+    }
+    return _template().render(context)
+
+
+@functools.cache
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": summary.percent,
+        "points": summary.points,
+        "interval": tables.interval,
+        "shots_name": tables.shots_name,
+        "fair": summary.compared,
+        "svg": Markup,
+    }
+    return environment.get_template("page.html.j2")
+
+
+def _tiles(scores: pa.Table, failures: pa.Table, found: dict) -> list[tuple[str, str]]:
+    """The few numbers on top: (number, what it is)."""
+    counts = summary.counts(scores)
+    tiles = []
+    if "gain" in found:
+        tiles.append((summary.points(found["gain"]), f"points: {found['method']} over the best single backbone"))
+        tiles.append((f"{found['wins']} of {found['compared']}", "datasets on which it is better"))
+    if "oracle_gain" in found:
+        tiles.append((summary.points(found["oracle_gain"]), "points: the oracle, what is there to gain"))
+    tiles.append((f"{found['backbones']}", "backbones"))
+    images = f"{int(counts['n_scored'].sum()):,}".replace(",", " ")
+    missing = int((counts["n_expected"] - counts["n_scored"]).sum())
+    tiles.append((images, "test images scored" + (f", {missing} could not be" if missing else ", all there were")))
+    return tiles
+
+
+def _top(rows: list[Row], head: str, shots: int) -> list[Row]:
+    """The fused methods of one head at one number of shots, from the greatest gain down."""
+    fused = [row for row in rows if (row.head, row.kind, row.shots) == (head, "fused", shots)]
+    gain = {row: against.mean if (against := summary.compared(row)) else -1.0 for row in fused}
+    return sorted(fused, key=lambda row: -gain[row])[:SHOWN_METHODS]
+
+
+def _most_shots(rows: list[Row], head: str) -> int:
+    return max((row.shots for row in rows if row.head == head and row.kind == "fused"), default=0)
+
+
+def _series(table: pd.DataFrame, method: str, shots: int, column: str = "top1") -> pd.Series:
+    """dataset → a column of one method; at no shots where it has none at these."""
+    own = table[table["method"] == method]
+    chosen = own[own["shots"] == shots]
+    return (own[own["shots"] == 0] if chosen.empty else chosen).set_index("dataset")[column]
+
+
+def _charts(scores: pa.Table, rows: list[Row], head: str) -> dict[str, charts.Chart]:
+    shots = _most_shots(rows, head)
+    top = _top(rows, head, shots)
+    table = summary.per_dataset(scores)
+    table = table[table["head"] == head]
+    against = "on_support" if shots else "on_test"
+    drawn = {}
+    if not top or table[table["method"] == top[0].method][against].isna().all():
+        return drawn
+    methods = [row.method for row in top]
+    at = table[(table["shots"] == shots) & table["method"].isin(methods)]
+    reference = _series(table, ON_SUPPORT if shots else ON_TEST, shots)
+    oracle = _series(table, ORACLE, shots)
+    drawn["gains"] = charts.gains(at, methods, oracle - reference, against)
+    if not oracle.empty:
+        best, fused = _series(table, ON_TEST, shots), _series(table, methods[0], shots)
+        drawn["headroom"] = charts.headroom(best, oracle, fused, methods[0])
+    if len({row.shots for row in rows if row.kind == "fused" and row.shots}) > 1:
+        drawn["shots"] = charts.against_shots(_curves(rows, head, methods[: SHOWN_METHODS - 1]), _levels(rows, head))
+    return drawn
+
+
+def _curves(rows: list[Row], head: str, methods: list[str]) -> list[charts.Curve]:
+    curves = []
+    for method in [*methods, ON_SUPPORT]:
+        line = sorted((r for r in rows if (r.head, r.method) == (head, method) and r.shots), key=lambda r: r.shots)
+        if line:
+            std = [row.top1_std or 0.0 for row in line]
+            curves.append(charts.Curve(method, [row.shots for row in line], [row.top1 for row in line], std))
+    return curves
+
+
+def _levels(rows: list[Row], head: str) -> list[tuple[str, float]]:
+    """The best fuser without labels and the best single backbone in hindsight."""
+    own = [row for row in rows if row.head == head and row.shots == 0]
+    free = max((row for row in own if row.kind == "fused"), key=lambda row: row.top1, default=None)
+    shown = [row for row in own if row.method == ON_TEST] + ([free] if free else [])
+    return [(row.method, row.top1) for row in shown]
+
+
+def _pairs(scores: pa.Table, head: str) -> list[dict]:
+    found = []
+    for metric, title, signed, words in PAIRS:
+        for name in ALIASES.get(metric, (metric,)):
+            matrix = summary.pair_means(scores, name, head)
+            if not matrix.isna().all(axis=None):
+                found.append({"title": title, "words": words, "chart": charts.heat_map(matrix, title, metric, signed)})
+                break
+    return found
+
+
+def _backbones(scores: pa.Table, head: str) -> list[dict]:
+    """Each backbone's accuracy, and what it alone and its fair share bring to the oracle, where these are stored."""
+    frame = summary.clean(scores)
+    frame = frame[(frame["head"] == head) & frame["method"].str.startswith("single/")]
+    frame = frame[frame["metric"].isin(["top1", "exclusive", "shapley"])]
+    means = frame.pivot_table(index="method", columns="metric", values="value")
+    return [
+        {"name": name, **{m: float(v) for m, v in means.loc[f"single/{name}"].items()}}
+        for name in summary.backbones(scores)
+        if f"single/{name}" in means.index
+    ]
+
+
+def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
+    """The table per dataset: methods across."""
+    shots = _most_shots(rows, head)
+    table = summary.per_dataset(scores)
+    table = table[table["head"] == head]
+    across = [ON_SUPPORT] * bool(shots) + [row.method for row in _top(rows, head, shots)] + [ORACLE]
+    values = {method: _series(table, method, shots).to_dict() for method in dict.fromkeys(across)}
+    singles = table[(table["kind"] == "single") & (table["shots"] == table["shots"].min())]
+    share = summary.measures_of_set(scores, "complementarity", head)
+    lines = []
+    for dataset, count in summary.counts(scores).iterrows():
+        own = singles[singles["dataset"] == dataset].sort_values("top1")
+        lines.append(
+            {
+                "dataset": dataset,
+                "scored": int(count["n_scored"]),
+                "expected": int(count["n_expected"]),
+                "best": "" if own.empty else own.iloc[-1]["method"].removeprefix("single/"),
+                "best_top1": None if own.empty else float(own.iloc[-1]["top1"]),
+                "values": {method: found.get(dataset) for method, found in values.items()},
+                "complementarity": share.get(dataset),
+            }
+        )
+    return {"shots": shots, "methods": list(values), "lines": lines}
+
+
+def _failed(failures: pa.Table) -> list[tuple[str, str, str, int]]:
+    """(dataset, split, reason, how many), the most frequent first."""
+    if not len(failures):
+        return []
+    frame = failures.to_pandas()
+    numbers = frame.groupby(["dataset", "split", "error"]).size().sort_values(ascending=False)
+    return [(*key, int(number)) for key, number in numbers.items()][:50]

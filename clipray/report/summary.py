@@ -1,0 +1,234 @@
+"""Stored scores → the numbers that the report shows. Accuracies and gains are fractions here; points when shown."""
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+from scipy.special import stdtrit
+
+ON_SUPPORT = "best_single_on_support"
+ON_TEST = "best_single_on_test"
+ORACLE = "oracle"
+BOUNDS = (ORACLE, ON_TEST)  # they see test labels
+TIE = 0.0005  # differences below half of a tenth of a point are shown as 0.0, and count as ties
+
+
+class Gain(NamedTuple):
+    """A mean difference of top-1 over datasets to a reference, and on how many of them it is one."""
+
+    mean: float
+    low: float | None  # 95 % Student interval of the mean over datasets; None with fewer than two
+    high: float | None
+    wins: int
+    ties: int
+    losses: int
+
+
+class Row(NamedTuple):
+    """One line of the leaderboard: a method at a number of shots."""
+
+    head: str
+    method: str
+    kind: str  # fused | single | reference (best single, picked with the same labels) | bound (sees test labels)
+    shots: int  # labelled images per class; 0: none needed
+    datasets: int
+    seeds: int
+    top1: float  # mean over datasets of the mean over seeds
+    top1_std: float | None  # over seeds, of the mean over datasets; None with one seed
+    on_support: Gain | None  # over the best single backbone picked on the same support set
+    on_test: Gain | None  # over the best single backbone picked on the test set itself
+
+
+def clean(scores: pa.Table) -> pd.DataFrame:
+    """The score rows of unperturbed test images."""
+    frame = scores.to_pandas()
+    return frame[(frame["perturbation"] == "none") & (frame["severity"] == 0) & (frame["split"] == "test")]
+
+
+def kind_of(method: str) -> str:
+    """What a method is, by its name."""
+    if method in BOUNDS:
+        return "bound"
+    return "reference" if method == ON_SUPPORT else "single" if method.startswith("single/") else "fused"
+
+
+def per_dataset(scores: pa.Table) -> pd.DataFrame:
+    """Top-1 of each (head, method, shots, dataset), and its gains over the best single backbones.
+
+    Returns:
+        columns `head, method, shots, dataset, kind, top1` (mean over seeds), `low, high` (least and greatest seed),
+        `seeds`, `on_support`, `on_test` (differences of top-1; NaN where there is nothing to compare with).
+    """
+    frame = clean(scores)
+    frame = frame[(frame["metric"] == "top1") & ~frame["method"].str.startswith(("pair/", "set"))]
+    keys = ["head", "method", "shots", "dataset"]
+    table = frame.groupby(keys)["value"].agg(top1="mean", low="min", high="max", seeds="count").reset_index()
+    table["kind"] = table["method"].map(kind_of)
+    place = ["head", "shots", "dataset"]
+    support = table[table["method"] == ON_SUPPORT].set_index(place)["top1"]
+    test = table[table["method"] == ON_TEST].set_index(place)["top1"]
+    here = pd.MultiIndex.from_frame(table[place])
+    zero = pd.MultiIndex.from_frame(table[place].assign(shots=0))
+    table["on_support"] = table["top1"].to_numpy() - support.reindex(here).to_numpy()
+    best = test.reindex(here).fillna(pd.Series(test.reindex(zero).to_numpy(), index=here))
+    table["on_test"] = table["top1"].to_numpy() - best.to_numpy()
+    return table
+
+
+def gain(differences: pd.Series) -> Gain | None:
+    """Mean, 95 % Student interval over datasets, wins, ties and losses; None where nothing can be compared."""
+    values = differences.dropna()
+    if values.empty:
+        return None
+    mean, low, high = float(values.mean()), None, None
+    if len(values) > 1:
+        half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
+        low, high = mean - half, mean + half
+    wins, losses = int((values >= TIE).sum()), int((values <= -TIE).sum())
+    return Gain(mean, low, high, wins, len(values) - wins - losses, losses)
+
+
+def leaderboard(scores: pa.Table) -> list[Row]:
+    """Every method at every number of shots, by head, then from the best mean top-1 down."""
+    table = per_dataset(scores)
+    spread = _seed_spread(scores)
+    rows = []
+    for (head, method, shots), group in table.groupby(["head", "method", "shots"]):
+        kind = kind_of(method)
+        rows.append(
+            Row(
+                head,
+                method,
+                kind,
+                int(shots),
+                len(group),
+                int(group["seeds"].max()),
+                float(group["top1"].mean()),
+                spread.get((head, method, shots)),
+                None if kind in ("bound", "reference", "single") else gain(group["on_support"]),
+                None if method == ON_TEST else gain(group["on_test"]),
+            )
+        )
+    return sorted(rows, key=lambda row: (row.head, -row.top1, row.method, row.shots))
+
+
+def _seed_spread(scores: pa.Table) -> dict[tuple, float]:
+    frame = clean(scores)
+    frame = frame[frame["metric"] == "top1"]
+    means = frame.groupby(["head", "method", "shots", "seed"])["value"].mean()
+    spread = means.groupby(["head", "method", "shots"]).std(ddof=1)
+    return {key: float(value) for key, value in spread.items() if not math.isnan(value)}
+
+
+def backbones(scores: pa.Table) -> list[str]:
+    """The backbones' names, from the most accurate down."""
+    table = per_dataset(scores)
+    means = table[table["kind"] == "single"].groupby("method")["top1"].mean().sort_values(ascending=False)
+    return [method.removeprefix("single/") for method in means.index]
+
+
+def best_fused(rows: list[Row], shots: int | None = None) -> Row | None:
+    """The fused row with the greatest gain: over the reference with labels, over the best on test without."""
+    fused = [row for row in rows if row.kind == "fused" and (shots is None or row.shots == shots)]
+    return max(fused, key=lambda row: compared(row).mean if compared(row) else -math.inf, default=None)
+
+
+def compared(row: Row) -> Gain | None:
+    """The gain that is fair to a method: the reference had the same labels, or, without any, the test set itself."""
+    return row.on_support if row.shots else row.on_test
+
+
+def headline(scores: pa.Table) -> dict:
+    """What came out, in plain words and in numbers.
+
+    Returns:
+        `text` (sentences), and of the best fuser at the most shots `method, head, shots, gain` (a fraction),
+        `wins` out of `compared` datasets, `datasets, backbones`; `oracle_gain` where there is an oracle. Without a
+        fuser, `text` and the counts.
+    """
+    rows, names = leaderboard(scores), backbones(scores)
+    found: dict = {"text": [], "backbones": len(names), "datasets": max((row.datasets for row in rows), default=0)}
+    fused = [row for row in rows if row.kind == "fused"]
+    most = max((row.shots for row in fused), default=0)
+    best = best_fused(rows, most)
+    if best is not None and compared(best) is not None:
+        found |= {"method": best.method, "head": best.head, "shots": best.shots}
+        gained = compared(best)
+        found |= {"gain": gained.mean, "wins": gained.wins, "compared": gained.wins + gained.ties + gained.losses}
+        found["text"].append(_sentence(best, len(names)))
+        rivals = sum(row.shots == most for row in fused)
+        if rivals > 1:
+            found["text"].append(f"{best.method} is the best of {rivals} fusers there, judged by these very results.")
+    free = best_fused(rows, 0)
+    if most and free is not None and free.on_test is not None:
+        found["text"].append(
+            f"Without any label, {free.method} {_moves(free.on_test.mean)} "
+            f"against the best single backbone of each test set, known only in hindsight."
+        )
+    oracle = next((row for row in rows if row.method == ORACLE and row.on_test), None)
+    if oracle is not None:
+        found["oracle_gain"] = oracle.on_test.mean
+        found["text"].append(
+            f"Choosing the right backbone for every single image, which only an oracle can, would gain "
+            f"{points(oracle.on_test.mean)} points: that is how much the backbones complement each other."
+        )
+    if not found["text"]:
+        found["text"].append(f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused.")
+    return found
+
+
+def _sentence(best: Row, backbones: int) -> str:
+    against = compared(best)
+    labels = (
+        f"at {best.shots} labelled image{'s' if best.shots > 1 else ''} per class" if best.shots else "without labels"
+    )
+    picked = "picked with the same labels" if best.shots else "of each test set, known only in hindsight"
+    total = against.wins + against.ties + against.losses
+    where = "on the one dataset" if total == 1 else f"on average over {total} datasets"
+    wins = "all" if against.wins == total else "none" if not against.wins else f"{against.wins}"
+    better = "" if total == 1 else f", and is better on {wins} of them"
+    return (
+        f"Fusing {backbones} backbones with {best.method} {labels} {_moves(against.mean)} of top-1 accuracy "
+        f"over the best single backbone ({picked}) {where}{better}."
+    )
+
+
+def _moves(gained: float) -> str:
+    return f"gains {points(gained)} points" if gained >= 0 else f"loses {points(-gained).lstrip('+')} points"
+
+
+def points(fraction: float) -> str:
+    """A difference of accuracies in points, signed, one decimal, with a true minus sign."""
+    text = f"{abs(fraction) * 100:.1f}"
+    return text if text == "0.0" else f"{'+' if fraction > 0 else '−'}{text}"
+
+
+def percent(fraction: float | None) -> str:
+    """An accuracy in percent, one decimal."""
+    return "–" if fraction is None or math.isnan(fraction) else f"{fraction * 100:.1f}"
+
+
+def pair_means(scores: pa.Table, metric: str, head: str) -> pd.DataFrame:
+    """A pair measure, mean over datasets, as a matrix: row a, column b of `pair/<a>/<b>`; NaN where not given."""
+    frame = clean(scores)
+    frame = frame[(frame["metric"] == metric) & (frame["head"] == head) & frame["method"].str.startswith("pair/")]
+    names = backbones(scores)
+    known = {f"pair/{a}/{b}": (a, b) for a in names for b in names}
+    matrix = pd.DataFrame(math.nan, index=names, columns=names, dtype=float)
+    for method, value in frame.groupby("method")["value"].mean().items():
+        if method in known:
+            matrix.loc[known[method]] = value
+    return matrix
+
+
+def measures_of_set(scores: pa.Table, metric: str, head: str) -> dict[str, float]:
+    """dataset → a measure of the whole set of backbones."""
+    frame = clean(scores)
+    frame = frame[(frame["metric"] == metric) & (frame["head"] == head) & frame["method"].isin(["set", ORACLE])]
+    return frame.groupby("dataset")["value"].mean().to_dict()
+
+
+def counts(scores: pa.Table) -> pd.DataFrame:
+    """dataset → `n_scored` and `n_expected`, the greatest stated."""
+    return clean(scores).groupby("dataset")[["n_scored", "n_expected"]].max()

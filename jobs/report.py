@@ -1,0 +1,56 @@
+"""Draw reports anew from stored scores; nothing is computed.
+
+    python -m jobs.report workspace/demo                                   every campaign of a workspace
+    python -m jobs.report configs/demo.yaml                                the campaign of a config
+    python -m jobs.report workspace/demo/reports/demo/scores.parquet       one table of scores
+    python -m jobs.report s3://bucket/ws --out reports/                    into another folder
+
+Writes report.html and leaderboard.md beside the scores. The last line on stdout is one JSON object: the addresses and
+the headline of each report.
+"""
+
+from clipray import config
+from clipray.report import files
+from clipray.store import Store
+from jobs import arguments, finish, run, say
+
+OUT = {"metavar": "DIR", "help": "a folder, local or s3://, for the reports; default: beside the scores"}
+
+
+def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
+    """The store and the (folder, file) of each table of scores that an argument means."""
+    if given.endswith((".yaml", ".yml")):
+        campaign = config.load(config.Campaign, given, sets)
+        store, names = Store(campaign.workspace), [campaign.name]
+    elif given.endswith(".parquet"):
+        folder, _, file = given.rpartition("/")
+        return Store(folder or "."), [("", file)]
+    else:
+        store = Store(given)
+        names = files.campaigns(store)
+    found = [(f"{files.FOLDER}/{name}", files.SCORES) for name in names]
+    if not found or not all(store.exists(f"{folder}/{file}") for folder, file in found):
+        raise config.ConfigError(f"no scores under {store.place(files.FOLDER)}: run `python -m jobs.run CONFIG` first")
+    return store, found
+
+
+def main() -> None:
+    """Find the scores, draw, tell where."""
+    given = arguments(__doc__, out=OUT)
+    store, found = places(given.config, given.set)
+    from clipray.report import headline
+
+    reports = []
+    for folder, file in found:
+        scores, failures, about = files.read(store, folder, file)
+        name = about.get("campaign", {}).get("name", "")
+        target, place = (Store(given.out), name if len(found) > 1 else "") if given.out else (store, folder)
+        made = files.draw(target, place, scores, failures, about)
+        told = headline(scores)
+        say("\n".join([*told["text"], f"report  {made['report']}"]))
+        reports.append({"name": name, **made, "headline": told})
+    finish({"reports": reports})
+
+
+if __name__ == "__main__":
+    run(main)

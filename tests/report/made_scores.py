@@ -1,0 +1,83 @@
+"""Made-up scores in the shape that `steps/evaluate` writes, with numbers that can be checked by hand or by scipy."""
+
+from itertools import permutations
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import schema
+
+BACKBONES = ("vit-p6-36", "rn-48", "convnext-48", "vit-p8-40", "rn-32")
+
+
+def row(dataset: str, method: str, shots: int, seed: int, metric: str, value: float, **other) -> dict:
+    """One score row."""
+    constants = {"split": "test", "perturbation": "none", "severity": 0, "head": "zero_shot", "n_scored": 500}
+    constants |= {"n_expected": 500, "ci_low": value - 0.02, "ci_high": value + 0.02}
+    own = {"dataset": dataset, "method": method, "shots": shots, "seed": seed, "metric": metric, "value": value}
+    return constants | own | other
+
+
+def table(rows: list[dict]) -> pa.Table:
+    """Rows as `schema.SCORES`."""
+    return pa.Table.from_pylist(rows, schema=schema.SCORES)
+
+
+def campaign(datasets: int = 21, shots: tuple[int, ...] = (1, 4, 16), seeds: int = 5) -> pa.Table:
+    """A whole campaign: five backbones, label-free and fitted fusers, bounds, complementarity."""
+    random = np.random.default_rng(0)
+    names = [
+        "dtd", "eurosat", "flowers102", "food101", "gtsrb", "mnist", "pets", "resisc45", "stl10", "sun397", "svhn",
+        "cifar10", "cifar100", "caltech101", "country211", "cars", "aircraft", "cub200", "clevr", "pcam", "sst2",
+    ]  # fmt: skip
+    rows = []
+    for dataset in names[:datasets]:
+        base, gap = random.uniform(0.15, 0.8), random.uniform(0.03, 0.2)
+        counts = {"n_scored": 497, "n_expected": 500} if dataset == "dtd" else {}
+
+        def add(*values, counts=counts):
+            rows.append(row(*values, **counts))
+
+        singles = {name: base - 0.02 * m + random.normal(0, 0.02) for m, name in enumerate(BACKBONES)}
+        best = max(singles.values())
+        for name, value in singles.items():
+            add(dataset, f"single/{name}", 0, 0, "top1", value)
+            add(dataset, f"single/{name}", 0, 0, "exclusive", random.uniform(0.005, 0.04))
+            add(dataset, f"single/{name}", 0, 0, "shapley", (best + gap) / len(BACKBONES) + random.normal(0, 0.01))
+        add(dataset, "best_single_on_test", 0, 0, "top1", best)
+        add(dataset, "oracle", 0, 0, "top1", best + gap)
+        add(dataset, "set", 0, 0, "oracle_gain", gap)
+        add(dataset, "set", 0, 0, "complementarity", gap / (1 - best))
+        for a, b in permutations(BACKBONES, 2):
+            near = 0.1 * (a[:2] == b[:2])
+            add(dataset, f"pair/{a}/{b}", 0, 0, "disagreement", 0.3 - near + random.normal(0, 0.02))
+            add(dataset, f"pair/{a}/{b}", 0, 0, "double_fault", 0.25 + near + random.normal(0, 0.02))
+            add(dataset, f"pair/{a}/{b}", 0, 0, "yule_q", 0.35 + 4 * near + random.normal(0, 0.05))
+            add(dataset, f"pair/{a}/{b}", 0, 0, "rescue", random.uniform(0.15, 0.45))
+        for method, gained in (("mean_logits", 0.0), ("log_avg", 0.01), ("conf", -0.01), ("vote_top1", -0.02)):
+            add(dataset, method, 0, 0, "top1", best + gained + random.normal(0, 0.012))
+        for k in shots:
+            for seed in range(seeds):
+                reference = best - abs(random.normal(0, 0.012)) / np.sqrt(k)
+                add(dataset, "best_single_on_support", k, seed, "top1", reference)
+                add(dataset, "c_log_avg", k, seed, "top1", best + 0.01 + random.normal(0, 0.01))
+                add(dataset, "nlc", k, seed, "top1", best + 0.1 * gap * np.log2(k) + random.normal(0, 0.012))
+    return table(rows)
+
+
+def failures() -> pa.Table:
+    """Three unreadable images."""
+    listed = [
+        ("dtd", "test", "a1", "banded/banded_0012.jpg", "truncated image: 1024 of 20133 bytes"),
+        ("dtd", "test", "a2", "zigzag/<b>&.jpg", "not an image"),
+        ("dtd", "test", "a3", "woven/woven_0003.jpg", "not an image"),
+    ]
+    return pa.Table.from_pylist([dict(zip(schema.FAILURES.names, one, strict=True)) for one in listed], schema.FAILURES)
+
+
+ABOUT = {
+    "campaign": {"name": "made up", "datasets": ["dtd"], "shots": [1, 4, 16], "precision": "fp32"},
+    "commit": "0123abc",
+    "dirty": False,
+    "versions": {"torch": "2.15.0"},
+}

@@ -1,0 +1,59 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from made_scores import ABOUT, campaign, failures
+
+from clipray.report import render, write
+from clipray.store import Store
+from jobs import report, run
+
+
+@pytest.fixture
+def job(monkeypatch, capsys):
+    """Runs the job as its command line would: (exit code, last line of stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jobs.report", *arguments])
+        with pytest.raises(SystemExit) as left:
+            run(report.main)
+        said = capsys.readouterr()
+        return left.value.code, (said.out.splitlines() or [""])[-1], said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    place = tmp_path_factory.mktemp("workspace")
+    write(Store(str(place)), "made", campaign(2, (1,), 2), failures(), ABOUT)
+    return place
+
+
+def test_a_workspace_a_config_and_a_table_give_the_same_page(job, workspace, tmp_path):
+    folder = workspace / "reports" / "made"
+    page = (folder / "report.html").read_text()
+    settings = {"name": "made", "workspace": str(workspace), "datasets": ["dtd"], "backbones": ["rn-32"], "seeds": 1}
+    settings |= {"precision": "fp32", "heads": ["zero_shot"]}
+    (tmp_path / "made.yaml").write_text(yaml.safe_dump(settings))
+    for given in (workspace, tmp_path / "made.yaml", folder / "scores.parquet"):
+        (folder / "report.html").unlink()
+        code, line, said = job(str(given))
+        assert code == 0, said
+        (made,) = json.loads(line)["reports"]
+        assert made["report"] == str(folder / "report.html")
+        assert Path(made["report"]).read_text() == page
+
+
+def test_into_another_folder(job, workspace, tmp_path):
+    code, _, said = job(str(workspace / "reports" / "made" / "scores.parquet"), "--out", str(tmp_path / "there"))
+    assert code == 0, said
+    assert (tmp_path / "there" / "report.html").read_text() == render(campaign(2, (1,), 2), failures(), ABOUT)
+
+
+def test_an_empty_workspace_is_told(job, tmp_path):
+    code, _, said = job(str(tmp_path))
+    assert code == 2
+    assert "run `python -m jobs.run CONFIG` first" in said

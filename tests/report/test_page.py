@@ -1,0 +1,118 @@
+"""The page is read with the standard library's parsers; what it says is compared with the scores."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from made_scores import ABOUT, BACKBONES, campaign, failures, row, table
+
+from clipray.report import files, read, render, write
+from clipray.store import Store
+
+VOID = {"meta", "link", "br", "input", "img", "hr"}
+
+
+class Reader(HTMLParser):
+    """Text, ids, addresses; and that every element is closed in order."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.text, self.ids, self.links, self.svgs = [], [], [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action", "data", "srcset")]
+        self.svgs += [given] if tag == "svg" else []
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render(campaign(), failures(), ABOUT)
+
+
+def test_well_formed_and_self_contained(page):
+    reader = Reader(page)
+    assert reader.open == []
+    assert len(reader.ids) == len(set(reader.ids))
+    assert all(link.startswith(("#", "data:")) for link in reader.links)
+    urls = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", page))
+    assert urls <= {"http://www.w3.org"}  # SVG's namespace
+    assert not re.findall(r"@import|url\((?!#)", page)
+
+
+def test_every_chart_is_valid_xml_with_words(page):
+    svgs = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(svgs) == 7  # gains, shots, headroom, four pair measures
+    for svg in svgs:
+        root = ElementTree.fromstring(svg)
+        assert root.get("role") == "img"
+        assert len(root.get("aria-label")) > 40
+        ids = {node.get("id") for node in root.iter()}
+        assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= ids
+        assert "#0000" not in svg  # every colour is the page's
+
+
+def test_it_says_what_there_is(page):
+    text = " ".join(" ".join(Reader(page).text).split())
+    assert "Fusing 5 backbones with nlc at 16 labelled images per class gains" in text
+    assert all(name in text for name in BACKBONES)
+    assert "497 of 500" in text
+    assert "3 images could not be read or decoded" in text
+    assert "precision: fp32" in text
+    assert "0123abc" in text
+
+
+def test_file_names_cannot_break_it(page):
+    assert "zigzag/&lt;b&gt;&amp;.jpg" in page
+    assert "zigzag/<b>" not in page
+
+
+def test_equal_scores_give_equal_bytes(page):
+    assert render(campaign(), failures(), ABOUT) == page
+
+
+@pytest.mark.parametrize("datasets", [1, 2])
+@pytest.mark.parametrize("shots", [(), (1,)])
+def test_small_campaigns(datasets, shots):
+    assert "None: every image was read" in render(campaign(datasets, shots, 1), failures().slice(0, 0), {})
+
+
+def test_one_backbone_alone():
+    rows = [row("a", "single/x", 0, 0, "top1", 0.5), row("a", "best_single_on_test", 0, 0, "top1", 0.5)]
+    assert Reader(render(table(rows), failures(), {})).open == []
+
+
+def test_several_heads():
+    other = [r | {"head": "linear_probe"} for r in campaign(2).to_pylist()]
+    text = " ".join(Reader(render(table(campaign(2).to_pylist() + other), failures(), {})).text)
+    assert "head linear_probe" in text
+
+
+def test_written_and_read_back(tmp_path):
+    store = Store(str(tmp_path))
+    made = write(store, "first", campaign(2), failures(), ABOUT)
+    assert Path(made["report"]).read_text() == render(campaign(2), failures(), ABOUT)
+    assert files.campaigns(store) == ["first"]
+    scores, failed, about = read(store, "reports/first")
+    assert scores.equals(campaign(2))
+    assert failed.equals(failures())
+    assert about == ABOUT

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from made_scores import campaign, row, table
+from scipy import stats
+
+from clipray.report import headline, leaderboard, markdown, summary
+from clipray.report.tables import console_table
+
+
+def two_datasets():
+    """Two datasets, two seeds: small enough to check by hand."""
+    rows = []
+    for dataset, best, support, fused in (
+        ("a", 0.50, (0.40, 0.50), (0.60, 0.62)),
+        ("b", 0.80, (0.80, 0.80), (0.7, 0.8)),
+    ):
+        rows += [row(dataset, "single/x", 0, 0, "top1", best), row(dataset, "single/y", 0, 0, "top1", 0.1)]
+        rows += [row(dataset, "best_single_on_test", 0, 0, "top1", best), row(dataset, "oracle", 0, 0, "top1", 0.9)]
+        rows += [row(dataset, "log_avg", 0, 0, "top1", best)]
+        for seed in (0, 1):
+            rows.append(row(dataset, "best_single_on_support", 1, seed, "top1", support[seed]))
+            rows.append(row(dataset, "nlc", 1, seed, "top1", fused[seed]))
+    return table(rows)
+
+
+def find(rows, method, shots):
+    (found,) = [row for row in rows if (row.method, row.shots) == (method, shots)]
+    return found
+
+
+def test_gains_by_hand():
+    nlc = find(leaderboard(two_datasets()), "nlc", 1)
+    assert nlc.top1 == pytest.approx((0.61 + 0.75) / 2)
+    assert nlc.on_support.mean == pytest.approx((0.16 - 0.05) / 2)
+    assert nlc.on_test.mean == pytest.approx((0.11 - 0.05) / 2)
+    assert (nlc.on_support.wins, nlc.on_support.ties, nlc.on_support.losses) == (1, 0, 1)
+    assert (nlc.datasets, nlc.seeds, nlc.kind) == (2, 2, "fused")
+    assert nlc.top1_std == pytest.approx(np.std([0.65, 0.71], ddof=1))
+
+
+def test_without_labels_only_the_hindsight_reference_compares():
+    log_avg = find(leaderboard(two_datasets()), "log_avg", 0)
+    assert log_avg.on_support is None
+    assert log_avg.on_test[3:] == (0, 2, 0)
+
+
+def test_interval_is_scipys():
+    scores = campaign()
+    table = summary.per_dataset(scores)
+    differences = table[(table["method"] == "nlc") & (table["shots"] == 4)]["on_support"]
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    found = find(leaderboard(scores), "nlc", 4).on_support
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_one_dataset_has_no_interval():
+    assert find(leaderboard(campaign(1)), "nlc", 16).on_support.low is None
+
+
+def test_perturbed_images_are_left_out():
+    noisy = row("a", "nlc", 1, 0, "top1", 0.0, perturbation="blur", severity=3)
+    rows = two_datasets().to_pylist()
+    assert leaderboard(table([*rows, noisy])) == leaderboard(table(rows))
+
+
+def test_order_of_rows_changes_nothing():
+    scores = campaign(3)
+    shuffled = scores.take(np.random.default_rng(0).permutation(len(scores)))
+    assert [r[:5] for r in leaderboard(shuffled)] == [r[:5] for r in leaderboard(scores)]
+
+
+def test_headline_in_words_and_numbers():
+    found = headline(two_datasets())
+    assert found["text"][0] == (
+        "Fusing 2 backbones with nlc at 1 labelled image per class gains +5.5 points of top-1 accuracy over the best "
+        "single backbone (picked with the same labels) on average over 2 datasets, and is better on 1 of them."
+    )
+    assert (found["method"], found["shots"], found["wins"], found["datasets"]) == ("nlc", 1, 1, 2)
+    assert found["gain"] == pytest.approx(0.055)
+    assert found["oracle_gain"] == pytest.approx(0.25)
+
+
+def test_headline_of_a_loss_and_without_fusers():
+    rows = [r for r in two_datasets().to_pylist() if r["method"] != "log_avg"]
+    lost = [r | {"value": r["value"] - 0.2} if r["method"] == "nlc" else r for r in rows]
+    assert "loses 14.5 points" in headline(table(lost))["text"][0]
+    none = headline(table([r for r in rows if r["method"].startswith("single/")]))
+    assert none["text"] == ["2 backbones were measured on 2 datasets; none was fused."]
+
+
+def test_pair_matrix_keeps_its_direction():
+    rows = two_datasets().to_pylist()
+    rows += [row("a", "pair/x/y", 0, 0, "rescue", 0.2), row("b", "pair/x/y", 0, 0, "rescue", 0.4)]
+    matrix = summary.pair_means(table(rows), "rescue", "zero_shot")
+    assert matrix.loc["x", "y"] == pytest.approx(0.3)
+    assert np.isnan(matrix.loc["y", "x"])
+
+
+def test_markdown():
+    lines = markdown(two_datasets()).splitlines()
+    assert lines[0] == "| method | no labels | 1 shot |"
+    assert "| `nlc` |  | 68.0 (+5.5) |" in lines
+    assert "| `oracle` (bound) | 90.0 (+25.0) |  |" in lines
+
+
+def test_terminal():
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100)
+    console.print(console_table(two_datasets()))
+    (line,) = [line for line in console.file.getvalue().splitlines() if line.strip().startswith("nlc")]
+    assert line.split() == ["nlc", "68.0", "+5.5"]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (0.0004, "0.0"), (-0.0004, "0.0")])
+def test_points(value, text):
+    assert summary.points(value) == text

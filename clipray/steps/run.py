@@ -1,0 +1,176 @@
+"""The campaign: index, classifiers, embeddings, evaluations, report, in order, skipping what is done."""
+
+from dataclasses import dataclass, field
+
+from clipray import catalog, sources
+from clipray.config import Backbone, Campaign, ConfigError, Dataset
+from clipray.progress import progress
+from clipray.steps import classifiers, cluster, embed, evaluate
+from clipray.steps.index import index, reader
+from clipray.store import Store
+
+
+@dataclass
+class Plan:
+    """What a campaign consists of, and what of it is missing."""
+
+    campaign: Campaign
+    store: Store
+    specs: list[Backbone]
+    datasets: list[Dataset]
+    prompts: dict[str, dict]  # by dataset: class names and templates
+    works: dict[tuple[str, str], embed.Work]  # by (dataset, split)
+    classifiers: dict[str, dict]  # by backbone with something missing: the datasets' prompts
+    verbose: bool = False
+    failures: list[dict] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Images in shards that lack an embedding."""
+        return sum(work.images for work in self.works.values())
+
+    @property
+    def busy(self) -> list[str]:
+        """Backbones with images to embed."""
+        todo = {name for work in self.works.values() for names in work.todo.values() for name in names}
+        return [spec.name for spec in self.specs if spec.name in todo]
+
+
+def plan(campaign: Campaign, verbose: bool = False) -> Plan:
+    """Resolve every name, index every split, and find out what is missing.
+
+    Raises:
+        ConfigError: a dataset or backbone that cannot be used.
+    """
+    store = Store(campaign.workspace)
+    specs = catalog.backbones(campaign.backbones)
+    datasets = catalog.datasets(campaign.datasets, campaign.data_root)
+    prompts = {
+        dataset.name: {
+            "classnames": sources.classnames(dataset, campaign.data_root),
+            "templates": sources.templates(dataset, campaign.data_root),
+        }
+        for dataset in datasets
+    }
+    works = {}
+    for dataset in datasets:
+        for split in dataset.splits:
+            found = index(store, dataset, split, campaign.data_root, reader(campaign.compute), campaign.limit)
+            if not len(found):
+                raise ConfigError(f"dataset {dataset.name}: its {split} split holds no image")
+            works[dataset.name, split] = embed.plan(store, specs, campaign, found)
+    missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
+    return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose)
+
+
+def prepare(todo: Plan) -> None:
+    """Compute the missing text classifiers and backbone cards, one Ray task a backbone."""
+    if not todo.classifiers:
+        return
+    compute = todo.campaign.compute
+    resources = cluster.connect(compute, todo.verbose)
+    device = cluster.device(compute, resources)
+    specs = {spec.name: spec for spec in todo.specs}
+    items = [
+        (todo.store, specs[name], todo.campaign.precision, device, prompts)
+        for name, prompts in todo.classifiers.items()
+    ]
+    gpus = 1.0 if device == "cuda" else 0.0
+    with progress("class names", len(items), "backbones") as advance:
+        for _ in cluster.tasks(classifiers.prepare, items, 1, gpus, compute.max_retries):
+            advance(1)
+
+
+def cards(todo: Plan) -> dict[str, dict]:
+    """Each backbone's card."""
+    places = {s.name: classifiers.card_address(todo.store, s, todo.campaign.precision) for s in todo.specs}
+    return {name: todo.store.manifest(place)["card"] for name, place in places.items()}
+
+
+def embed_images(todo: Plan) -> None:
+    """Embed what is missing and declare every split complete."""
+    from clipray.steps.pools import share
+
+    works, compute = list(todo.works.values()), todo.campaign.compute
+    if todo.images:
+        resources = cluster.connect(compute, todo.verbose)
+        device = cluster.device(compute, resources)
+        known = cards(todo)
+        costs = {name: known[name]["seconds_per_image"] for name in todo.busy}
+        gpus = resources.get("GPU", 0) if device == "cuda" else 0
+        pools = share(costs, resources["CPU"], gpus, compute)
+        with progress("images", todo.images, "images") as advance:
+            for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
+                advance(done["images"])
+    for work in works:
+        todo.failures += embed.finish(todo.store, work)
+
+
+def tasks(todo: Plan) -> list[evaluate.Task]:
+    """The evaluation of each dataset."""
+    fusers, known = evaluate.entries(todo.campaign), cards(todo)
+    names = [spec.name for spec in todo.specs]
+    found = []
+    for dataset in todo.datasets:
+        prompts = todo.prompts[dataset.name]
+        precision = todo.campaign.precision
+        found.append(
+            evaluate.Task(
+                dataset=dataset.name,
+                backbones=tuple(names),
+                classifiers=tuple(
+                    classifiers.address(todo.store, spec, precision, dataset.name, prompts) for spec in todo.specs
+                ),
+                scales=tuple((known[name]["scale"], known[name]["bias"]) for name in names),
+                embeddings={
+                    split: tuple(todo.works[dataset.name, split].addresses[name] for name in names)
+                    for split in dataset.splits
+                },
+                expected=len(todo.works[dataset.name, "test"].index),
+                heads=todo.campaign.heads,
+                fusers=fusers,
+                shots=todo.campaign.shots,
+                seeds=todo.campaign.seeds,
+                folds=todo.campaign.folds,
+            )
+        )
+    return found
+
+
+def evaluate_datasets(todo: Plan) -> dict[str, str]:
+    """Evaluate the datasets in parallel; the address of each one's scores."""
+    every = tasks(todo)
+    places = {task.dataset: evaluate.address(todo.store, task) for task in every}
+    missing = [task for task in every if todo.store.manifest(places[task.dataset]) is None]
+    if missing:
+        evaluate.check(todo.campaign)
+        compute = todo.campaign.compute
+        cluster.connect(compute, todo.verbose)
+        items = [(todo.store, task) for task in missing]
+        with progress("evaluation", len(items), "datasets") as advance:
+            for _ in cluster.tasks(evaluate.evaluate, items, 1, 0, compute.max_retries):
+                advance(1)
+    return places
+
+
+def describe(todo: Plan) -> list[str]:
+    """The plan in lines: what there is, what is done, what is left and about how long it takes."""
+    lines = [f"workspace {todo.store.uri}"]
+    for (dataset, split), work in todo.works.items():
+        left = f"{work.images} to embed" if work.images else "embedded"
+        lines.append(f"  {dataset}/{split}: {len(work.index)} images, {left}")
+    lines.append(f"text classifiers to compute: {sum(len(sets) for sets in todo.classifiers.values())}")
+    unknown, seconds = [], 0.0
+    for spec in todo.specs:
+        card = (todo.store.manifest(classifiers.card_address(todo.store, spec, todo.campaign.precision)) or {}).get(
+            "card"
+        )
+        images = sum(len(rows) for w in todo.works.values() for n, rows in w.shards() if spec.name in w.todo[n])
+        if images and card is None:
+            unknown.append(spec.name)
+        seconds += images * card["seconds_per_image"] if card else 0.0
+        lines.append(f"  {spec.name}: {images} images to embed")
+    lines.append(f"expected cost: {seconds:.0f} core-seconds (or device-seconds) of embedding")
+    if unknown:
+        lines.append(f"  not yet measured, and so not in it: {', '.join(unknown)}")
+    return lines

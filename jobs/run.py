@@ -1,0 +1,61 @@
+"""Run a campaign: embed, evaluate, report; everything that is already there is skipped.
+
+    python -m jobs.run configs/demo.yaml                          offline, minutes on a laptop
+    python -m jobs.run configs/demo.yaml --dry-run                the plan, with counts and expected cost
+    python -m jobs.run configs/demo.yaml --limit 100              a smoke run on 100 images of each split
+    python -m jobs.run my.yaml --set workspace=s3://bucket/ws --set compute.batch_size=256
+    ray job submit --working-dir . -- python -m jobs.run configs/demo.yaml --set workspace=s3://bucket/demo
+
+The same command again continues a run that was stopped, and does nothing when all is done. Progress goes to stderr;
+the last line on stdout is one JSON object: workspace, scores, report, mlflow, headline.
+"""
+
+import sys
+
+from clipray import config
+from clipray.steps import publish
+from clipray.steps import run as steps
+from clipray.steps.cluster import check_lasting
+from jobs import arguments, finish, run, say
+
+LIMIT = {"type": int, "metavar": "N", "help": "at most N images of each split"}
+DRY = {"action": "store_true", "help": "print the plan and stop"}
+
+
+def main() -> None:
+    """Plan, compute what is missing, publish."""
+    given = arguments(__doc__, dry_run=DRY, limit=LIMIT)
+    sets = given.set + ([] if given.limit is None else [f"limit={given.limit}"])
+    campaign = config.load(config.Campaign, given.config, sets)
+    check_lasting(workspace=campaign.workspace)
+    todo = steps.plan(campaign, given.verbose)
+    say("\n".join(steps.describe(todo)))
+    if given.dry_run:
+        finish({"workspace": todo.store.uri, "images_to_embed": todo.images, "classifiers": len(todo.classifiers)})
+        return
+    steps.prepare(todo)
+    steps.embed_images(todo)
+    result = publish.publish(todo, steps.evaluate_datasets(todo))
+    show(result)
+    finish(result)
+
+
+def show(result: dict) -> None:
+    """The leaderboard, what it says, and where to look further."""
+    from rich.console import Console
+
+    from clipray.report import console_table
+    from clipray.store import Store
+
+    scores = Store(result["workspace"]).read_table(f"reports/{result['name']}/scores.parquet")
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(console_table(scores))
+    say("\n".join(result["headline"]["text"]))
+    say(f"\nreport  {result['report']}")
+    if result["mlflow"]["open"]:
+        say(f"runs    {result['mlflow']['open']}")
+    if not result["changed"]:
+        say("nothing had to be done: all of it was there")
+
+
+if __name__ == "__main__":
+    run(main)

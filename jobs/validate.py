@@ -1,0 +1,49 @@
+"""Read a sample of each dataset of a campaign and say whether it can be used, before anything is computed.
+
+    python -m jobs.validate configs/demo.yaml
+    python -m jobs.validate CONFIG --sample 0                      every image, not 500 a split
+    python -m jobs.validate CONFIG --set 'datasets=[parquet/*]'    other datasets than the config's
+
+Reports counts, classes, corrupt files, label range, images per class, and images that stand in train and in test.
+Starts no Ray and loads no model. Exit code 1 if a dataset cannot be used, 2 if the config cannot.
+The last line on stdout is one JSON object.
+"""
+
+import sys
+
+from rich.table import Table
+
+from clipray import catalog, config
+from clipray.steps import validate
+from jobs import arguments, console, finish, run
+
+COLUMNS = ("dataset", "split", "images", "read", "corrupt", "classes", "a class", "labels", "short side", "in both")
+
+
+def main() -> int:
+    """Print a table, the findings and the JSON line."""
+    sample = {"type": int, "default": 500, "metavar": "N", "help": "images to read per split; 0: all (default 500)"}
+    given = arguments(__doc__, sample=sample)
+    campaign = config.load(config.Campaign, given.config, given.set)
+    datasets = catalog.datasets(campaign.datasets, campaign.data_root)
+    catalog.backbones(campaign.backbones)  # only their names are checked
+
+    table, reports = Table(*COLUMNS, title="Datasets"), []
+    for report in validate.validate(campaign, datasets, given.sample):
+        print(f"read {report['dataset']}", file=sys.stderr)
+        reports.append(report)
+        for row in validate.rows(report):
+            table.add_row(*row)
+    screen = console()
+    screen.print(table)
+    for report in reports:
+        for kind in ("errors", "warnings"):
+            for text in report[kind]:
+                screen.print(f"{kind[:-1]}: {report['dataset']}: {text}", markup=False)
+    unusable = [report["dataset"] for report in reports if report["errors"]]
+    finish({"usable": len(reports) - len(unusable), "unusable": unusable, "datasets": reports})
+    return 1 if unusable else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,297 @@
+"""Jobs in a cluster: submitted to one that asks for a token, found, refused; and workers that are killed under them."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipray import backbones
+from clipray.config import Backbone, ConfigError
+from clipray.images import Preprocess
+from clipray.steps import cluster, embed, run
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+TOKEN = "0123456789abcdef" * 4
+OURS = ("RAY_", "AWS_")  # variables of the surroundings that no test inherits
+HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def plain_environment(**more: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(OURS)} | more
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def end(folder: Path) -> None:
+    """End every process of the Ray whose temporary folder this is, and no other."""
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            if f"RAY_TMPDIR={folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A head node of its own, with a token: (environment of a client who knows it, address of its dashboard)."""
+    folder = tmp_path_factory.mktemp("ray")
+    short = Path("/tmp") / f"clipray-{os.getpid()}"  # Ray's sockets allow no long paths
+    ports = dict(zip(HEAD_PORTS, free_ports(len(HEAD_PORTS)), strict=True))
+    (folder / "token").write_text(TOKEN)
+    environment = plain_environment(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(folder / "token"),
+        HOME=str(folder),
+        RAY_TMPDIR=str(short),  # and no --temp-dir: who looks for a running cluster reads the variable only
+        PATH=f"{BIN}:{os.environ['PATH']}",  # a submitted `python` is the one that the nodes find first
+    )
+    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    process = None
+    try:
+        for attempt in range(3):  # Ray gives its raylet 30 s, which a busy machine may exceed
+            log = folder / f"log{attempt}"
+            with log.open("wb") as sink:
+                process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+            while process.poll() is None and "Ray runtime started" not in log.read_text():
+                time.sleep(0.2)
+            if process.poll() is None:
+                break
+            end(short)
+        assert process.poll() is None, log.read_text()
+        yield environment | {"RAY_GCS": f"127.0.0.1:{ports['port']}"}, f"http://127.0.0.1:{ports['dashboard-port']}"
+    finally:
+        end(short)
+        process.wait()
+        subprocess.run(["rm", "-rf", str(short)], check=False)
+
+
+def submit(head: tuple, *command: str) -> subprocess.CompletedProcess:
+    """`ray job submit --working-dir .` in the repository's root; its output is the job's log, to the end."""
+    environment, dashboard = head
+    return subprocess.run(
+        [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ".", "--", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def test_the_demo_runs_as_a_submitted_job(head, tmp_path):
+    """The log holds the job's JSON line, and its workspace lies where it was told to."""
+    command = ["python", "-m", "jobs.run", "configs/demo.yaml", "--limit", "40", "--set", f"workspace={tmp_path}/ws"]
+    for text in ("datasets=[digits]", "backbones=[vit-p6-36, vit-p8-40]", "shots=[1]", "seeds=1"):
+        command += ["--set", text]
+    done = submit(head, *command)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    result = json.loads(line)
+    assert result["workspace"] == f"{tmp_path}/ws"
+    assert result["headline"]["images"] == 80
+    assert result["headline"]["failed_images"] == 0
+    assert Path(result["report"]).is_file()
+    assert Path(result["scores"]).is_file()
+    shards = sorted((tmp_path / "ws" / "embeddings").rglob("0*.parquet"))
+    assert len(shards) == 4
+
+
+PROBE = """
+import ray, clipray
+from clipray.config import Compute
+from clipray.steps.cluster import connect
+connect(Compute(), verbose=False)
+here = ray.remote(num_cpus=0.1)(lambda: __import__("clipray").__file__)
+print("PROBE", ray.get_runtime_context().gcs_address, clipray.__file__, ray.get(here.remote()), sep="|")
+"""
+
+
+def probed(output: str) -> list[str]:
+    line = next(line for line in output.splitlines() if line.startswith("PROBE|"))  # Ray tells a failed job's log twice
+    return line.split("|")[1:]
+
+
+def port_of(address: str) -> str:
+    return address.rpartition(":")[2]
+
+
+def test_driver_and_workers_of_a_submitted_job_run_the_code_that_was_sent(head):
+    """Even where another copy is installed, as it is here; a relative workspace is refused before anything is done."""
+    code = PROBE + (
+        "import runpy, sys\n"
+        "sys.argv = ['jobs.run', 'configs/demo.yaml']\n"
+        "runpy.run_module('jobs.run', run_name='__main__')\n"
+    )
+    done = submit(head, "python", "-c", code)
+    gcs, driver, worker = probed(done.stdout)
+    assert port_of(gcs) == port_of(head[0]["RAY_GCS"])
+    assert driver == worker
+    assert "working_dir_files/_ray_pkg_" in driver
+    assert done.returncode != 0
+    assert "workspace: workspace/demo is relative" in done.stdout
+
+
+@pytest.mark.parametrize("token", ["", "wrong" * 8])
+def test_without_the_right_token_nothing_is_accepted(head, token, tmp_path):
+    environment, dashboard = head
+    stranger = {key: value for key, value in environment.items() if not key.startswith("RAY_")}
+    stranger |= {"HOME": str(tmp_path)} | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
+    command = [BIN / "ray", "job", "submit", "--address", dashboard, "--no-wait", "--", "echo", "in"]
+    done = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert any(word in done.stdout + done.stderr for word in ("401", "403", "Unauthorized", "Forbidden"))
+    assert "submitted successfully" not in done.stdout + done.stderr
+    stranger["RAY_ADDRESS"] = environment["RAY_GCS"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT, env=stranger, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode != 0
+    assert "ConfigError: cannot join the Ray cluster" in done.stderr, done.stderr[-3000:]
+    assert "PROBE|" not in done.stdout
+
+
+def test_a_job_finds_the_cluster_that_runs_on_its_machine(head):
+    """No address given and none in the environment: the cluster that `ray start` has left on record is joined."""
+    environment, _ = head
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert port_of(probed(done.stdout)[0]) == port_of(environment["RAY_GCS"])
+
+
+def test_where_there_is_no_cluster_a_job_starts_its_own(tmp_path):
+    short = Path("/tmp") / f"clipray-none-{os.getpid()}"
+    environment = plain_environment(RAY_TMPDIR=str(short), HOME=str(tmp_path))
+    code = PROBE + "print('NODE', ray._private.worker._global_node.is_head())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "NODE True" in done.stdout
+        assert probed(done.stdout)[1].startswith(str(ROOT))
+    finally:
+        subprocess.run(["rm", "-rf", str(short)], check=False)
+
+
+def test_only_a_submitted_job_needs_a_lasting_place(monkeypatch):
+    monkeypatch.delenv(cluster.SUBMITTED, raising=False)
+    cluster.check_lasting(workspace="workspace/demo")
+    monkeypatch.setenv(cluster.SUBMITTED, "{}")
+    cluster.check_lasting(workspace="/mnt/shared/demo", output="s3://bucket/x")
+    with pytest.raises(ConfigError, match="output: backbones/x is relative"):
+        cluster.check_lasting(workspace="/mnt/shared/demo", output="backbones/x")
+
+
+# Workers that die. Ray's restarts, our bounds and the store are what is tested, so the encoder is a cheap one.
+
+
+class Cheap:
+    """Means of blocks of pixels: an encoder that needs no open_clip."""
+
+    preprocess = Preprocess((8, 8), "bicubic", "shortest", 0)
+    dim = 4
+
+    def images(self, crops_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
+        return crops_NHWC.reshape(len(crops_NHWC), 4, -1).mean(-1).astype(np.float32)
+
+
+def work(campaign, monkeypatch, deadly: bool, **changes):
+    """The plan of a run whose actors are slow, or die on the second shard; what embed.run takes."""
+    monkeypatch.setattr(backbones, "origin", lambda spec: {"architecture": spec.name})
+    parent = embed.Embedder
+
+    class Slow(parent):
+        def __init__(self, store, spec, precision, device, batch_size, last):
+            self.store, self.spec, self.precision, self.batch_size, self.last = store, spec, precision, batch_size, last
+            self.encoder = Cheap()
+            self.column = "crops " + " ".join(str(part) for part in Cheap.preprocess)
+
+        def __call__(self, table):
+            import pickle
+            import time
+
+            time.sleep(0.5)
+            if deadly and pickle.loads(table["task"][0].as_py())["shard"] == "000000256.parquet":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(table)
+
+    Cheap.__module__ = Slow.__module__ = "__main__"  # sent by value: workers cannot import a test
+    monkeypatch.setattr(embed, "Embedder", Slow)
+    given = campaign(compute={"max_retries": 2, **changes})
+    todo = run.plan(given)
+    card = {"preprocess": list(Cheap.preprocess)}
+    pools = {"vit-p6-36": embed.Pool(size=1, num_cpus=0.5)}
+    specs = [Backbone(name="vit-p6-36", architecture="x", pretrained="y")]
+    works = list(todo.works.values())
+    return todo, embed.run(todo.store, works, specs, given, {"vit-p6-36": card}, pools, "cpu")
+
+
+def embedders() -> list[int]:
+    """The actor processes below this process: those of its own Ray."""
+    parents, names = {}, {}
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            names[pid] = Path(f"/proc/{pid}/cmdline").read_text()
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid, name in names.items() if "MapWorker" in name and ours(pid)]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(campaign, monkeypatch, local_ray):
+    todo, running = work(campaign, monkeypatch, deadly=False)
+    done, killed = [next(running)], embedders()
+    assert killed, "no actor was found to kill"
+    written = sum(len(todo.store.names(place)) for w in todo.works.values() for place in w.addresses.values())
+    assert written < sum(len(plan.todo) for plan in todo.works.values()), "too late to show anything"
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    done += list(running)
+    shards = {(one["split"], one["shard"]) for one in done}
+    assert len(done) == len(shards)
+    for (_, split), plan in todo.works.items():
+        assert sum(one["images"] for one in done if one["split"] == split) == len(plan.index)
+        assert embed.finish(todo.store, plan) == []
+        table = embed.read(todo.store, plan.addresses["vit-p6-36"])
+        assert table["image_id"].to_pylist() == sorted(plan.index.table["image_id"].to_pylist())
+        assert table["error"].null_count == len(table)
+
+
+def test_a_shard_that_kills_every_worker_ends_the_run(campaign, monkeypatch, local_ray):
+    todo, running = work(campaign, monkeypatch, deadly=True, max_retries=1)
+    start = time.monotonic()
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - Ray's own, whichever it is: `lost` must know it
+        list(running)
+    words = cluster.lost(caught.value)
+    assert words is not None, repr(caught.value)
+    assert "the same command continues" in words
+    assert time.monotonic() - start < 120
+    assert all(todo.store.manifest(place) is None for w in todo.works.values() for place in w.addresses.values())
+
+
+def test_other_errors_are_not_taken_for_lost_workers():
+    assert cluster.lost(ValueError("no")) is None

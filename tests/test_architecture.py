@@ -1,0 +1,114 @@
+"""Who may import whom, and how long things may be, read from the syntax tree (imports inside functions count too)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE, FUNCTION, JOB = 300, 50, 80  # lines; a function's without its docstring
+
+# place → (third parties, parts of clipray) it may import. The longest place that fits a module counts; a module without
+# one fails, so that adding a layer is a decision. A package may always import itself.
+MAY: dict[str, tuple[str, str]] = {
+    "clipray": ("", ""),
+    "clipray.config": ("yaml pydantic", ""),
+    "clipray.schema": ("pyarrow", ""),
+    "clipray.progress": ("rich", ""),
+    "clipray.catalog": ("", "config sources"),
+    "clipray.sources": ("numpy PIL pyarrow fsspec sklearn matplotlib", "config schema"),
+    "clipray.images": ("numpy PIL", ""),
+    "clipray.backbones": ("numpy torch open_clip safetensors fsspec filelock", "config images"),
+    "clipray.store": ("pyarrow fsspec", "config"),
+    "clipray.numerics": ("numpy scipy torch", ""),
+    "clipray.steps": (
+        "numpy pyarrow ray torch yaml safetensors",
+        "config schema catalog sources images backbones store numerics progress tracking report",
+    ),
+    "clipray.tracking": ("mlflow fsspec", "config store"),
+    "clipray.report": ("pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml", "schema store"),
+    "jobs": ("rich", "config catalog steps store report backbones"),
+}
+ONE_DOOR = {"open_clip": "clipray.backbones", "mlflow": "clipray.tracking", "pydantic": "clipray.config"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for top in ("clipray", "jobs") for path in sorted((ROOT / top).rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def place_of(module: str) -> str | None:
+    fits = [place for place in MAY if module == place or (place != "clipray" and module.startswith(place + "."))]
+    return max(fits, key=len, default=None)
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """The dotted names that a module imports anywhere; `from clipray import x` is clipray.x."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"clipray.{a.name}" for a in node.names} if node.module == "clipray" else {node.module}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports(module):
+    place = place_of(module)
+    assert place is not None, f"{module} has no place in the table of this test"
+    third, ours = MAY[place]
+    for name in imports(TREES[module]):
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names:
+            continue
+        if top in ("clipray", "jobs"):
+            part = name if top == "jobs" else ".".join(name.split(".")[:2])
+            allowed = {f"clipray.{one}" for one in ours.split()} | {place, "clipray"}
+            assert part in allowed or part == place.split(".")[0], f"{module} may not import {name}"
+        else:
+            assert top in third.split(), f"{module} may not import {name}"
+            assert ONE_DOOR.get(top, module) == module, f"{ONE_DOOR.get(top)} is the only door to {top}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_lengths(module):
+    lines = len(MODULES[module].read_text().splitlines())
+    assert lines <= (JOB if module.startswith("jobs") else FILE)
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            words = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+            assert node.end_lineno - node.lineno + 1 - words <= FUNCTION, f"{module}.{node.name} is too long"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("jobs")])
+def test_jobs_define_no_class(module):
+    assert not [node for node in ast.walk(TREES[module]) if isinstance(node, ast.ClassDef)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_public_is_documented(module):
+    tree = TREES[module]
+    assert ast.get_docstring(tree), f"{module} says not what it is"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}.{node.name} has no docstring"
+
+
+def test_no_drawers_for_anything():
+    assert not [name for name in MODULES if {"utils", "core", "common", "helpers"} & set(name.split("."))]
+
+
+def test_importing_clipray_does_nothing():
+    code = "import sys; before = set(sys.modules); import clipray; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["clipray"]
+    assert done.stderr == ""

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from clipray import backbones, images, sources
 from clipray.config import Campaign
-from clipray.steps import cluster, embed, run
+from clipray.steps import cards, cluster, embed, run
 from clipray.steps.pools import share
 
 DATASETS = ("digits", "textures", "glyph-letters", "coloured-shapes")
@@ -33,7 +33,7 @@ def pipeline(workspace: str) -> tuple[int, float, float]:
     todo = run.plan(campaign(workspace))
     run.prepare(todo)
     resources = cluster.connect(todo.campaign.compute, verbose=False)
-    known = run.cards(todo)
+    known = run.known_cards(todo)
     costs = {name: known[name]["seconds_per_image"] for name in todo.busy}
     pools = share(costs, resources["CPU"], 0, todo.campaign.compute)
     start, first, rest = time.perf_counter(), None, 0
@@ -51,7 +51,7 @@ def floor(workspace: str) -> tuple[int, float, float]:
     encoders = [backbones.load(spec) for spec in todo.specs]
     groups = sorted({encoder.preprocess for encoder in encoders})
     for encoder in encoders:
-        encoder.card()  # warm
+        cards.measure(encoder)  # warm
     count, decoding, models = 0, 0.0, 0.0
     for work in todo.works.values():
         for _, rows in work.shards():

@@ -7,7 +7,6 @@ the rows of the token embedding that training has seen (`token_embedding.rows`);
 import hashlib
 import json
 import os
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -249,32 +248,6 @@ class Encoder:
     def dim(self) -> int:
         """D, the dimension of the shared embedding space."""
         return self.classifier(["a"], ["{c}"]).shape[1]
-
-    def card(self) -> dict:
-        """What a later step needs to know of the model without loading it, with its measured cost.
-
-        `seconds_per_image` is the median time per image of three batches of 32 on this device: the cost by which
-        pools are shared out, not a benchmark.
-        """
-        size = self.preprocess.size
-        crops = np.zeros((32, *size, 3), np.uint8)
-        self.images(crops, 32)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            self.images(crops, 32)
-            times.append((time.perf_counter() - start) / len(crops))
-        visual = sum(p.numel() for p in self.model.visual.parameters())
-        return {
-            "dim": self.dim,
-            "scale": self.scale,
-            "bias": self.bias,
-            "preprocess": list(self.preprocess),
-            "mean": list(self.model.visual.preprocess_cfg["mean"]),
-            "std": list(self.model.visual.preprocess_cfg["std"]),
-            "image_parameters": visual,
-            "seconds_per_image": sorted(times)[1],
-        }
 
 
 def group(config: dict) -> Preprocess:

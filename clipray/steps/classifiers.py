@@ -1,19 +1,14 @@
-"""Text classifiers per (backbone, dataset, templates), and each backbone's card with its measured cost."""
+"""Text classifiers per (backbone, dataset, templates)."""
 
 import numpy as np
 import pyarrow as pa
 
 from clipray import backbones
 from clipray.config import Backbone, Dataset
+from clipray.steps import cards
 from clipray.store import Store
 
 PART = "classifier.parquet"
-
-
-def card_address(store: Store, spec: Backbone, precision: str) -> str:
-    """Where a backbone's card lies."""
-    what = {"backbone": backbones.origin(spec), "precision": precision}
-    return store.address("backbones", spec.name, what=what)
 
 
 def address(store: Store, spec: Backbone, precision: str, dataset: str, prompts: dict) -> str:
@@ -33,10 +28,7 @@ def prepare(store: Store, spec: Backbone, precision: str, device: str, prompts: 
         prompts: for each dataset whose classifier is missing, its class names and templates.
     """
     encoder = backbones.load(spec, precision, device)
-    place = card_address(store, spec, precision)
-    if store.manifest(place) is None:
-        what = {"backbone": backbones.origin(spec), "precision": precision}
-        store.finish(place, what, card=encoder.card(), device=device)
+    cards.write(store, encoder, device)
     for dataset, texts in prompts.items():
         weights_CD = encoder.classifier(texts["classnames"], texts["templates"])
         place = address(store, spec, precision, dataset, texts)
@@ -68,6 +60,6 @@ def missing(
             for dataset in datasets
             if store.manifest(address(store, spec, precision, dataset.name, prompts[dataset.name])) is None
         }
-        if wanted or store.manifest(card_address(store, spec, precision)) is None:
+        if wanted or cards.read(store, spec, precision) is None:
             work[spec.name] = wanted
     return work

@@ -33,11 +33,12 @@ class Task:
     shots: tuple[int, ...]
     seeds: int
     folds: int
+    costs: tuple[dict, ...] = ()  # of each backbone, see `cost.method_cost`; what was measured is not what was asked
 
     @property
     def what(self) -> dict:
         """The WHAT: the task itself, and the code that turns it into numbers."""
-        return {"task": self.__dict__, "code": code()}
+        return {"task": {key: value for key, value in self.__dict__.items() if key != "costs"}, "code": code()}
 
 
 def entries(campaign: Campaign) -> tuple[Fuser, ...]:
@@ -124,6 +125,7 @@ def evaluate(store: Store, task: Task) -> str:
     test = splits["test"]
     scores = Scores(task.dataset, test.image_ids, test.labels_N, task.expected)
     drawn = draw(task, splits, len(weights[0]))
+    views.score_spaces(scores, task.backbones, test.embeddings)
     for head in task.heads:
         views.score_head(scores, head, task, drawn, splits, weights)
     store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from clipray import catalog, sources
 from clipray.config import Backbone, Campaign, ConfigError, Dataset
 from clipray.progress import progress
-from clipray.steps import classifiers, cluster, embed, evaluate
+from clipray.steps import cards, classifiers, cluster, embed, evaluate
 from clipray.steps.index import index, reader
 from clipray.store import Store
 
@@ -81,10 +81,9 @@ def prepare(todo: Plan) -> None:
             advance(1)
 
 
-def cards(todo: Plan) -> dict[str, dict]:
+def known_cards(todo: Plan) -> dict[str, dict]:
     """Each backbone's card."""
-    places = {s.name: classifiers.card_address(todo.store, s, todo.campaign.precision) for s in todo.specs}
-    return {name: todo.store.manifest(place)["card"] for name, place in places.items()}
+    return {spec.name: cards.read(todo.store, spec, todo.campaign.precision) for spec in todo.specs}
 
 
 def embed_images(todo: Plan) -> None:
@@ -95,7 +94,7 @@ def embed_images(todo: Plan) -> None:
     if todo.images:
         resources = cluster.connect(compute, todo.verbose)
         device = cluster.device(compute, resources)
-        known = cards(todo)
+        known = known_cards(todo)
         costs = {name: known[name]["seconds_per_image"] for name in todo.busy}
         gpus = resources.get("GPU", 0) if device == "cuda" else 0
         pools = share(costs, resources["CPU"], gpus, compute)
@@ -108,7 +107,7 @@ def embed_images(todo: Plan) -> None:
 
 def tasks(todo: Plan) -> list[evaluate.Task]:
     """The evaluation of each dataset."""
-    fusers, known = evaluate.entries(todo.campaign), cards(todo)
+    fusers, known = evaluate.entries(todo.campaign), known_cards(todo)
     names = [spec.name for spec in todo.specs]
     found = []
     for dataset in todo.datasets:
@@ -132,6 +131,7 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
                 shots=todo.campaign.shots,
                 seeds=todo.campaign.seeds,
                 folds=todo.campaign.folds,
+                costs=tuple(cards.cost(known[name]) for name in names),
             )
         )
     return found
@@ -162,9 +162,7 @@ def describe(todo: Plan) -> list[str]:
     lines.append(f"text classifiers to compute: {sum(len(sets) for sets in todo.classifiers.values())}")
     unknown, seconds = [], 0.0
     for spec in todo.specs:
-        card = (todo.store.manifest(classifiers.card_address(todo.store, spec, todo.campaign.precision)) or {}).get(
-            "card"
-        )
+        card = cards.read(todo.store, spec, todo.campaign.precision)
         images = sum(len(rows) for w in todo.works.values() for n, rows in w.shards() if spec.name in w.todo[n])
         if images and card is None:
             unknown.append(spec.name)

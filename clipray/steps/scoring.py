@@ -56,6 +56,11 @@ class Scores:
 
         self._row(place, metric, float(value), *percentiles(samples_B))
 
+    def plain(self, place: tuple, values: dict[str, float]) -> None:
+        """Measures at (head, method, shots, seed) that have no interval."""
+        for metric, value in values.items():
+            self._row(place, metric, value)
+
     def scores(self) -> pa.Table:
         """All rows so far (`schema.SCORES`)."""
         return pa.Table.from_pylist(self.rows, schema=schema.SCORES)
@@ -65,8 +70,11 @@ class Scores:
         return pa.concat_tables(self.parts) if self.parts else schema.OUTCOMES.empty_table()
 
     def _gains(self, place: tuple) -> None:
-        """Paired differences of top-1 to the best single backbones, and the share of the oracle's gain reached."""
-        from clipray.numerics.bootstrap import paired_bootstrap
+        """Paired differences of top-1 to the best single backbones, and the share of the oracle's gain reached.
+
+        `p_on_support` is McNemar's exact test against the single backbone chosen on the same support set.
+        """
+        from clipray.numerics.bootstrap import mcnemar, paired_bootstrap
         from clipray.numerics.complementarity import headroom_captured
 
         head, _, shots, seed = place
@@ -76,6 +84,8 @@ class Scores:
             if reference in self.right and reference != place:
                 difference = paired_bootstrap(self.right[place], self.right[reference], RESAMPLES)
                 self._row(place, metric, difference.difference, difference.low, difference.high)
+                if metric == "gain_on_support":
+                    self._row(place, "p_on_support", mcnemar(self.right[place], self.right[reference])[2])
         if on_test in self.right and oracle in self.right:
             means = [float(self.right[one].mean()) for one in (place, on_test, oracle)]
             self._row(place, "headroom_captured", headroom_captured(*means))

@@ -1,10 +1,13 @@
 """One head at a time: its logits of support and test images, and every bound and fuser scored on them."""
 
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
 
 from clipray.steps.scoring import ON_TEST, RESAMPLES, Scores
+
+SPACES = "embeddings"  # stands for a head in the rows of measures that need none
+SAMPLE, NEIGHBOURS = 2048, 10
 
 if TYPE_CHECKING:
     from clipray.steps.evaluate import Split, Task
@@ -32,13 +35,13 @@ def score_head(
         for draw, problem, states in zip(drawn, problems, fitted, strict=True):
             logits_NMC = logits(head, head.fit(problem, head.settings), test.embeddings, weights, task.scales)
             place = (name, draw.shots, draw.seed)
-            score_bounds(scores, place, task.backbones, logits_NMC)
+            score_bounds(scores, place, task, logits_NMC)
             score_fusers(scores, place, task, apply_label_free(task, logits_NMC, test.embeddings))
             score_fusers(scores, place, task, apply(task, states, logits_NMC, test.embeddings))
         return
     empty = [None] * len(weights)
     logits_NMC = logits(head, head.fit(empty, head.settings), test.embeddings, weights, task.scales)
-    score_bounds(scores, (name, 0, 0), task.backbones, logits_NMC)
+    score_bounds(scores, (name, 0, 0), task, logits_NMC)
     score_fusers(scores, (name, 0, 0), task, apply_label_free(task, logits_NMC, test.embeddings))
     for draw, states in zip(drawn, fitted, strict=True):
         place = (name, draw.shots, draw.seed)
@@ -88,24 +91,25 @@ def fit(task: "Task", supports: list) -> list[dict]:
     return states
 
 
-def apply(task: "Task", states: dict, logits_NMC: Any, embeddings: tuple) -> Iterator[tuple[str, Any]]:
-    """(name, log_probs_NC) of every fuser with a state."""
+def apply(task: "Task", states: dict, logits_NMC: Any, embeddings: tuple) -> Iterator[tuple[str, Any, Any]]:
+    """(name, state, log_probs_NC) of every fuser with a state."""
     from clipray.numerics.fusers import FUSERS
 
     for entry in task.fusers:
         if entry.name in states:
-            yield entry.name, FUSERS[entry.fuser].apply(states[entry.name], logits_NMC, embeddings)
+            state = states[entry.name]
+            yield entry.name, state, FUSERS[entry.fuser].apply(state, logits_NMC, embeddings)
 
 
-def apply_label_free(task: "Task", logits_NMC: Any, embeddings: tuple) -> Iterator[tuple[str, Any]]:
-    """(name, log_probs_NC) of every fuser that needs no labels."""
+def apply_label_free(task: "Task", logits_NMC: Any, embeddings: tuple) -> Iterator[tuple[str, Any, Any]]:
+    """(name, state, log_probs_NC) of every fuser that needs no labels."""
     from clipray.numerics.fusers import FUSERS, settings_of
 
     for entry in task.fusers:
         fuser = FUSERS[entry.fuser]
         if not fuser.needs_labels:
             (state,) = fuser.fit([nothing(logits_NMC, embeddings)], settings_of(entry.fuser, entry.settings))
-            yield entry.name, fuser.apply(state, logits_NMC, embeddings)
+            yield entry.name, state, fuser.apply(state, logits_NMC, embeddings)
 
 
 def nothing(logits_NMC: Any, embeddings: tuple) -> Any:
@@ -117,23 +121,31 @@ def nothing(logits_NMC: Any, embeddings: tuple) -> Any:
     return Support(logits_NMC[:0], tuple(e_ND[:0] for e_ND in embeddings), torch.zeros(0, dtype=torch.int64))
 
 
-def score_fusers(scores: Scores, place: tuple, task: "Task", results: Iterator[tuple[str, Any]]) -> None:
-    """Score what fusers give at (head, shots, seed)."""
+def score_fusers(scores: Scores, place: tuple, task: "Task", results: Iterator[tuple[str, Any, Any]]) -> None:
+    """Score what fusers give at (head, shots, seed), and what it costs."""
+    from clipray.numerics import cost
+
     head, k, seed = place
-    for name, log_probs_NC in results:
+    for name, state, log_probs_NC in results:
         scores.add(head, name, k, seed, log_probs_NC)
+        if task.costs:
+            used = cost.backbones_used(state, len(task.backbones))
+            added = cost.fuser_flops(state, len(task.backbones), log_probs_NC.shape[1]) / 1e9
+            scores.plain((head, name, k, seed), cost.method_cost(used, task.costs, added))
 
 
-def score_bounds(scores: Scores, place: tuple, names: tuple[str, ...], logits_NMC: Any) -> None:
+def score_bounds(scores: Scores, place: tuple, task: "Task", logits_NMC: Any) -> None:
     """Single backbones, the best of them on test, the oracle, and how the backbones complement each other."""
-    from clipray.numerics import complementarity, singles
+    from clipray.numerics import complementarity, cost, singles
 
-    head, k, seed = place
+    (head, k, seed), names = place, task.backbones
     _, best = singles.best_single_on_test(logits_NMC, scores.labels_N)
     scores.add(head, ON_TEST, k, seed, best)
     scores.add(head, "oracle", k, seed, singles.oracle(logits_NMC, scores.labels_N))
     for m, name in enumerate(names):
         scores.add(head, f"single/{name}", k, seed, singles.single(logits_NMC, m))
+        if task.costs:
+            scores.plain((head, f"single/{name}", k, seed), cost.method_cost([m], task.costs, 0.0))
     patterns = complementarity.patterns(logits_NMC.argmax(-1) == scores.labels_N[:, None])
     for method, metric, value, samples in complementary(patterns, names):
         scores.number((head, method, k, seed), metric, value, samples)
@@ -155,3 +167,19 @@ def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:
     for metric, value_MM in measures.pairs(patterns).items():
         for (i, one), (j, other) in permutations(enumerate(names), 2):
             yield f"pair/{one}/{other}", metric, value_MM[i, j], resampled[metric][..., i, j]
+
+
+def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple) -> None:
+    """How alike the backbones' embedding spaces are, pair by pair: linear CKA and mutual k-NN overlap.
+
+    On the first images by id, which is a hash, so they are a random sample: neighbours cost N².
+    """
+    from clipray.numerics import similarity
+
+    sample = [e_ND[:SAMPLE] for e_ND in embeddings]
+    for (i, one), (j, other) in combinations(enumerate(names), 2):
+        values = {"cka": similarity.cka(sample[i], sample[j])}
+        if len(sample[i]) > NEIGHBOURS:
+            values["mutual_knn"] = similarity.neighbour_overlap(sample[i], sample[j], NEIGHBOURS)
+        for pair in (f"pair/{one}/{other}", f"pair/{other}/{one}"):
+            scores.plain((SPACES, pair, 0, 0), values)

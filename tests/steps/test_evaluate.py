@@ -1,8 +1,11 @@
 """Evaluation of one dataset, on embeddings made up with known answers."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
+import statsmodels.stats.contingency_tables
 from sklearn.metrics import accuracy_score
 
 from clipray import schema
@@ -199,3 +202,35 @@ def test_what_a_config_cannot_mean_is_refused(changes, words):
     values = {"workspace": "w", "datasets": ["d"], "backbones": ["b"], "precision": "fp32", "heads": ["zero_shot"]}
     with pytest.raises(ConfigError, match=words):
         evaluate.check(parse(Campaign, values | {"seeds": 1} | changes, "test"))
+
+
+def test_costs_add_up_and_name_the_backbones_that_run(tmp_path):
+    world = World(tmp_path)
+    costs = tuple({"gflops": 1.0 * 4**m, "latency_ms": 2.0, "memory_mb": 10.0} for m in range(3))
+    task = world.task(fusers=("log_avg", "nlc"), shots=(1,))
+    scores, _ = world.frames(dataclasses.replace(task, costs=costs))
+    assert dataclasses.replace(task, costs=costs).what == task.what
+    assert value(scores, method="single/beta", metric="gflops") == 4.0
+    small = 2 * 3 * CLASSES / 1e9
+    assert value(scores, method="log_avg", metric="gflops") == pytest.approx(21 + small, abs=1e-12)
+    gate = 2 * (3 * DIM * 128 + 128 * 3) / 1e9
+    assert value(scores, method="nlc", metric="gflops", seed=0) == pytest.approx(21 + small + gate, abs=1e-12)
+    assert value(scores, method="nlc", metric="memory_mb", seed=0) == 30.0
+    assert value(scores, method=evaluate.REFERENCE, metric="latency_ms", seed=0) == 2.0
+
+
+def test_pairs_of_embedding_spaces_and_mcnemars_test(tmp_path):
+    world = World(tmp_path)
+    world.embeddings["test", "beta"] = 3 * world.embeddings["test", "alpha"]  # the same space at another scale
+    scores, outcomes = world.frames(world.task(shots=(4,)))
+    assert value(scores, method="pair/alpha/beta", metric="cka") == pytest.approx(1)
+    assert value(scores, method="pair/beta/alpha", metric="mutual_knn") == 1
+    assert value(scores, method="pair/alpha/gamma", metric="cka") < 0.9
+    said = {
+        method: rows.set_index("image_id").eval("prediction == label").loc[world.ids["test"]]
+        for method, rows in outcomes[(outcomes["seed"] == 1) & (outcomes["shots"] == 4)].groupby("method")
+    }
+    a, b = said["c_log_avg"], said[evaluate.REFERENCE]
+    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+    expected = statsmodels.stats.contingency_tables.mcnemar(table, exact=True).pvalue
+    assert value(scores, method="c_log_avg", metric="p_on_support", seed=1) == pytest.approx(expected)

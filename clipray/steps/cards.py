@@ -1,0 +1,95 @@
+"""A backbone's card: what later steps need to know of a model without loading it, and what it costs."""
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipray import backbones
+from clipray.config import Backbone
+from clipray.store import Store
+
+if TYPE_CHECKING:
+    from clipray.backbones import Encoder
+
+BATCH = 32  # images at a time when a model is timed
+
+
+def address(store: Store, spec: Backbone, precision: str) -> str:
+    """Where a backbone's card lies."""
+    return store.address("backbones", spec.name, what=what(spec, precision))
+
+
+def what(spec: Backbone, precision: str) -> dict:
+    """The WHAT of a card."""
+    return {"backbone": backbones.origin(spec), "precision": precision}
+
+
+def read(store: Store, spec: Backbone, precision: str) -> dict | None:
+    """A stored card; None where there is none."""
+    return (store.manifest(address(store, spec, precision)) or {}).get("card")
+
+
+def write(store: Store, encoder: "Encoder", device: str) -> None:
+    """Measure a loaded backbone and store its card, unless it has one."""
+    spec, precision = encoder.spec, encoder.precision
+    if read(store, spec, precision) is None:
+        store.finish(address(store, spec, precision), what(spec, precision), card=measure(encoder), device=device)
+
+
+def measure(encoder: "Encoder") -> dict:
+    """Dimension, scale, preprocessing and cost of a loaded backbone.
+
+    `image_gflops` counts 2 operations per multiply-add for one image; `memory_mb` is the image tower's weights, in
+    10⁶ bytes; `seconds_per_image` is the median of three batches on this device: the cost by which pools are shared
+    out, not a benchmark.
+    """
+    visual = encoder.model.visual
+    return {
+        "dim": encoder.dim,
+        "scale": encoder.scale,
+        "bias": encoder.bias,
+        "preprocess": list(encoder.preprocess),
+        "mean": list(visual.preprocess_cfg["mean"]),
+        "std": list(visual.preprocess_cfg["std"]),
+        "image_parameters": sum(p.numel() for p in visual.parameters()),
+        "image_gflops": gflops(encoder),
+        "memory_mb": sum(p.numel() * p.element_size() for p in visual.parameters()) / 1e6,
+        "seconds_per_image": seconds_per_image(encoder),
+    }
+
+
+def cost(card: dict) -> dict[str, float]:
+    """What one image costs: `gflops`, `latency_ms` and `memory_mb`, those that the card knows."""
+    names = {"gflops": ("image_gflops", 1), "latency_ms": ("seconds_per_image", 1000), "memory_mb": ("memory_mb", 1)}
+    return {name: card[key] * unit for name, (key, unit) in names.items() if key in card}
+
+
+def gflops(encoder: "Encoder") -> float:
+    """10⁹ floating-point operations of one image's embedding, as PyTorch's counter sees them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know what is inside the fused kernel
+    try:
+        with FlopCounterMode(display=False) as counter:
+            encoder.images(blank(encoder, 1), 1)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops() / 1e9
+
+
+def seconds_per_image(encoder: "Encoder") -> float:
+    """Median over three batches, after one to warm up."""
+    crops, times = blank(encoder, BATCH), []
+    for _ in range(4):
+        start = time.perf_counter()
+        encoder.images(crops, BATCH)
+        times.append((time.perf_counter() - start) / BATCH)
+    return sorted(times[1:])[1]
+
+
+def blank(encoder: "Encoder", images: int) -> np.ndarray:
+    """Black crops of a backbone's size, uint8 N×H×W×3."""
+    return np.zeros((images, *encoder.preprocess.size, 3), np.uint8)

@@ -48,6 +48,22 @@ OUTCOMES = pa.schema(
     ]
 )
 
+STANDINGS = pa.schema(  # methods over all datasets: one row per head, shots and method
+    [
+        ("head", pa.string()),
+        ("shots", pa.int32()),
+        ("method", pa.string()),
+        ("datasets", pa.int32()),  # that have a score of every method ranked here
+        ("mean_rank", pa.float64()),  # 1: the best; among `methods`
+        ("methods", pa.int32()),
+        ("friedman_p", pa.float64()),  # of "all these methods are alike"
+        ("critical_difference", pa.float64()),  # Nemenyi's, of mean ranks, at 5 %
+        ("correlation", pa.float64()),  # Pearson's, over datasets: gain_on_support with complementarity
+        ("correlation_low", pa.float64()),
+        ("correlation_high", pa.float64()),
+    ]
+)
+
 FAILURES = pa.schema(
     [
         ("dataset", pa.string()),

@@ -42,10 +42,10 @@ def main() -> None:
 
     reports = []
     for folder, file in found:
-        scores, failures, about = files.read(store, folder, file)
+        scores, failures, about, standings = files.read(store, folder, file)
         name = about.get("campaign", {}).get("name", "")
         target, place = (Store(given.out), name if len(found) > 1 else "") if given.out else (store, folder)
-        made = files.draw(target, place, scores, failures, about)
+        made = files.draw(target, place, scores, failures, about, standings)
         told = headline(scores)
         say("\n".join([*told["text"], f"report  {made['report']}"]))
         reports.append({"name": name, **made, "headline": told})

@@ -184,6 +184,28 @@ def headroom(best: pd.Series, oracle: pd.Series, fused: pd.Series, fuser: str) -
         return Chart(_svg(figure, "headroom", alt), alt)
 
 
+def scatter(gain: pd.Series, share: pd.Series, method: str, correlation: str) -> Chart:
+    """Dots: the gain of a method on each dataset against the backbones' complementarity there.
+
+    Args:
+        gain: dataset → difference of top-1. share: dataset → complementarity. correlation: in words.
+    """
+    both = pd.DataFrame({"x": 100 * share, "y": 100 * gain}).dropna().sort_values("x")
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.4, 4.2)
+        axes.axhline(0, color=MUTED, linewidth=1)
+        axes.plot(both["x"], both["y"], "o", color=SERIES[0], markersize=5.5)
+        for name, (x, y) in both.iterrows():
+            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", color=MUTED, fontsize=7.5)
+        axes.grid(color=RULE, linewidth=0.7)
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.margins(x=0.12)
+        axes.set_xlabel("complementarity, % of the best backbone's errors")
+        axes.set_title(f"gain of {method}, points", loc="left", fontsize=9, color=MUTED)
+        alt = f"Gain of {method} against complementarity on {len(both)} datasets. {correlation}"
+        return Chart(_svg(figure, "scatter", alt), alt)
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of its own (inches), without pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -7,10 +7,13 @@ from clipray.store import Store
 
 FOLDER = "reports"
 SCORES, FAILURES, ABOUT = "scores.parquet", "failures.parquet", "about.json"
+STANDINGS = "standings.parquet"
 PAGE, TABLE = "report.html", "leaderboard.md"
 
 
-def write(store: Store, name: str, scores: pa.Table, failures: pa.Table, about: dict) -> dict[str, str]:
+def write(
+    store: Store, name: str, scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table | None = None
+) -> dict[str, str]:
     """Write a campaign's scores and failures, and its report beside them, under `reports/<name>`.
 
     Args:
@@ -19,28 +22,34 @@ def write(store: Store, name: str, scores: pa.Table, failures: pa.Table, about: 
         scores: `schema.SCORES`, all datasets.
         failures: `schema.FAILURES`.
         about: settings and provenance, see `page.render`.
+        standings: `schema.STANDINGS`; none where nothing was ranked.
 
     Returns:
-        the full addresses: `scores`, `failures`, `report`, `markdown`.
+        the full addresses: `scores`, `failures`, `standings`, `report`, `markdown`.
     """
     folder = f"{FOLDER}/{name}"
+    standings = schema.STANDINGS.empty_table() if standings is None else standings
     store.write_table(f"{folder}/{SCORES}", scores.cast(schema.SCORES))
     store.write_table(f"{folder}/{FAILURES}", failures.cast(schema.FAILURES))
+    store.write_table(f"{folder}/{STANDINGS}", standings.cast(schema.STANDINGS))
     store.write_json(f"{folder}/{ABOUT}", about)
     return {
         "scores": store.place(f"{folder}/{SCORES}"),
         "failures": store.place(f"{folder}/{FAILURES}"),
-        **draw(store, folder, scores, failures, about),
+        "standings": store.place(f"{folder}/{STANDINGS}"),
+        **draw(store, folder, scores, failures, about, standings),
     }
 
 
-def draw(store: Store, folder: str, scores: pa.Table, failures: pa.Table, about: dict) -> dict[str, str]:
+def draw(
+    store: Store, folder: str, scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table
+) -> dict[str, str]:
     """Write the page and the Markdown table into a folder of `store`; their addresses."""
     from clipray.report.page import render
     from clipray.report.tables import markdown
 
     page, table = _within(folder, PAGE), _within(folder, TABLE)
-    store.write(page, render(scores, failures, about).encode())
+    store.write(page, render(scores, failures, about, standings).encode())
     store.write(table, markdown(scores).encode())
     return {"report": store.place(page), "markdown": store.place(table)}
 
@@ -50,11 +59,16 @@ def campaigns(store: Store) -> list[str]:
     return sorted(name for name in store.names(FOLDER) if store.exists(f"{FOLDER}/{name}/{SCORES}"))
 
 
-def read(store: Store, folder: str, scores: str = SCORES) -> tuple[pa.Table, pa.Table, dict]:
-    """Scores, failures and settings from a folder; no failures and no settings where their files are not there."""
-    failures = _within(folder, FAILURES)
-    table = store.read_table(failures) if store.exists(failures) else schema.FAILURES.empty_table()
-    return store.read_table(_within(folder, scores)), table, store.read_json(_within(folder, ABOUT)) or {}
+def read(store: Store, folder: str, scores: str = SCORES) -> tuple[pa.Table, pa.Table, dict, pa.Table]:
+    """Scores, failures, settings and standings from a folder; all but the scores are empty where they are missing."""
+
+    def table(file: str, empty: pa.Schema) -> pa.Table:
+        place = _within(folder, file)
+        return store.read_table(place) if store.exists(place) else empty.empty_table()
+
+    about = store.read_json(_within(folder, ABOUT)) or {}
+    found = store.read_table(_within(folder, scores))
+    return found, table(FAILURES, schema.FAILURES), about, table(STANDINGS, schema.STANDINGS)
 
 
 def _within(folder: str, file: str) -> str:

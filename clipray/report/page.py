@@ -29,7 +29,7 @@ IN_WORDS = {
 }
 
 
-def render(scores: pa.Table, failures: pa.Table, about: dict) -> str:
+def render(scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table | None = None) -> str:
     """The report as HTML that needs nothing from elsewhere.
 
     Args:
@@ -37,11 +37,13 @@ def render(scores: pa.Table, failures: pa.Table, about: dict) -> str:
         failures: `schema.FAILURES`.
         about: `campaign` (the config as a mapping, its `name` in it), `methods` (method → one sentence), and what
             else a reader may ask for (versions, commit, counts); all optional, shown as it is.
+        standings: `schema.STANDINGS`; ranks and correlations are shown where it has them.
     """
     rows = summary.leaderboard(scores)
     found = summary.headline(scores)
     campaign = about.get("campaign", {})
     head = found.get("head") or (rows[0].head if rows else "")
+    stands = {(s["head"], s["method"], s["shots"]): s for s in standings.to_pylist()} if standings else {}
     context = {
         "name": campaign.get("name", "campaign"),
         "headline": found,
@@ -51,7 +53,8 @@ def render(scores: pa.Table, failures: pa.Table, about: dict) -> str:
         "heads": sorted({row.head for row in rows}),
         "rows": rows,
         "datasets": _datasets(scores, rows, head),
-        "charts": _charts(scores, rows, head),
+        "stands": stands,
+        "charts": _charts(scores, rows, head, stands),
         "pairs": _pairs(scores, head),
         "backbones": _backbones(scores, head),
         "failures": failures.slice(0, SHOWN_FAILURES).to_pylist(),
@@ -73,6 +76,7 @@ def _template() -> Any:
         "percent": summary.percent,
         "points": summary.points,
         "interval": tables.interval,
+        "correlation": tables.correlation,
         "shots_name": tables.shots_name,
         "fair": summary.compared,
         "svg": Markup,
@@ -114,7 +118,7 @@ def _series(table: pd.DataFrame, method: str, shots: int, column: str = "top1") 
     return (own[own["shots"] == 0] if chosen.empty else chosen).set_index("dataset")[column]
 
 
-def _charts(scores: pa.Table, rows: list[Row], head: str) -> dict[str, charts.Chart]:
+def _charts(scores: pa.Table, rows: list[Row], head: str, stands: dict) -> dict[str, charts.Chart]:
     shots = _most_shots(rows, head)
     top = _top(rows, head, shots)
     table = summary.per_dataset(scores)
@@ -131,6 +135,11 @@ def _charts(scores: pa.Table, rows: list[Row], head: str) -> dict[str, charts.Ch
     if not oracle.empty:
         best, fused = _series(table, ON_TEST, shots), _series(table, methods[0], shots)
         drawn["headroom"] = charts.headroom(best, oracle, fused, methods[0])
+    stand = stands.get((head, methods[0], shots), {})
+    if stand.get("correlation") is not None:
+        share = pd.Series(summary.measures_of_set(scores, "complementarity", head))
+        gain = _series(table, methods[0], shots, against)
+        drawn["scatter"] = charts.scatter(gain, share, methods[0], tables.correlation(stand))
     if len({row.shots for row in rows if row.kind == "fused" and row.shots}) > 1:
         drawn["shots"] = charts.against_shots(_curves(rows, head, methods[: SHOWN_METHODS - 1]), _levels(rows, head))
     return drawn

@@ -13,6 +13,7 @@ CAPTION = (
     "Mean top-1 accuracy in percent over datasets (and seeds); behind it the gain in points over the best single "
     "backbone picked with the same labels or, without labels, over the best one of each test set in hindsight."
 )
+CORRELATION = ("correlation", "correlation_low", "correlation_high")
 ORDER = {"bound": 0, "fused": 1, "reference": 2, "single": 3}
 
 
@@ -41,6 +42,12 @@ def interval(gain: Gain | None) -> str:
     if gain is None:
         return "–"
     return points(gain.mean) + (f" [{points(gain.low)}, {points(gain.high)}]" if gain.low is not None else "")
+
+
+def correlation(stand: dict) -> str:
+    """A row of `schema.STANDINGS` as a sentence on gain and complementarity."""
+    value, low, high = (f"{stand[key]:+.2f}".replace("-", "−") for key in CORRELATION)
+    return f"Pearson's correlation over datasets: {value} [{low}, {high}]."
 
 
 def markdown(scores: pa.Table) -> str:

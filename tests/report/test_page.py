@@ -5,9 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pyarrow as pa
 import pytest
 from made_scores import ABOUT, BACKBONES, campaign, failures, row, table
 
+from clipray import schema
 from clipray.report import files, read, render, write
 from clipray.store import Store
 
@@ -112,7 +114,24 @@ def test_written_and_read_back(tmp_path):
     made = write(store, "first", campaign(2), failures(), ABOUT)
     assert Path(made["report"]).read_text() == render(campaign(2), failures(), ABOUT)
     assert files.campaigns(store) == ["first"]
-    scores, failed, about = read(store, "reports/first")
+    scores, failed, about, standings = read(store, "reports/first")
     assert scores.equals(campaign(2))
     assert failed.equals(failures())
     assert about == ABOUT
+    assert standings.num_rows == 0
+
+
+def test_ranks_and_the_correlation_are_shown(tmp_path):
+    stand = {"head": "zero_shot", "shots": 16, "method": "nlc", "datasets": 21, "methods": 9, "mean_rank": 1.75}
+    stand |= {"friedman_p": 0.0012, "critical_difference": 2.6}
+    stand |= {"correlation": -0.42, "correlation_low": -0.7, "correlation_high": 0.11}
+    standings = pa.Table.from_pylist([stand], schema=schema.STANDINGS)
+    made = write(Store(str(tmp_path)), "first", campaign(), failures(), ABOUT, standings)
+    reader = Reader(Path(made["report"]).read_text())
+    text = " ".join("".join(reader.text).split())
+    assert reader.open == []
+    assert "1.8" in text
+    assert "9 methods on 21 datasets, Friedman’s p = 0.001, and ranks 2.6 apart differ" in text
+    (label,) = [svg["aria-label"] for svg in reader.svgs if "against complementarity on 21" in svg["aria-label"]]
+    assert "−0.42 [−0.70, +0.11]" in label
+    assert read(Store(str(tmp_path)), "reports/first")[3].equals(standings)

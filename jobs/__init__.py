@@ -11,20 +11,23 @@ from rich.console import Console
 from clipray.config import ConfigError
 
 
-def arguments(doc: str, config: str | None = "required", **flags: dict[str, Any]) -> argparse.Namespace:
+def arguments(doc: str, config: str | None = "required", positions: tuple = (), **flags: dict) -> argparse.Namespace:
     """The command line of a job: CONFIG, `--set a.b=c` (repeated), `--verbose`, and the job's own flags.
 
     Args:
         doc: the job's docstring, which is its help; its first line names the job.
         config: "required", "optional", or None for a job that takes no config.
+        positions: names of further arguments behind the config.
         flags: argparse's settings by the flag's name: `sample={"type": int, "default": 500, "help": "…"}`.
 
     Returns:
-        `config` (a path or None), `set` (a list), `verbose`, and the job's own flags.
+        `config` (a path or None), `set` (a list), `verbose`, and the job's own arguments and flags.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if config:
         parser.add_argument("config", nargs=None if config == "required" else "?", help="a campaign's YAML file")
+    for name in positions:
+        parser.add_argument(name)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the config")
     for name, settings in flags.items():
         parser.add_argument("--" + name.replace("_", "-"), **settings)
@@ -51,7 +54,7 @@ def finish(result: dict[str, Any]) -> None:
 def run(main: Callable[[], int | None]) -> None:
     """Call a job's main and leave.
 
-    A `ConfigError` is told on stderr, without a traceback, with exit code 2; workers that died too often, with 1.
+    A `ConfigError` is told without a traceback, with exit code 2; workers that died too often, with 1.
     """
     try:
         code = main() or 0
@@ -62,8 +65,7 @@ def run(main: Callable[[], int | None]) -> None:
         print("stopped; the same command continues", file=sys.stderr)
         code = 130
     except Exception as error:
-        words = _lost(error)
-        if words is None:
+        if (words := _lost(error)) is None:
             raise
         print(f"error: {words}", file=sys.stderr)
         code = 1

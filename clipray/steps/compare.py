@@ -1,0 +1,102 @@
+"""Two methods of a campaign on the same images: differences with intervals and tests, dataset by dataset."""
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from clipray.config import Campaign, ConfigError
+from clipray.report import files
+from clipray.steps.evaluate import OUTCOMES
+from clipray.steps.publish import MARK
+from clipray.store import Store
+
+COLUMNS = ["head", "method", "shots", "seed", "image_id", "label", "prediction"]
+RESAMPLES, LEVEL = 2000, 0.05
+
+
+class Choice(NamedTuple):
+    """A method as `[head:]method[@shots]` names it."""
+
+    head: str
+    method: str
+    shots: int
+
+    def __str__(self) -> str:
+        return f"{self.head}:{self.method}@{self.shots}"
+
+
+def choice(text: str, campaign: Campaign) -> Choice:
+    """Read `nlc@4` or `linear_probe:nlc@4`; the head is the campaign's first, the shots 0 where they are not given."""
+    head, colon, rest = text.rpartition(":")
+    method, _, shots = rest.partition("@")
+    if not method or (shots and not shots.isdigit()):
+        raise ConfigError(f"{text!r}: write a method as [head:]method[@shots], as in nlc@4")
+    return Choice(head if colon else campaign.heads[0], method, int(shots or 0))
+
+
+def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:
+    """A row per dataset that has outcomes of both.
+
+    Correctness is averaged over seeds per image first, so images are what is resampled; McNemar's exact test, which
+    needs yes or no, is made for each pair of seeds, or against the one outcome of a method without seeds.
+
+    Returns:
+        rows of `dataset, images, a, b` (top-1), `difference, low, high, p` (paired bootstrap), `seeds`, and on how many
+        of them McNemar's test finds a difference at 5 %: `a_better`, `b_better`.
+
+    Raises:
+        ConfigError: nothing is evaluated yet, or no dataset knows one of the methods.
+    """
+    store = Store(campaign.workspace)
+    published = store.read_json(f"{files.FOLDER}/{campaign.name}/{MARK}")
+    if published is None:
+        raise ConfigError(f"campaign {campaign.name} has no results in {store.uri}: run `python -m jobs.run` first")
+    rows, known = [], set()
+    for dataset, place in published["result"]["outcomes"].items():
+        folder = place.removeprefix(store.uri).lstrip("/")
+        table = store.read_table(f"{folder}/{OUTCOMES}", COLUMNS)
+        known |= {
+            Choice(*key.values()) for key in table.select(COLUMNS[:3]).group_by(COLUMNS[:3]).aggregate([]).to_pylist()
+        }
+        a, b = (correctness(table, chosen) for chosen in (one, other))
+        if a and b:
+            rows.append({"dataset": dataset, **paired(a, b)})
+    if not rows:
+        missing = [str(chosen) for chosen in (one, other) if chosen not in known] or [str(one), str(other)]
+        raise ConfigError(f"no outcomes of {' and '.join(missing)}; known: {', '.join(map(str, sorted(known)))}")
+    return rows
+
+
+def correctness(table: pa.Table, chosen: Choice) -> dict[int, Any]:
+    """seed → which images a method has right, bool tensor in the order of image ids; empty where it has no outcomes."""
+    import torch
+
+    expression = pa.compute.field("head") == chosen.head
+    expression &= (pa.compute.field("method") == chosen.method) & (pa.compute.field("shots") == chosen.shots)
+    found = {}
+    own = table.filter(expression).sort_by("image_id")
+    for seed in sorted(set(own["seed"].to_pylist())):
+        part = own.filter(pa.compute.equal(own["seed"], seed))
+        found[seed] = torch.from_numpy((part["label"].to_numpy() == part["prediction"].to_numpy()).copy())
+    return found
+
+
+def paired(a: dict[int, Any], b: dict[int, Any]) -> dict:
+    """Compare two methods by their correctness on the same images."""
+    import torch
+
+    from clipray.numerics.bootstrap import mcnemar, paired_bootstrap
+
+    mean_a, mean_b = (torch.stack(list(right.values())).double().mean(0) for right in (a, b))
+    found = paired_bootstrap(mean_a, mean_b, RESAMPLES)
+    seeds = sorted(set(a) & set(b)) if len(a) > 1 and len(b) > 1 else sorted(set(a) | set(b))
+    tests = [mcnemar(a.get(seed, a[min(a)]), b.get(seed, b[min(b)])) for seed in seeds]
+    return {
+        "images": len(mean_a),
+        "a": float(mean_a.mean()),
+        "b": float(mean_b.mean()),
+        **{"difference": found.difference, "low": found.low, "high": found.high, "p": found.p},
+        "seeds": len(seeds),
+        "a_better": sum(p < LEVEL and only_a > only_b for only_a, only_b, p in tests),
+        "b_better": sum(p < LEVEL and only_b > only_a for only_a, only_b, p in tests),
+    }

@@ -1,0 +1,46 @@
+"""Compare two methods of a campaign, image by image, on every dataset.
+
+    python -m jobs.compare configs/demo.yaml nlc@4 best_single_on_support@4
+    python -m jobs.compare configs/demo.yaml nlc@1 log_avg
+    python -m jobs.compare CONFIG linear_probe:nlc@16 zero_shot:nlc@16
+
+A method is named [head:]method[@shots], as in the report. Shows both accuracies, their difference with the 95 %
+interval and p-value of the paired bootstrap over images, and on how many seeds McNemar's exact test tells them apart
+(5 %). Reads stored outcomes and computes nothing anew. The last line on stdout is one JSON object.
+"""
+
+from rich.table import Table
+
+from clipray import config
+from clipray.steps import compare as steps
+from jobs import arguments, console, finish, run
+
+
+def main() -> None:
+    """Print a table and the JSON line."""
+    given = arguments(__doc__, positions=("a", "b"))
+    campaign = config.load(config.Campaign, given.config, given.set)
+    one, other = (steps.choice(text, campaign) for text in (given.a, given.b))
+    rows = steps.compare(campaign, one, other)
+    table = Table("dataset", title=f"{one} against {other}")
+    for name in ("images", "a, %", "b, %", "a − b, points", "interval", "p", "seeds", "a better", "b better"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        points = [f"{100 * row[key]:.1f}" for key in ("a", "b")]
+        signed = [f"{100 * row[key]:+.1f}" for key in ("difference", "low", "high")]
+        counts = [str(row[key]) for key in ("seeds", "a_better", "b_better")]
+        table.add_row(
+            row["dataset"], str(row["images"]), *points, signed[0], f"[{signed[1]}, {signed[2]}]".replace("[", "\\["),
+            f"{row['p']:.3f}", *counts,
+        )  # fmt: skip
+    console().print(table)
+    better = sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows)
+    mean = sum(row["difference"] for row in rows) / len(rows)
+    finish(
+        {"a": str(one), "b": str(other), "mean_difference": mean, "a_better": better[0], "b_better": better[1]}
+        | {"datasets": rows}
+    )
+
+
+if __name__ == "__main__":
+    run(main)

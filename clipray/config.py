@@ -118,6 +118,7 @@ class Campaign(Strict):
     folds: int = Field(5, ge=2)  # at most, of cross-fitting where head and fuser live on the same labels
     max_pixels: int = Field(100_000_000, ge=1)  # larger images are refused, unread, as decompression bombs
     limit: int = Field(0, ge=0)  # images per split; 0: all
+    save_fusers: bool = False  # keep every fitted fuser beside its scores
     compute: Compute = Compute()
     tracking: Tracking = Tracking()
 

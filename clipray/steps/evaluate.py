@@ -11,6 +11,7 @@ import pyarrow as pa
 import clipray.numerics
 from clipray.config import Campaign, ConfigError, Fuser
 from clipray.steps import classifiers, embed, views
+from clipray.steps import fitted as fitted_fusers
 from clipray.steps.scoring import REFERENCE, Scores
 from clipray.store import Store
 
@@ -33,6 +34,7 @@ class Task:
     shots: tuple[int, ...]
     seeds: int
     folds: int
+    save_fusers: bool = False
     costs: tuple[dict, ...] = ()  # of each backbone, see `cost.method_cost`; what was measured is not what was asked
 
     @property
@@ -127,12 +129,28 @@ def evaluate(store: Store, task: Task) -> str:
     drawn = draw(task, splits, len(weights[0]))
     views.score_spaces(scores, task.backbones, test.embeddings)
     for head in task.heads:
-        views.score_head(scores, head, task, drawn, splits, weights)
+        fitted = views.score_head(scores, head, task, drawn, splits, weights)
+        if task.save_fusers:
+            save(store, place, task, head, fitted)
     store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())
     store.write_table(f"{place}/{SCORES}", scores.scores())
     short = {one.shots: len(one.short) for one in drawn if one.seed == 0}
     store.finish(place, task.what, rows=len(scores.rows), classes_with_fewer_images_than_shots=short)
     return place
+
+
+def save(store: Store, place: str, task: Task, head: str, fitted: dict[tuple[int, int], dict]) -> None:
+    """Write the fitted fusers of one head.
+
+    Args:
+        fitted: by (shots, seed), then by the fuser's name.
+    """
+    about = {"dataset": task.dataset, "head": head, "backbones": task.backbones, "classifiers": task.classifiers}
+    entries = {entry.name: entry for entry in task.fusers}
+    for (shots, seed), states in fitted.items():
+        for name, state in states.items():
+            file = fitted_fusers.path(place, head, name, shots, seed)
+            fitted_fusers.write(store, file, entries[name], state, **about, shots=shots, seed=seed)
 
 
 def draw(task: Task, splits: dict[str, Split], classes: int) -> list:

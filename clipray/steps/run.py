@@ -131,6 +131,7 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
                 shots=todo.campaign.shots,
                 seeds=todo.campaign.seeds,
                 folds=todo.campaign.folds,
+                save_fusers=todo.campaign.save_fusers,
                 costs=tuple(cards.cost(known[name]) for name in names),
             )
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def score_head(
     scores: Scores, name: str, task: "Task", drawn: list, splits: dict[str, "Split"], weights: tuple
-) -> None:
+) -> dict[tuple[int, int], dict]:
     """Fit a head and all fusers on every support set, and score them on the test images.
 
     A head without labels has one set of test logits; one with labels has its own for every support set, and fusers
@@ -24,6 +24,9 @@ def score_head(
 
     Args:
         name: the head. drawn: the support sets (`protocol.Draw`). weights: M class-vector tensors C×D_m.
+
+    Returns:
+        by (shots, seed), every fitted fuser's state by its name.
     """
     from clipray.numerics.fewshot import FITTED_HEADS
 
@@ -31,6 +34,7 @@ def score_head(
     problems = [shots(draw, splits["train"], weights, task.scales) for draw in drawn]
     supports = [support(head, problem, task.folds) for problem in problems]
     fitted = fit(task, supports)
+    by_draw = {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
     if head.needs_labels:
         for draw, problem, states in zip(drawn, problems, fitted, strict=True):
             logits_NMC = logits(head, head.fit(problem, head.settings), test.embeddings, weights, task.scales)
@@ -38,7 +42,7 @@ def score_head(
             score_bounds(scores, place, task, logits_NMC)
             score_fusers(scores, place, task, apply_label_free(task, logits_NMC, test.embeddings))
             score_fusers(scores, place, task, apply(task, states, logits_NMC, test.embeddings))
-        return
+        return by_draw
     empty = [None] * len(weights)
     logits_NMC = logits(head, head.fit(empty, head.settings), test.embeddings, weights, task.scales)
     score_bounds(scores, (name, 0, 0), task, logits_NMC)
@@ -46,6 +50,7 @@ def score_head(
     for draw, states in zip(drawn, fitted, strict=True):
         place = (name, draw.shots, draw.seed)
         score_fusers(scores, place, task, apply(task, states, logits_NMC, test.embeddings))
+    return by_draw
 
 
 def shots(draw: Any, train: "Split", weights: tuple, scales: tuple) -> list:

@@ -6,11 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import statsmodels.stats.contingency_tables
+import torch
 from sklearn.metrics import accuracy_score
 
 from clipray import schema
 from clipray.config import Campaign, ConfigError, Fuser, parse
-from clipray.steps import evaluate
+from clipray.numerics.fusers import FUSERS
+from clipray.steps import evaluate, fitted
 from clipray.store import Store
 
 CLASSES, DIM = 4, 8
@@ -234,3 +236,23 @@ def test_pairs_of_embedding_spaces_and_mcnemars_test(tmp_path):
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
     expected = statsmodels.stats.contingency_tables.mcnemar(table, exact=True).pvalue
     assert value(scores, method="c_log_avg", metric="p_on_support", seed=1) == pytest.approx(expected)
+
+
+def test_saved_fusers_say_again_what_was_scored(tmp_path):
+    world = World(tmp_path)
+    task = dataclasses.replace(world.task(fusers=("nlc", "super_learner"), shots=(1, 4)), save_fusers=True)
+    _, outcomes = world.frames(task)
+    place = evaluate.address(world.store, task)
+    entry, state, about = fitted.read(world.store, fitted.path(place, "zero_shot", "nlc", 4, 1))
+    assert (entry.fuser, about["dataset"], tuple(about["backbones"])) == ("nlc", "made", BACKBONES)
+    embeddings = [torch.tensor(world.embeddings["test", name]).float() for name in BACKBONES]
+    weights = [torch.tensor(world.weights[name]).float() for name in BACKBONES]
+    logits = torch.stack([10 * _normal(e) @ w.T for e, w in zip(embeddings, weights, strict=True)], 1)
+    said = outcomes[(outcomes["method"] == "nlc") & (outcomes["shots"] == 4) & (outcomes["seed"] == 1)]
+    expected = said.set_index("image_id").loc[world.ids["test"], "prediction"].to_numpy()
+    assert (FUSERS[entry.fuser].apply(state, logits, embeddings).argmax(1).numpy() == expected).all()
+    assert not world.store.names(f"{evaluate.address(world.store, world.task())}/{fitted.FOLDER}")
+
+
+def _normal(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=1, keepdim=True)

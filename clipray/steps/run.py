@@ -147,11 +147,19 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
         evaluate.check(todo.campaign)
         compute = todo.campaign.compute
         cluster.connect(compute, todo.verbose)
-        items = [(todo.store, task) for task in missing]
+        # the longest first, or one long evaluation begun last would keep a single worker busy at the end
+        items = [(todo.store, task) for task in sorted(missing, key=lambda task: -_size(todo, task))]
         with progress("evaluation", len(items), "datasets") as advance:
             for _ in cluster.tasks(evaluate.evaluate, items, 1, 0, compute.max_retries):
                 advance(1)
     return places
+
+
+def _size(todo: Plan, task: evaluate.Task) -> int:
+    """How long an evaluation takes, roughly: support images × classes, for every logit is looked at."""
+    train, classes = todo.works.get((task.dataset, "train")), len(todo.prompts[task.dataset]["classnames"])
+    support = min(len(train.index), classes * max(task.shots)) if train and task.shots else 0
+    return (support + 1) * classes
 
 
 def describe(todo: Plan) -> list[str]:

@@ -85,12 +85,13 @@ def test_a_class_without_prototype_is_neither_favoured_nor_barred():
     assert fusion.neutral(logits, torch.tensor([True, True, False])).tolist() == [[[1.0, 3.0, 2.0]]]
 
 
-def test_guarded_goes_with_the_good_candidate_and_states_its_weights():
+def test_guarded_goes_with_the_good_candidates_and_states_its_weights():
     z, embeddings, y = problem(images=80, seed=3, noise=0.5)
     useless = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     f = FUSERS["guarded"]
     state = f.fit([Support(useless, embeddings, y)], f.settings)[0]
-    assert state.numbers["weights"]["proto_fusion"] > 0.8
+    stated = state.numbers["weights"]
+    assert stated["proto_fusion"] + stated["linear_probe_concat"] > 0.8  # those that see the embeddings
     one_shot = f.fit([support(images=4)], f.settings)[0]
     assert one_shot.numbers["weights"] == {n: float(n == f.settings.otherwise) for n in f.settings.candidates}
 

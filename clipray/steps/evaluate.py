@@ -115,13 +115,14 @@ def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
     return Split(ids.filter(kept).to_pylist(), labels_N, tuple(matrices))
 
 
-def evaluate(store: Store, task: Task) -> str:
-    """Score every head and fuser on one dataset; returns the artefact's address."""
+def evaluate(store: Store, task: Task, place: str) -> None:
+    """Score every head and fuser on one dataset.
+
+    Args:
+        place: the task's `address`, as the caller knows it.
+    """
     import torch
 
-    place = address(store, task)
-    if store.manifest(place) is not None:
-        return place
     weights = tuple(torch.from_numpy(classifiers.read(store, c)) for c in task.classifiers)
     splits = {name: read_split(store, places, len(weights[0])) for name, places in task.embeddings.items()}
     test = splits["test"]
@@ -136,7 +137,6 @@ def evaluate(store: Store, task: Task) -> str:
     store.write_table(f"{place}/{SCORES}", scores.scores())
     short = {one.shots: len(one.short) for one in drawn if one.seed == 0}
     store.finish(place, task.what, rows=len(scores.rows), classes_with_fewer_images_than_shots=short)
-    return place
 
 
 def save(store: Store, place: str, task: Task, head: str, fitted: dict[tuple[int, int], dict]) -> None:

@@ -75,7 +75,8 @@ class World:
         self.store.finish(f"e-{split}-{name}", {}, shards=["all.parquet"])
 
     def frames(self, task):
-        place = evaluate.evaluate(self.store, task)
+        place = evaluate.address(self.store, task)
+        evaluate.evaluate(self.store, task, place)
         return [self.store.read_table(f"{place}/{n}").to_pandas() for n in (evaluate.SCORES, evaluate.OUTCOMES)]
 
 
@@ -170,7 +171,7 @@ def test_backbones_that_saw_different_labels_are_refused(tmp_path):
     world.labels["test"] = (world.labels["test"] + 1) % CLASSES
     world.write("test", "beta")
     with pytest.raises(ValueError, match="holds other images or labels"):
-        evaluate.evaluate(world.store, task)
+        evaluate.evaluate(world.store, task, "e")
 
 
 def test_an_image_of_the_test_split_is_never_drawn(tmp_path):

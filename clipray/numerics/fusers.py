@@ -12,6 +12,7 @@ from clipray.numerics import (
     fusion,
     gate,
     guarded,
+    meta,
     prior_gate,
     prototypes,
     selection,
@@ -100,6 +101,7 @@ FUSERS: dict[str, Fuser] = {
     "tip_adapter_avg": _on_embeddings(prototypes.fit_tip, prototypes.tip_avg, prototypes.Tip()),
     "linear_probe_concat": _on_embeddings(prototypes.fit_probe_concat, prototypes.probe_concat, prototypes.Probe()),
     "nlc_prior": _on_embeddings(prior_gate.fit, prior_gate.apply, prior_gate.PriorGate()),
+    "nlc_meta": _on_embeddings(meta.fit, meta.apply, meta.MetaGate()),
     "proto_fusion": _on_embeddings(fusion.fit, fusion.apply, fusion.ProtoFusion()),
 }
 FUSERS["guarded"] = _on_embeddings(partial(guarded.fit, FUSERS), partial(guarded.apply, FUSERS), guarded.Guarded())

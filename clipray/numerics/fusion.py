@@ -1,6 +1,7 @@
 """`proto_fusion`: every backbone is two experts, what text says of an image and what the support images say of it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -70,8 +71,11 @@ def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
     count = settings.temperatures.prior_count
     tensors["sure_1"] = inverse_temperatures(text_KC[None, :, None], s.labels_K[None], count, low, high)[0]
     text_KC = (text_KC * tensors["sure_1"])[paired]
-    proto_KC = (scaled_KMC.double() * ratio_M[:, None]).mean(1)
-    tensors["weight_2"] = positive_weights(torch.stack([text_KC, proto_KC], 1), labels, settings.balance_count)
+    proto_KMC = scaled_KMC.double() * ratio_M[:, None]
+    balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
+    tensors["weight_2"] = positive_weights(balance_K2C, labels, settings.balance_count)
+    text_KMC = calibrate(calibrated, s.logits_KMC.double()) * tensors["sure_1"]
+    tensors["evidence_E3"] = torch.cat([evidence(text_KMC, s.labels_K), evidence(proto_KMC, labels)]).float()
     return State(
         settings, tensors, {"text": float(tensors["weight_2"][0]), "prototypes": float(tensors["weight_2"][1])}
     )
@@ -139,16 +143,36 @@ def positive_weights(logits_KJC: Tensor, labels_K: Tensor, prior_count: float, s
     return w
 
 
-def experts(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """Calibrated logits N×2×C: the backbones' mean for text, and for prototypes."""
+def evidence(logits_KMC: Tensor, labels_K: Tensor) -> Tensor:
+    """What support images say of M experts, M×3: accuracy, NLL in units of chance's (log C), and 1; or 0, 1, 0 if none.
+
+    >>> evidence(torch.tensor([[[5.0, 0.0]], [[5.0, 0.0]]]), torch.tensor([0, 1])).round(decimals=2)
+    tensor([[0.5000, 3.6200, 1.0000]])
+    """
+    images, backbones, classes = logits_KMC.shape
+    if not images:
+        return torch.tensor([[0.0, 1.0, 0.0]], dtype=logits_KMC.dtype).expand(backbones, 3)
+    right_M = (logits_KMC.argmax(2) == labels_K[:, None]).to(logits_KMC.dtype).mean(0)
+    own = labels_K[:, None, None].expand(-1, backbones, 1)
+    nll_M = -torch.log_softmax(logits_KMC, dim=2).gather(2, own)[..., 0].mean(0) / max(math.log(classes), 1e-9)
+    return torch.stack([right_M, nll_M, torch.ones_like(nll_M)], dim=1)
+
+
+def cosines(state: State, embeddings: Sequence[Tensor]) -> Tensor:
+    """Cosines N×M×C of centred embeddings to the class means; 0 for a class without any."""
     tensors = state.tensors
-    cosines = [unit(unit(e) - tensors[f"centre_D/{m}"]) @ tensors[f"means_CD/{m}"].T for m, e in enumerate(embeddings)]
-    proto_NMC = neutral(torch.stack(cosines, 1) * tensors["gamma_M"].float()[:, None], tensors["seen_C"])
-    text_NC = calibrate(state, logits_NMC).mean(1) * tensors["sure_1"].to(logits_NMC)
-    return torch.stack([text_NC, proto_NMC.mean(1).to(logits_NMC)], dim=1)
+    every = [unit(unit(e) - tensors[f"centre_D/{m}"]) @ tensors[f"means_CD/{m}"].T for m, e in enumerate(embeddings)]
+    return torch.stack(every, 1)
+
+
+def experts(state: State, logits_NMC: Tensor, cosine_NMC: Tensor) -> tuple[Tensor, Tensor]:
+    """Calibrated logits N×M×C of every backbone's two experts: text, and prototypes."""
+    proto_NMC = neutral(cosine_NMC * state.tensors["gamma_M"].float()[:, None], state.tensors["seen_C"])
+    return calibrate(state, logits_NMC) * state.tensors["sure_1"].to(logits_NMC), proto_NMC.to(logits_NMC)
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """log softmax of the weighted sum of both experts: they are evidence of different kinds, so they add up."""
     weight_2 = state.tensors["weight_2"].to(logits_NMC)
-    return torch.log_softmax(torch.einsum("j,njc->nc", weight_2, experts(state, logits_NMC, embeddings)), dim=1)
+    kinds = [kind_NMC.mean(1) for kind_NMC in experts(state, logits_NMC, cosines(state, embeddings))]
+    return torch.log_softmax(torch.einsum("j,njc->nc", weight_2, torch.stack(kinds, 1)), dim=1)

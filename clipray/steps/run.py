@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from clipray import catalog, sources
 from clipray.config import Backbone, Campaign, ConfigError, Dataset
 from clipray.progress import progress
-from clipray.steps import cards, classifiers, cluster, embed, evaluate
+from clipray.steps import cards, classifiers, cluster, embed, evaluate, meta
 from clipray.steps.index import index, reader
 from clipray.store import Store
 
@@ -140,7 +140,7 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
 
 def evaluate_datasets(todo: Plan) -> dict[str, str]:
     """Evaluate the datasets in parallel; the address of each one's scores."""
-    every = tasks(todo)
+    every = meta.taught(todo.store, tasks(todo), todo.campaign.compute, todo.verbose)
     places = {task.dataset: evaluate.address(todo.store, task) for task in every}
     missing = [task for task in every if todo.store.manifest(places[task.dataset]) is None]
     if missing:
@@ -148,7 +148,8 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
         compute = todo.campaign.compute
         cluster.connect(compute, todo.verbose)
         # the longest first, or one long evaluation begun last would keep a single worker busy at the end
-        items = [(todo.store, task) for task in sorted(missing, key=lambda task: -_size(todo, task))]
+        missing.sort(key=lambda task: -_size(todo, task))
+        items = [(todo.store, task, places[task.dataset]) for task in missing]
         with progress("evaluation", len(items), "datasets") as advance:
             for _ in cluster.tasks(evaluate.evaluate, items, 1, 0, compute.max_retries):
                 advance(1)

@@ -1,0 +1,132 @@
+"""What `nlc_meta` has learned for each dataset: on the train splits of the campaign's other datasets, never its own."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from clipray.config import Compute, Fuser
+from clipray.progress import progress
+from clipray.steps import classifiers, cluster, evaluate, views
+from clipray.steps.evaluate import Task
+from clipray.store import Store
+
+if TYPE_CHECKING:
+    from clipray.numerics.meta import Episode, MetaGate
+
+FUSER, HEAD = "nlc_meta", "zero_shot"  # whatever the head it is applied to: its features hold for any logits
+EPISODES = "episodes.safetensors"
+LEAST = 3  # other datasets; with fewer, the gate stays untaught
+SHOTS, SEEDS, QUERIES, FEWEST = (1, 2, 4, 8, 16), 2, 128, 16
+
+
+def taught(store: Store, tasks: list[Task], compute: Compute, verbose: bool) -> list[Task]:
+    """The tasks, with learned weights in the settings of every `nlc_meta` entry that has none of its own.
+
+    Each dataset's episodes are computed once, and each dataset's weights from those of all others; both are artefacts,
+    so nothing is done twice.
+    """
+    known = {task.dataset: task for task in tasks if "train" in task.embeddings}
+    entries = {entry.name: entry for task in tasks for entry in task.fusers if _untaught(entry)}
+    weights = {name: _weights(store, entry, known, compute, verbose) for name, entry in entries.items()}
+    return [_with_weights(task, weights) for task in tasks]
+
+
+def _untaught(entry: Fuser) -> bool:
+    return entry.fuser == FUSER and "weights" not in entry.settings
+
+
+def _with_weights(task: Task, weights: dict[str, dict[str, list]]) -> Task:
+    def with_own(entry: Fuser) -> Fuser:
+        own = weights.get(entry.name, {}).get(task.dataset)
+        return entry.model_copy(update={"settings": entry.settings | {"weights": own}}) if own else entry
+
+    return replace(task, fusers=tuple(with_own(entry) for entry in task.fusers))
+
+
+def _weights(
+    store: Store, entry: Fuser, known: dict[str, Task], compute: Compute, verbose: bool
+) -> dict[str, list[float]]:
+    """By dataset, the weights learned on all others."""
+    from clipray.numerics.fusers import settings_of
+
+    settings = settings_of(FUSER, entry.settings)
+    told = {name: what(task, settings) for name, task in known.items()}
+    sources = {name: store.address("meta", name, "episodes", what=one) for name, one in told.items()}
+    lessons = {}
+    for name in known:
+        others = sorted(source for other, source in sources.items() if other != name)
+        if len(others) >= LEAST:
+            lesson = {"episodes": others, "settings": settings, "code": evaluate.code()}
+            lessons[name] = (store.address("meta", name, "weights", what=lesson), others, lesson)
+    missing = [(store, *lesson, settings) for lesson in lessons.values() if store.manifest(lesson[0]) is None]
+    if missing:
+        cluster.connect(compute, verbose)
+        parts = [(store, sources[n], known[n], told[n], settings) for n in known if store.manifest(sources[n]) is None]
+        _each(make_episodes, parts, "episodes of other datasets", compute)
+        _each(learn, missing, "learning from them", compute)
+    return {name: store.manifest(place)["weights"] for name, (place, *_) in lessons.items()}
+
+
+def _each(function: Any, items: list[tuple], words: str, compute: Compute) -> None:
+    with progress(words, len(items), "datasets") as advance:
+        for _ in cluster.tasks(function, items, 1, 0, compute.max_retries):
+            advance(1)
+
+
+def what(task: Task, settings: "MetaGate") -> dict:
+    """The WHAT of a dataset's episodes."""
+    data = {"embeddings": task.embeddings["train"], "classifiers": task.classifiers, "scales": task.scales}
+    draws = {"shots": SHOTS, "seeds": SEEDS, "queries": QUERIES, "fewest": FEWEST}
+    return {"dataset": task.dataset, **data, **draws, "experts": settings.experts, "code": evaluate.code()}
+
+
+def make_episodes(store: Store, place: str, task: Task, told: dict, settings: "MetaGate") -> None:
+    """Write the episodes of one dataset; reads its train split only."""
+    from safetensors.torch import save
+
+    tensors = {}
+    for number, one in enumerate(episodes(store, task, settings)):
+        named = {"features_QEF": one.features_QEF, "logits_QEC": one.logits_QEC, "base_E": one.base_E}
+        tensors |= {f"{number}/{key}": value.contiguous() for key, value in named.items()}
+        tensors[f"{number}/labels_Q"] = one.labels_Q.contiguous()
+    store.write(f"{place}/{EPISODES}", save(tensors))
+    store.finish(place, told)
+
+
+def episodes(store: Store, task: Task, settings: "MetaGate") -> list["Episode"]:
+    """Support sets drawn from the train split, each with up to QUERIES of the other images there."""
+    import numpy as np
+    import torch
+
+    from clipray.numerics import meta
+    from clipray.numerics.fewshot import FITTED_HEADS
+    from clipray.numerics.protocol import draws
+    from clipray.numerics.support import Support
+
+    weights = tuple(torch.from_numpy(classifiers.read(store, place)) for place in task.classifiers)
+    train, head = evaluate.read_split(store, task.embeddings["train"], len(weights[0])), FITTED_HEADS[HEAD]
+    states = head.fit([None] * len(weights), head.settings)
+    logits_NMC = views.logits(head, states, train.embeddings, weights, task.scales)
+    whole = Support(logits_NMC, train.embeddings, train.labels_N)
+    found = []
+    for draw in draws(train.image_ids, train.labels_N.numpy(), len(weights[0]), SHOTS, range(SEEDS)):
+        rest = np.setdiff1d(np.arange(len(train.image_ids)), draw.rows_K)
+        rest = np.random.default_rng(draw.seed).permutation(rest)[:QUERIES]
+        if len(rest) >= FEWEST:
+            support, query = (whole.take(torch.from_numpy(rows)) for rows in (draw.rows_K, rest))
+            found.append(meta.episode(support, query, settings, task.dataset))
+    return found
+
+
+def learn(store: Store, place: str, others: list[str], lesson: dict, settings: "MetaGate") -> None:
+    """Learn a gate's weights from other datasets' episodes; they are kept in the artefact's manifest."""
+    from safetensors.torch import load
+
+    from clipray.numerics import meta
+
+    found = []
+    for source in others:
+        tensors = load(store.read(f"{source}/{EPISODES}"))
+        for number in sorted({name.partition("/")[0] for name in tensors}, key=int):
+            fields = [field for field in meta.Episode._fields if field != "group"]
+            found.append(meta.Episode(*(tensors[f"{number}/{field}"] for field in fields), group=source))
+    store.finish(place, lesson, weights=list(meta.learn(found, settings, meta.Learning())))

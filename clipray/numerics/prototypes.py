@@ -44,11 +44,13 @@ class Probe:
         penalties: to choose from; the objective is Σ cross-entropy + penalty/2 · ‖W‖² (scikit-learn's C is 1/penalty).
         one_shot: the penalty where a single image per class leaves nothing to validate on.
         folds: the most folds.
+        tolerance: largest scaled step at which a fit counts as done; from 1e-5 up in float32, below in float64.
     """
 
-    penalties: tuple[float, ...] = (0.003, 0.03, 0.3)
+    penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     one_shot: float = 0.03
     folds: int = 3
+    tolerance: float = 1e-4
 
 
 def class_means(x_KD: Tensor, labels_K: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -175,6 +177,7 @@ def fit_probes(xs: Sequence[Tensor], ys: Sequence[Tensor], classes: int, setting
             torch.tensor(settings.penalties),
             settings.one_shot,
             classes,
+            tolerance=settings.tolerance,
         )
         for i, w_DC, centre_D, penalty in zip(group, w_SDC, centres, penalty_S.tolist(), strict=True):
             tensors = {"w_DC": w_DC.float().contiguous(), "centre_D": centre_D}

@@ -215,7 +215,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _legend(axes: Axes, entries: int) -> None:
     axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=min(entries, 3 if entries > 4 else 4), frameon=False, borderpad=0,
+        loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3 if entries > 4 else entries, frameon=False, borderpad=0,
         handletextpad=0.2, columnspacing=1.4, labelcolor=INK, reverse=True,
     )  # fmt: skip
 

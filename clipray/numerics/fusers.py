@@ -1,6 +1,5 @@
 """Every fuser by name, and how a fitted one is taken apart and put together again."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from clipray.numerics import (
     stacking,
     transport,
 )
-from clipray.numerics.support import Fuser, State, dump_settings, fit_nothing
+from clipray.numerics.support import Fuser, State, changed, dump_settings, fit_nothing
 
 
 def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
@@ -35,17 +34,7 @@ def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
     """
     if name not in FUSERS:
         raise KeyError(f"no fuser {name!r}; known: {', '.join(FUSERS)}")
-    return _changed(FUSERS[name].settings, changes or {})
-
-
-def _changed(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """`dataclasses.replace` that reaches into nested settings and reads JSON's lists as tuples."""
-    values = {}
-    for key, value in changes.items():
-        now = getattr(settings, key, None)
-        nested = dataclasses.is_dataclass(now) and isinstance(value, Mapping)
-        values[key] = _changed(now, value) if nested else tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(settings, **values)
+    return changed(FUSERS[name].settings, changes or {})
 
 
 def to_parts(state: State) -> tuple[dict[str, Tensor], dict]:
@@ -63,8 +52,12 @@ def _label_free(apply: Any, **more: Any) -> Fuser:
     return Fuser(fit_nothing, apply, needs_labels=False, **more)
 
 
-def _on_embeddings(fit: Any, apply: Any, settings: Any) -> Fuser:
-    return Fuser(fit, apply, settings, needs_embeddings=True)
+def _on_embeddings(fit: Any, apply: Any, settings: Any, **more: Any) -> Fuser:
+    return Fuser(fit, apply, settings, needs_embeddings=True, **more)
+
+
+def _gate(**settings: Any) -> Fuser:
+    return _on_embeddings(gate.fit, gate.apply, gate.Gate(**settings), path=gate.path)
 
 
 FUSERS: dict[str, Fuser] = {
@@ -84,13 +77,9 @@ FUSERS: dict[str, Fuser] = {
     "greedy": Fuser(simplex.fit_greedy, simplex.convex, simplex.Greedy()),
     "gac": Fuser(stacking.fit_genetic, stacking.weighted_logits, stacking.Genetic()),
     "stacking": Fuser(stacking.fit_stacking, stacking.stacking, stacking.Stacking()),
-    "nlc": _on_embeddings(gate.fit, gate.apply, gate.Gate()),
-    "moe": _on_embeddings(
-        gate.fit, gate.apply, gate.Gate(hidden=0, rate=1e-2, weight_decay=0.0, weight_map="softmax", combine="probs")
-    ),
-    "swig": _on_embeddings(
-        gate.fit, gate.apply, gate.Gate(hidden=80, rate=1e-3, weight_decay=0.0, weight_map="softmax", combine="probs")
-    ),
+    "nlc": _gate(),
+    "moe": _gate(hidden=0, rate=1e-2, weight_decay=0.0, weight_map="softmax", combine="probs"),
+    "swig": _gate(hidden=80, rate=1e-3, weight_decay=0.0, weight_map="softmax", combine="probs"),
     "knora_e": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_e")),
     "knora_u": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_u")),
     "ola": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("ola")),

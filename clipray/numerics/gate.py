@@ -10,7 +10,7 @@ mixture of experts (Jacobs et al. 1991) has none.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -107,33 +107,46 @@ def fuse(weights_XM: Tensor, logits_XMC: Tensor, combine: str) -> Tensor:
 
 def fit(supports: Sequence[Support], settings: Gate) -> list[State]:
     """Train one network per support set; those of one shot in one tensor program."""
-    states: dict[int, State] = {}
-    for group in alike(supports):
-        some = [supports[i] for i in group]
-        x_SKD = torch.stack([inputs(s.embeddings, settings.normalise_inputs) for s in some])
-        logits_SKMC = torch.stack([s.logits_KMC.float() for s in some])
-        labels_SK = torch.stack([s.labels_K for s in some])
-        seeds = [s.seed for s in some]
-        images, backbones = logits_SKMC.shape[1:3]
-        starts = [initial(x_SKD.shape[2], backbones, settings, seed) for seed in seeds]
-        parameters = [torch.stack(p) for p in zip(*starts, strict=True)]
+    return next(path(supports, settings, 1), [])
 
-        def loss(leaves: Sequence[Tensor], rows_Sb: Tensor, x=x_SKD, z=logits_SKMC, y=labels_SK) -> Tensor:
-            if rows_Sb.shape[1] != z.shape[1]:
-                x, z, y = (_rows(whole, rows_Sb) for whole in (x, z, y))
-            fused = fuse(weights(leaves, x, settings), z, settings.combine)
-            return torch.nn.functional.nll_loss(fused.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
 
-        if images:
-            optimiser = Adam(parameters, settings.rate, settings.weight_decay, settings.decay)
-            batches = shuffled(images, seeds, settings.batch, settings.epochs, settings.max_steps)
-            minimise(loss, parameters, optimiser, batches)
-        for position, i in enumerate(group):
-            tensors = {
-                name: p[position].clone() for name, p in zip(_NAMES[not settings.hidden], parameters, strict=True)
-            }
-            states[i] = State(settings, tensors)
-    return [states[i] for i in range(len(supports))]
+def path(supports: Sequence[Support], settings: Gate, parts: int) -> Iterator[list[State]]:
+    """The networks after each of `parts` equal parts of their training; the last are those of `fit`."""
+    groups, names = alike(supports), _NAMES[not settings.hidden]
+    trainings = [_training([supports[i] for i in group], settings, parts) for group in groups]
+    for after in zip(*trainings, strict=True):
+        states = {}
+        for group, parameters in zip(groups, after, strict=True):
+            for position, i in enumerate(group):
+                tensors = {name: p[position].clone() for name, p in zip(names, parameters, strict=True)}
+                states[i] = State(settings, tensors)
+        yield [states[i] for i in range(len(supports))]
+
+
+def _training(supports: Sequence[Support], settings: Gate, parts: int) -> Iterator[list[Tensor]]:
+    """The parameters of networks of one shape after each part, a first axis for the support sets; changed in place."""
+    x_SKD = torch.stack([inputs(s.embeddings, settings.normalise_inputs) for s in supports])
+    logits_SKMC = torch.stack([s.logits_KMC.float() for s in supports])
+    labels_SK = torch.stack([s.labels_K for s in supports])
+    seeds = [s.seed for s in supports]
+    images, backbones = logits_SKMC.shape[1:3]
+    starts = [initial(x_SKD.shape[2], backbones, settings, seed) for seed in seeds]
+    parameters = [torch.stack(p) for p in zip(*starts, strict=True)]
+
+    def loss(leaves: Sequence[Tensor], rows_Sb: Tensor) -> Tensor:
+        x, z, y = x_SKD, logits_SKMC, labels_SK
+        if rows_Sb.shape[1] != images:
+            x, z, y = (_rows(whole, rows_Sb) for whole in (x, z, y))
+        fused = fuse(weights(leaves, x, settings), z, settings.combine)
+        return torch.nn.functional.nll_loss(fused.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
+
+    optimiser = Adam(parameters, settings.rate, settings.weight_decay, settings.decay)
+    batches = shuffled(images, seeds, settings.batch, settings.epochs, settings.max_steps) if images else []
+    for part in range(parts):
+        minimise(
+            loss, parameters, optimiser, batches[len(batches) * part // parts : len(batches) * (part + 1) // parts]
+        )
+        yield parameters
 
 
 def _rows(whole_SKX: Tensor, rows_Sb: Tensor) -> Tensor:

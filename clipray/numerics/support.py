@@ -1,7 +1,7 @@
 """What every fuser is fitted on, what fitting gives, and the pair of functions that makes a fuser."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +65,8 @@ class Fuser(NamedTuple):
         needs_labels: False for fusers that do not look at the support set (shots 0).
         needs_embeddings: whether `apply` reads the embeddings.
         transductive: whether an image's result depends on the other images of the same call.
+        path: of iterative fusers, (supports, settings, parts) -> what `fit` would give after each of that many equal
+            parts of the training; the last is what `fit` gives.
     """
 
     fit: Callable[[Sequence[Support], Any], list[State]]
@@ -73,6 +75,7 @@ class Fuser(NamedTuple):
     needs_labels: bool = True
     needs_embeddings: bool = False
     transductive: bool = False
+    path: Callable[[Sequence[Support], Any, int], Iterator[list[State]]] | None = None
 
 
 def fit_nothing(supports: Sequence[Support], settings: Any) -> list[State]:
@@ -87,6 +90,20 @@ def dump_settings(settings: Any) -> dict:
     {}
     """
     return dataclasses.asdict(settings)
+
+
+def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """`dataclasses.replace` that reaches into nested settings and reads JSON's lists as tuples.
+
+    Raises:
+        TypeError: no such setting. ValueError: the settings refuse such a value.
+    """
+    values = {}
+    for key, value in changes.items():
+        now = getattr(settings, key, None)
+        nested = dataclasses.is_dataclass(now) and isinstance(value, Mapping)
+        values[key] = changed(now, value) if nested else tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(settings, **values)
 
 
 def alike(supports: Sequence[Support]) -> list[list[int]]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -82,3 +84,15 @@ def test_every_image_is_visited_once_an_epoch():
         whole = torch.cat(batches[3 * epoch : 3 * epoch + 3], 1)
         assert torch.equal(whole.sort(1).values, torch.arange(10).expand(2, -1))
     assert len(shuffled(10, [1], 4, 100, 7)) == 7
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_the_parts_of_a_training_are_shorter_trainings(batch):
+    supports = [support(images=images, seed=seed) for images, seed in ((8, 0), (8, 1), (5, 2))]
+    settings = Gate(hidden=4, epochs=12, batch=batch, max_steps=12)
+    for part, states in enumerate(gate.path(supports, settings, 3)):
+        shorter = dataclasses.replace(settings, max_steps=4 * (part + 1))
+        for state, expected in zip(states, gate.fit(supports, shorter), strict=True):
+            assert all(torch.equal(state.tensors[name], tensor) for name, tensor in expected.tensors.items())
+    assert part == 2
+    assert list(gate.path([], settings, 3)) == [] == gate.fit([], settings)

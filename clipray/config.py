@@ -102,6 +102,14 @@ class Fuser(Strict):
     settings: dict[str, Any] = {}
 
 
+class Head(Strict):
+    """A head with settings of one's own, under a name of its own."""
+
+    name: str
+    head: str
+    settings: dict[str, Any] = {}
+
+
 class Campaign(Strict):
     """What `jobs.run` takes."""
 
@@ -111,7 +119,7 @@ class Campaign(Strict):
     datasets: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     precision: Literal["fp32", "fp16", "bf16"]
-    heads: tuple[str, ...] = Field(min_length=1)
+    heads: tuple[str | Head, ...] = Field(min_length=1)
     fusers: tuple[str | Fuser, ...] = ()
     shots: tuple[int, ...] = ()
     seeds: int = Field(ge=1)

@@ -1,7 +1,7 @@
 """Heads that learn from labels: one backbone's support embeddings to logits for new embeddings."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from clipray.numerics.adam import Adam, minimise, shuffled
 from clipray.numerics.heads import zero_shot
 from clipray.numerics.logistic import fit_path, folds
 from clipray.numerics.prototypes import Probe, Tip, affinity, fit_probes, probe
-from clipray.numerics.support import NoSettings, State, unit
+from clipray.numerics.support import NoSettings, State, changed, unit
 
 
 class Shots(NamedTuple):
@@ -190,3 +190,17 @@ FITTED_HEADS = {
     "tip_adapter": Head(fit_tip_adapter, tip_adapter, Tip()),
     "tip_adapter_f": Head(fit_tip_adapter_f, tip_adapter, TipTrained()),
 }
+
+
+def head_of(name: str, changes: Mapping[str, Any] | None = None) -> Head:
+    """A head, the given settings changed.
+
+    Raises:
+        KeyError: no such head. TypeError: no such setting.
+
+    >>> head_of("tip_adapter", {"alpha": 2.0}).settings.alpha
+    2.0
+    """
+    if name not in FITTED_HEADS:
+        raise KeyError(f"no head {name!r}; known: {', '.join(FITTED_HEADS)}")
+    return FITTED_HEADS[name]._replace(settings=changed(FITTED_HEADS[name].settings, changes or {}))

@@ -31,7 +31,9 @@ def choice(text: str, campaign: Campaign) -> Choice:
     method, _, shots = rest.partition("@")
     if not method or (shots and not shots.isdigit()):
         raise ConfigError(f"{text!r}: write a method as [head:]method[@shots], as in nlc@4")
-    return Choice(head if colon else campaign.heads[0], method, int(shots or 0))
+    first = campaign.heads[0]
+    default = first if isinstance(first, str) else first.name
+    return Choice(head if colon else default, method, int(shots or 0))
 
 
 def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:

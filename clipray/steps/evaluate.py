@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 import clipray.numerics
-from clipray.config import Campaign, ConfigError, Fuser
+from clipray.config import Campaign, ConfigError, Fuser, Head
 from clipray.steps import classifiers, embed, views
 from clipray.steps import fitted as fitted_fusers
 from clipray.steps.scoring import REFERENCE, Scores
@@ -29,7 +29,7 @@ class Task:
     scales: tuple[tuple[float, float], ...]  # logit scale and bias of each backbone
     embeddings: dict[str, tuple[str, ...]]  # by split
     expected: int  # images of the test split
-    heads: tuple[str, ...]
+    heads: tuple[str | Head, ...]
     fusers: tuple[Fuser, ...]
     shots: tuple[int, ...]
     seeds: int
@@ -50,13 +50,25 @@ def entries(campaign: Campaign) -> tuple[Fuser, ...]:
     return (reference, *(fuser for fuser in named if fuser != reference))
 
 
+def named_heads(heads: tuple[str | Head, ...]) -> tuple[Head, ...]:
+    """The config's heads, each with its name and settings."""
+    return tuple(Head(name=h, head=h) if isinstance(h, str) else h for h in heads)
+
+
 def check(campaign: Campaign) -> None:
     """`ConfigError` for an unknown head, fuser or setting, or a name that stands twice."""
     from clipray.numerics.fewshot import FITTED_HEADS as HEADS
+    from clipray.numerics.fewshot import head_of
     from clipray.numerics.fusers import FUSERS, settings_of
 
-    if unknown := set(campaign.heads) - set(HEADS):
+    heads = named_heads(campaign.heads)
+    if unknown := {head.head for head in heads} - set(HEADS):
         raise ConfigError(f"heads: there is no {', '.join(sorted(unknown))}; known: {', '.join(HEADS)}")
+    for head in heads:
+        try:
+            head_of(head.head, head.settings)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"heads: {head.name}: {error}") from error
     for entry in entries(campaign):
         if entry.fuser not in FUSERS:
             raise ConfigError(f"fusers: there is no {entry.fuser!r}; known: {', '.join(FUSERS)}")
@@ -64,9 +76,9 @@ def check(campaign: Campaign) -> None:
             settings_of(entry.fuser, entry.settings)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"fusers: {entry.name}: {error}") from error
-    names = [entry.name for entry in entries(campaign)]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"fusers: {', '.join(sorted(twice))} named more than once")
+    for key, names in (("heads", [h.name for h in heads]), ("fusers", [e.name for e in entries(campaign)])):
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"{key}: {', '.join(sorted(twice))} named more than once")
 
 
 def code() -> str:
@@ -129,10 +141,10 @@ def evaluate(store: Store, task: Task, place: str) -> None:
     scores = Scores(task.dataset, test.image_ids, test.labels_N, task.expected)
     drawn = draw(task, splits, len(weights[0]))
     views.score_spaces(scores, task.backbones, test.embeddings)
-    for head in task.heads:
+    for head in named_heads(task.heads):
         fitted = views.score_head(scores, head, task, drawn, splits, weights)
         if task.save_fusers:
-            save(store, place, task, head, fitted)
+            save(store, place, task, head.name, fitted)
     store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())
     store.write_table(f"{place}/{SCORES}", scores.scores())
     short = {one.shots: len(one.short) for one in drawn if one.seed == 0}

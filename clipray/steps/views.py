@@ -10,11 +10,12 @@ SPACES = "embeddings"  # stands for a head in the rows of measures that need non
 SAMPLE, NEIGHBOURS = 2048, 10
 
 if TYPE_CHECKING:
+    from clipray.config import Head
     from clipray.steps.evaluate import Split, Task
 
 
 def score_head(
-    scores: Scores, name: str, task: "Task", drawn: list, splits: dict[str, "Split"], weights: tuple
+    scores: Scores, entry: "Head", task: "Task", drawn: list, splits: dict[str, "Split"], weights: tuple
 ) -> dict[tuple[int, int], dict]:
     """Fit a head and all fusers on every support set, and score them on the test images.
 
@@ -23,14 +24,15 @@ def score_head(
     live on the same labels.
 
     Args:
-        name: the head. drawn: the support sets (`protocol.Draw`). weights: M class-vector tensors C×D_m.
+        entry: the head, with its settings. drawn: the support sets (`protocol.Draw`).
+        weights: M class-vector tensors C×D_m.
 
     Returns:
         by (shots, seed), every fitted fuser's state by its name.
     """
-    from clipray.numerics.fewshot import FITTED_HEADS
+    from clipray.numerics.fewshot import head_of
 
-    head, test = FITTED_HEADS[name], splits["test"]
+    name, head, test = entry.name, head_of(entry.head, entry.settings), splits["test"]
     problems = [shots(draw, splits["train"], weights, task.scales) for draw in drawn]
     supports = [support(head, problem, task.folds) for problem in problems]
     fitted = fit(task, supports)

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from clipray import schema
-from clipray.config import Campaign, ConfigError, Fuser, parse
+from clipray.config import Campaign, ConfigError, Fuser, Head, parse
 from clipray.numerics.fusers import FUSERS
 from clipray.steps import evaluate, fitted
 from clipray.store import Store
@@ -184,6 +184,15 @@ def test_an_image_of_the_test_split_is_never_drawn(tmp_path):
     assert drawn == set(world.ids["train"][20:])
 
 
+def test_a_head_with_settings_of_its_own(tmp_path):
+    world = World(tmp_path)
+    heads = ("tip_adapter", Head(name="text", head="tip_adapter", settings={"alpha": 0.0}), "zero_shot")
+    scores, _ = world.frames(world.task(heads=heads, fusers=(), shots=(4,)))
+    of = {h: value(scores, head=h, method="single/alpha", metric="nll", seed=0) for h in ("tip_adapter", "text")}
+    assert of["text"] == pytest.approx(value(scores, head="zero_shot", method="single/alpha", metric="nll"), abs=1e-6)
+    assert of["tip_adapter"] != pytest.approx(of["text"], abs=1e-3)
+
+
 def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
     world = World(tmp_path)
     scores, _ = world.frames(world.task(heads=("linear_probe",), fusers=("log_avg", "c_log_avg"), shots=(4,)))
@@ -197,6 +206,7 @@ def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
     [
         ({"fusers": ["nobody"]}, "no 'nobody'; known: "),
         ({"heads": ["nothing"]}, "no nothing; known: zero_shot"),
+        ({"heads": [{"name": "t", "head": "tip_adapter", "settings": {"gamma": 1}}]}, "heads: t: "),
         ({"fusers": ["log_avg", "log_avg"]}, "log_avg named more than once"),
         ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"nonsense": 1}}]}, "fusers: n: "),
     ],

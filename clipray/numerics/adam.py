@@ -1,10 +1,11 @@
-"""Adam on many independent problems at once, exact to torch.optim."""
+"""Adam on many independent problems at once, by torch's fused kernel."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam  # the function: the class would load torch's compiler, seconds in every worker
 
 Decay = Literal["l2", "decoupled"]
 
@@ -12,49 +13,56 @@ Decay = Literal["l2", "decoupled"]
 class Adam:
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019) over tensors whose first axis counts problems.
 
-    The same arithmetic as `torch.optim.Adam(W)`; here the problems' losses are summed, which leaves each problem's
-    gradient, and so its path, what it would be alone.
+    The problems' losses are summed, which leaves each problem's gradient, and so its path, what it would be alone.
 
     Args:
-        parameters: tensors S×…; changed in place by `step`.
-        rate: learning rate.
-        weight_decay: λ.
+        parameters: contiguous tensors S×…; changed in place by `step`.
+        rate: learning rate, one for all or one for each of the S problems.
+        weight_decay: λ, one for all or one for each problem.
         decay: "l2" adds λ·θ to the gradient (Adam), "decoupled" shrinks θ by rate·λ (AdamW).
+
+    Attributes:
+        pace: factor of all rates, for schedules.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        rate: float,
-        weight_decay: float,
+        rate: float | Sequence[float],
+        weight_decay: float | Sequence[float],
         decay: Decay,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        self.parameters = list(parameters)
-        self.rate, self.weight_decay, self.decay, self.betas, self.eps = rate, weight_decay, decay, betas, eps
-        self.first = [torch.zeros_like(p) for p in self.parameters]
-        self.second = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = 0
+        if not all(p.is_contiguous() for p in parameters):
+            raise ValueError("parameters must be contiguous to be changed in place")
+        self.pace, problems = 1.0, len(parameters[0])
+        rates = [rate] * problems if isinstance(rate, float | int) else list(rate)
+        decays = [weight_decay] * problems if isinstance(weight_decay, float | int) else list(weight_decay)
+        self.each = sorted(set(zip(rates, decays, strict=True)))
+        self.rows = [[i for i, one in enumerate(zip(rates, decays, strict=True)) if one == how] for how in self.each]
+        self.how = {"beta1": betas[0], "beta2": betas[1], "eps": eps, "decoupled_weight_decay": decay == "decoupled"}
+        self.parameters = self._parts(parameters)
+        self.first = [[torch.zeros_like(p) for p in part] for part in self.parameters]
+        self.second = [[torch.zeros_like(p) for p in part] for part in self.parameters]
+        self.steps = [[torch.zeros(()) for _ in part] for part in self.parameters]
+
+    def _parts(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The tensors of the problems under each (rate, weight decay); views, so that updates reach the whole."""
+        if len(self.each) == 1:
+            return [[t.contiguous() for t in tensors]]
+        return [[t[i].contiguous() for t in tensors for i in rows] for rows in self.rows]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One update."""
-        self.steps += 1
-        b1, b2 = self.betas
-        size = self.rate / (1 - b1**self.steps)
-        root = (1 - b2**self.steps) ** 0.5
-        gradients = list(gradients)
-        if self.weight_decay and self.decay == "decoupled":
-            torch._foreach_mul_(self.parameters, 1 - self.rate * self.weight_decay)
-        elif self.weight_decay:
-            gradients = torch._foreach_add(gradients, self.parameters, alpha=self.weight_decay)
-        torch._foreach_lerp_(self.first, gradients, 1 - b1)
-        torch._foreach_mul_(self.second, b2)
-        torch._foreach_addcmul_(self.second, gradients, gradients, 1 - b2)
-        denominator = torch._foreach_sqrt(self.second)
-        torch._foreach_div_(denominator, root)
-        torch._foreach_add_(denominator, self.eps)
-        torch._foreach_addcdiv_(self.parameters, self.first, denominator, -size)
+        every = zip(
+            self.each, self.parameters, self._parts(gradients), self.first, self.second, self.steps, strict=True
+        )
+        for (rate, decay), parameters, slopes, first, second, steps in every:
+            adam(
+                parameters, slopes, first, second, [], steps,
+                fused=True, amsgrad=False, maximize=False, lr=self.pace * rate, weight_decay=decay, **self.how,
+            )  # fmt: skip
 
 
 def minimise(

@@ -107,45 +107,61 @@ def fuse(weights_XM: Tensor, logits_XMC: Tensor, combine: str) -> Tensor:
 
 def fit(supports: Sequence[Support], settings: Gate) -> list[State]:
     """Train one network per support set; those of one shot in one tensor program."""
-    return next(path(supports, settings, 1), [])
+    return next(path(supports, [settings] * len(supports), 1), [])
 
 
-def path(supports: Sequence[Support], settings: Gate, parts: int) -> Iterator[list[State]]:
-    """The networks after each of `parts` equal parts of their training; the last are those of `fit`."""
-    groups, names = alike(supports), _NAMES[not settings.hidden]
-    trainings = [_training([supports[i] for i in group], settings, parts) for group in groups]
+def path(supports: Sequence[Support], settings: Sequence[Gate], parts: int) -> Iterator[list[State]]:
+    """The networks after each of `parts` equal parts of their training; the last are those of `fit`.
+
+    Networks of one shape are one tensor program, also where their rates, weight decays, inputs or starts differ.
+
+    Args:
+        settings: one for each support set.
+    """
+    groups = _alike(supports, settings)
+    trainings = [_training([supports[i] for i in group], [settings[i] for i in group], parts) for group in groups]
     for after in zip(*trainings, strict=True):
         states = {}
         for group, parameters in zip(groups, after, strict=True):
             for position, i in enumerate(group):
+                names = _NAMES[not settings[i].hidden]
                 tensors = {name: p[position].clone() for name, p in zip(names, parameters, strict=True)}
-                states[i] = State(settings, tensors)
+                states[i] = State(settings[i], tensors)
         yield [states[i] for i in range(len(supports))]
 
 
-def _training(supports: Sequence[Support], settings: Gate, parts: int) -> Iterator[list[Tensor]]:
+def _alike(supports: Sequence[Support], settings: Sequence[Gate]) -> list[list[int]]:
+    """Positions of the trainings that can be stacked."""
+    found: dict[tuple, list[int]] = {}
+    for number, group in enumerate(alike(supports)):
+        for i in group:
+            shape = dataclasses.replace(settings[i], rate=0.0, weight_decay=0.0, normalise_inputs=True, init="mean")
+            found.setdefault((number, shape), []).append(i)
+    return list(found.values())
+
+
+def _training(supports: Sequence[Support], settings: Sequence[Gate], parts: int) -> Iterator[list[Tensor]]:
     """The parameters of networks of one shape after each part, a first axis for the support sets; changed in place."""
-    x_SKD = torch.stack([inputs(s.embeddings, settings.normalise_inputs) for s in supports])
+    how, seeds = settings[0], [s.seed for s in supports]
+    x_SKD = torch.stack([inputs(s.embeddings, g.normalise_inputs) for s, g in zip(supports, settings, strict=True)])
     logits_SKMC = torch.stack([s.logits_KMC.float() for s in supports])
     labels_SK = torch.stack([s.labels_K for s in supports])
-    seeds = [s.seed for s in supports]
     images, backbones = logits_SKMC.shape[1:3]
-    starts = [initial(x_SKD.shape[2], backbones, settings, seed) for seed in seeds]
+    starts = [initial(x_SKD.shape[2], backbones, g, seed) for g, seed in zip(settings, seeds, strict=True)]
     parameters = [torch.stack(p) for p in zip(*starts, strict=True)]
 
     def loss(leaves: Sequence[Tensor], rows_Sb: Tensor) -> Tensor:
         x, z, y = x_SKD, logits_SKMC, labels_SK
         if rows_Sb.shape[1] != images:
             x, z, y = (_rows(whole, rows_Sb) for whole in (x, z, y))
-        fused = fuse(weights(leaves, x, settings), z, settings.combine)
+        fused = fuse(weights(leaves, x, how), z, how.combine)
         return torch.nn.functional.nll_loss(fused.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
 
-    optimiser = Adam(parameters, settings.rate, settings.weight_decay, settings.decay)
-    batches = shuffled(images, seeds, settings.batch, settings.epochs, settings.max_steps) if images else []
+    optimiser = Adam(parameters, [g.rate for g in settings], [g.weight_decay for g in settings], how.decay)
+    batches = shuffled(images, seeds, how.batch, how.epochs, how.max_steps) if images else []
     for part in range(parts):
-        minimise(
-            loss, parameters, optimiser, batches[len(batches) * part // parts : len(batches) * (part + 1) // parts]
-        )
+        some = batches[len(batches) * part // parts : len(batches) * (part + 1) // parts]
+        minimise(loss, parameters, optimiser, some)
         yield parameters
 
 

@@ -167,6 +167,6 @@ def learn(episodes: Sequence[Episode], settings: MetaGate, how: Learning) -> tup
             one = own[int(torch.randint(len(own), (), generator=generator))]
             log_p = fuse(leaf, one, settings.hidden, settings.reach)
             loss = loss + torch.nn.functional.nll_loss(log_p, one.labels_Q) / how.batch
-        optimiser.rate = how.rate * 0.5 * (1 + math.cos(math.pi * step / how.steps))
+        optimiser.pace = 0.5 * (1 + math.cos(math.pi * step / how.steps))
         optimiser.step(torch.autograd.grad(loss, [leaf]))
     return tuple(weights[0].tolist())

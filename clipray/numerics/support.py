@@ -65,8 +65,8 @@ class Fuser(NamedTuple):
         needs_labels: False for fusers that do not look at the support set (shots 0).
         needs_embeddings: whether `apply` reads the embeddings.
         transductive: whether an image's result depends on the other images of the same call.
-        path: of iterative fusers, (supports, settings, parts) -> what `fit` would give after each of that many equal
-            parts of the training; the last is what `fit` gives.
+        path: of iterative fusers, (supports, settings of each, parts) -> what `fit` would give after each of that many
+            equal parts of the training; the last is what `fit` gives.
     """
 
     fit: Callable[[Sequence[Support], Any], list[State]]
@@ -75,7 +75,7 @@ class Fuser(NamedTuple):
     needs_labels: bool = True
     needs_embeddings: bool = False
     transductive: bool = False
-    path: Callable[[Sequence[Support], Any, int], Iterator[list[State]]] | None = None
+    path: Callable[[Sequence[Support], Sequence[Any], int], Iterator[list[State]]] | None = None
 
 
 def fit_nothing(supports: Sequence[Support], settings: Any) -> list[State]:

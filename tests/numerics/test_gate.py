@@ -9,18 +9,21 @@ from clipray.numerics.gate import Gate
 from tests.numerics.made import problem, support
 
 
+@pytest.mark.parametrize("rates", [0.05, (0.05, 0.01, 0.05)])
 @pytest.mark.parametrize("decay", ["l2", "decoupled"])
-def test_adam_on_stacked_problems_equals_torch_optim_on_each(decay):
+def test_adam_on_stacked_problems_equals_torch_optim_on_each(decay, rates):
     g = torch.Generator().manual_seed(0)
     start, target = torch.randn(3, 4, 2, generator=g), torch.randn(3, 4, 2, generator=g)
     ours = start.clone()
-    adam = Adam([ours], 0.05, 0.1, decay)
+    adam = Adam([ours], rates, 0.1, decay)
     for _ in range(30):
-        adam.step([4 * (ours - target) ** 3])
+        gradient = 4 * (ours - target) ** 3
+        adam.step([gradient.transpose(1, 2).contiguous().transpose(1, 2)])  # as autograd gives them: any strides
     kind = torch.optim.Adam if decay == "l2" else torch.optim.AdamW
     for s in range(3):
         theirs = start[s].clone().requires_grad_(True)
-        optimiser = kind([theirs], lr=0.05, weight_decay=0.1)
+        rate = rates if isinstance(rates, float) else rates[s]
+        optimiser = kind([theirs], lr=rate, weight_decay=0.1)
         for _ in range(30):
             optimiser.zero_grad()
             ((theirs - target[s]) ** 4).sum().backward()
@@ -90,9 +93,26 @@ def test_every_image_is_visited_once_an_epoch():
 def test_the_parts_of_a_training_are_shorter_trainings(batch):
     supports = [support(images=images, seed=seed) for images, seed in ((8, 0), (8, 1), (5, 2))]
     settings = Gate(hidden=4, epochs=12, batch=batch, max_steps=12)
-    for part, states in enumerate(gate.path(supports, settings, 3)):
+    for part, states in enumerate(gate.path(supports, [settings] * len(supports), 3)):
         shorter = dataclasses.replace(settings, max_steps=4 * (part + 1))
         for state, expected in zip(states, gate.fit(supports, shorter), strict=True):
             assert all(torch.equal(state.tensors[name], tensor) for name, tensor in expected.tensors.items())
     assert part == 2
-    assert list(gate.path([], settings, 3)) == [] == gate.fit([], settings)
+    assert list(gate.path([], [], 3)) == [] == gate.fit([], settings)
+
+
+def test_trainings_with_settings_of_their_own_equal_trainings_alone():
+    every = [
+        Gate(hidden=4, epochs=5),
+        Gate(hidden=4, epochs=5, rate=0.1),
+        Gate(hidden=4, epochs=5, rate=0.1, weight_decay=0.5, init="torch", normalise_inputs=False),
+        Gate(hidden=0, epochs=5),
+        Gate(hidden=4, epochs=5, weight_map="softplus"),
+    ]
+    supports = [support(seed=1)] * len(every)
+    (together,) = gate.path(supports, every, 1)
+    for settings, state in zip(every, together, strict=True):
+        (alone,) = gate.fit(supports[:1], settings)
+        assert state.settings == settings
+        for name, tensor in alone.tensors.items():
+            torch.testing.assert_close(state.tensors[name], tensor)

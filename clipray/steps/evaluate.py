@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 import clipray.numerics
-from clipray.config import Campaign, ConfigError, Fuser, Head
+from clipray.config import Campaign, ConfigError, Fuser, Head, check_settings
 from clipray.steps import classifiers, embed, views
 from clipray.steps import fitted as fitted_fusers
 from clipray.steps.scoring import REFERENCE, Scores
@@ -61,22 +61,19 @@ def check(campaign: Campaign) -> None:
     from clipray.numerics.fewshot import head_of
     from clipray.numerics.fusers import FUSERS, settings_of
 
-    heads = named_heads(campaign.heads)
-    if unknown := {head.head for head in heads} - set(HEADS):
-        raise ConfigError(f"heads: there is no {', '.join(sorted(unknown))}; known: {', '.join(HEADS)}")
-    for head in heads:
-        try:
-            head_of(head.head, head.settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"heads: {head.name}: {error}") from error
-    for entry in entries(campaign):
-        if entry.fuser not in FUSERS:
-            raise ConfigError(f"fusers: there is no {entry.fuser!r}; known: {', '.join(FUSERS)}")
-        try:
-            settings_of(entry.fuser, entry.settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"fusers: {entry.name}: {error}") from error
-    for key, names in (("heads", [h.name for h in heads]), ("fusers", [e.name for e in entries(campaign)])):
+    heads, fusers = named_heads(campaign.heads), entries(campaign)
+    for key, methods, known, make in (("head", heads, HEADS, head_of), ("fuser", fusers, FUSERS, settings_of)):
+        for method in methods:
+            kind = getattr(method, key)
+            if kind not in known:
+                raise ConfigError(f"{key}s: there is no {kind!r}; known: {', '.join(known)}")
+            for settings in (method.settings, *(one.settings for one in method.chosen)):
+                check_settings(known[kind].settings, settings, f"{key}s: {method.name}")
+                try:
+                    make(kind, settings)
+                except (TypeError, ValueError) as error:
+                    raise ConfigError(f"{key}s: {method.name}: {error}") from error
+    for key, names in (("heads", [h.name for h in heads]), ("fusers", [f.name for f in fusers])):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"{key}: {', '.join(sorted(twice))} named more than once")
 

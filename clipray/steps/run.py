@@ -60,6 +60,8 @@ def plan(campaign: Campaign, verbose: bool = False) -> Plan:
                 raise ConfigError(f"dataset {dataset.name}: its {split} split holds no image")
             works[dataset.name, split] = embed.plan(store, specs, campaign, found)
     missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
+    if missing or any(work.images for work in works.values()):
+        evaluate.check(campaign)  # before hours of work; it loads torch, so not where all is done
     return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose)
 
 
@@ -107,7 +109,8 @@ def embed_images(todo: Plan) -> None:
 
 def tasks(todo: Plan) -> list[evaluate.Task]:
     """The evaluation of each dataset."""
-    fusers, known = evaluate.entries(todo.campaign), known_cards(todo)
+    heads, fusers = evaluate.named_heads(todo.campaign.heads), evaluate.entries(todo.campaign)
+    known = known_cards(todo)
     names = [spec.name for spec in todo.specs]
     found = []
     for dataset in todo.datasets:
@@ -126,8 +129,8 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
                     for split in dataset.splits
                 },
                 expected=len(todo.works[dataset.name, "test"].index),
-                heads=todo.campaign.heads,
-                fusers=fusers,
+                heads=tuple(head.on(dataset.name) for head in heads),
+                fusers=tuple(fuser.on(dataset.name) for fuser in fusers),
                 shots=todo.campaign.shots,
                 seeds=todo.campaign.seeds,
                 folds=todo.campaign.folds,

@@ -1,5 +1,6 @@
 """One head at a time: its logits of support and test images, and every bound and fuser scored on them."""
 
+import json
 from collections.abc import Iterator
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
@@ -30,22 +31,23 @@ def score_head(
     Returns:
         by (shots, seed), every fitted fuser's state by its name.
     """
-    from clipray.numerics.fewshot import head_of
+    from clipray.numerics.fewshot import FITTED_HEADS, head_of
 
-    name, head, test = entry.name, head_of(entry.head, entry.settings), splits["test"]
+    name, test = entry.name, splits["test"]
+    heads = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
     problems = [shots(draw, splits["train"], weights, task.scales) for draw in drawn]
-    supports = [support(head, problem, task.folds) for problem in problems]
-    fitted = fit(task, supports)
+    supports = [support(head, problem, task.folds) for head, problem in zip(heads, problems, strict=True)]
+    fitted = fit(task, drawn, supports)
     by_draw = {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
-    if head.needs_labels:
-        for draw, problem, states in zip(drawn, problems, fitted, strict=True):
+    if FITTED_HEADS[entry.head].needs_labels:
+        for draw, head, problem, states in zip(drawn, heads, problems, fitted, strict=True):
             logits_NMC = logits(head, head.fit(problem, head.settings), test.embeddings, weights, task.scales)
             place = (name, draw.shots, draw.seed)
             score_bounds(scores, place, task, logits_NMC)
             score_fusers(scores, place, task, apply_label_free(task, logits_NMC, test.embeddings))
             score_fusers(scores, place, task, apply(task, states, logits_NMC, test.embeddings))
         return by_draw
-    empty = [None] * len(weights)
+    head, empty = head_of(entry.head, entry.settings_for(0, 0)), [None] * len(weights)
     logits_NMC = logits(head, head.fit(empty, head.settings), test.embeddings, weights, task.scales)
     score_bounds(scores, (name, 0, 0), task, logits_NMC)
     score_fusers(scores, (name, 0, 0), task, apply_label_free(task, logits_NMC, test.embeddings))
@@ -85,16 +87,20 @@ def logits(head: Any, states: list, embeddings: tuple, weights: tuple, scales: t
     return torch.stack([head.apply(state, e_ND, w_CD, *scale) for state, e_ND, w_CD, scale in every], dim=1)
 
 
-def fit(task: "Task", supports: list) -> list[dict]:
-    """For each support set, every label-needing fuser's state by its name."""
+def fit(task: "Task", drawn: list, supports: list) -> list[dict]:
+    """For each support set, every label-needing fuser's state by its name; equal settings are fitted at once."""
     from clipray.numerics.fusers import FUSERS, settings_of
 
     states = [{} for _ in supports]
-    for entry in task.fusers if supports else ():
-        fuser = FUSERS[entry.fuser]
-        if fuser.needs_labels:
-            for found, state in zip(states, fuser.fit(supports, settings_of(entry.fuser, entry.settings)), strict=True):
-                found[entry.name] = state
+    for entry in task.fusers:
+        fuser, groups = FUSERS[entry.fuser], {}
+        for i, draw in enumerate(drawn if fuser.needs_labels else ()):
+            own = entry.settings_for(draw.shots, draw.seed)
+            groups.setdefault(json.dumps(own, sort_keys=True), (own, []))[1].append(i)
+        for own, group in groups.values():
+            fitted = fuser.fit([supports[i] for i in group], settings_of(entry.fuser, own))
+            for i, state in zip(group, fitted, strict=True):
+                states[i][entry.name] = state
     return states
 
 
@@ -115,7 +121,7 @@ def apply_label_free(task: "Task", logits_NMC: Any, embeddings: tuple) -> Iterat
     for entry in task.fusers:
         fuser = FUSERS[entry.fuser]
         if not fuser.needs_labels:
-            (state,) = fuser.fit([nothing(logits_NMC, embeddings)], settings_of(entry.fuser, entry.settings))
+            (state,) = fuser.fit([nothing(logits_NMC, embeddings)], settings_of(entry.fuser, entry.settings_for(0, 0)))
             yield entry.name, state, fuser.apply(state, logits_NMC, embeddings)
 
 

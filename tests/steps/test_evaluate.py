@@ -193,6 +193,22 @@ def test_a_head_with_settings_of_its_own(tmp_path):
     assert of["tip_adapter"] != pytest.approx(of["text"], abs=1e-3)
 
 
+def test_settings_chosen_for_a_dataset_and_for_a_support_set(tmp_path):
+    world = World(tmp_path)
+    plain = [Fuser(name=f"t{prior}", fuser="c_log_avg", settings={"prior_count": prior}) for prior in (1.0, 30.0, 90.0)]
+    chosen = [
+        {"dataset": "other", "settings": {"prior_count": 1e6}},
+        {"dataset": "made", "settings": {"prior_count": 30.0}},
+        {"dataset": "made", "shots": 4, "seed": 1, "settings": {"prior_count": 90.0}},
+    ]
+    tuned = parse(Fuser, {"name": "tuned", "fuser": "c_log_avg", "chosen": chosen}, "test").on("made")
+    scores, _ = world.frames(world.task(fusers=(*plain, tuned), shots=(1, 4)))
+    for shots, seed, method in ((1, 0, "t30.0"), (1, 1, "t30.0"), (4, 0, "t30.0"), (4, 1, "t90.0")):
+        same = {"shots": shots, "seed": seed, "metric": "nll", "head": "zero_shot"}
+        assert value(scores, method="tuned", **same) == value(scores, method=method, **same)
+        assert value(scores, method="tuned", **same) != value(scores, method="t1.0", **same)
+
+
 def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
     world = World(tmp_path)
     scores, _ = world.frames(world.task(heads=("linear_probe",), fusers=("log_avg", "c_log_avg"), shots=(4,)))
@@ -205,10 +221,26 @@ def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
     ("changes", "words"),
     [
         ({"fusers": ["nobody"]}, "no 'nobody'; known: "),
-        ({"heads": ["nothing"]}, "no nothing; known: zero_shot"),
+        ({"heads": ["nothing"]}, "no 'nothing'; known: zero_shot"),
         ({"heads": [{"name": "t", "head": "tip_adapter", "settings": {"gamma": 1}}]}, "heads: t: "),
         ({"fusers": ["log_avg", "log_avg"]}, "log_avg named more than once"),
         ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"nonsense": 1}}]}, "fusers: n: "),
+        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"hidden": 0.5}}]}, "n.hidden: 0.5: .* integer"),
+        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"weight_map": "log"}}]}, "n.weight_map: 'log'"),
+        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"combine": "probs"}}]}, "must be 'softmax'"),
+        (
+            {
+                "fusers": [
+                    {
+                        "name": "n",
+                        "fuser": "c_log_avg",
+                        "settings": {},
+                        "chosen": [{"dataset": "d", "settings": {"x": 1}}],
+                    }
+                ]
+            },
+            "n: there is no 'x'; known: prior_count",
+        ),
     ],
 )
 def test_what_a_config_cannot_mean_is_refused(changes, words):

@@ -6,13 +6,16 @@ A config file is YAML that holds values only. Unknown or missing keys, wrong typ
 
 import hashlib
 import json
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class ConfigError(ValueError):
@@ -59,7 +62,7 @@ class Backbone(Strict):
     config: str = ""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "Backbone":
+    def _one_origin(self) -> Self:
         if bool(self.pretrained) == bool(self.weights):
             raise ValueError("give exactly one of `pretrained` (an open_clip tag) and `weights` (a path or s3:// URI)")
         return self
@@ -94,24 +97,47 @@ class Tracking(Strict):
     enabled: bool = True
 
 
-class Fuser(Strict):
-    """A fuser with settings of one's own, under a name of its own."""
+class Chosen(Strict):
+    """Settings that hold for one dataset, or for one support set of it."""
+
+    dataset: str
+    shots: int | None = None
+    seed: int | None = None
+    settings: dict[str, Any]
+
+
+class Method(Strict):
+    """Settings of one's own, under a name of its own; where `chosen` says so, others for a dataset or support set."""
 
     name: str
+    settings: dict[str, Any] = {}
+    chosen: tuple[Chosen, ...] = ()
+
+    def on(self, dataset: str) -> Self:
+        """As it is on one dataset."""
+        return self.model_copy(update={"chosen": tuple(one for one in self.chosen if one.dataset == dataset)})
+
+    def settings_for(self, shots: int, seed: int) -> dict[str, Any]:
+        """The settings for a support set, of the dataset that this is `on`."""
+        fits = [one for one in self.chosen if one.shots in (None, shots) and one.seed in (None, seed)]
+        fits.sort(key=lambda one: (one.shots is not None) + (one.seed is not None))
+        return dict(ChainMap(*[one.settings for one in reversed(fits)], self.settings))
+
+
+class Fuser(Method):
+    """A fuser with settings of one's own."""
+
     fuser: str
-    settings: dict[str, Any] = {}
 
 
-class Head(Strict):
-    """A head with settings of one's own, under a name of its own."""
+class Head(Method):
+    """A head with settings of one's own."""
 
-    name: str
     head: str
-    settings: dict[str, Any] = {}
 
 
-class Campaign(Strict):
-    """What `jobs.run` takes."""
+class Inputs(Strict):
+    """What a campaign and a search have in common: images, backbones, and how many labels there are."""
 
     name: str = "campaign"
     workspace: str
@@ -119,16 +145,21 @@ class Campaign(Strict):
     datasets: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     precision: Literal["fp32", "fp16", "bf16"]
-    heads: tuple[str | Head, ...] = Field(min_length=1)
-    fusers: tuple[str | Fuser, ...] = ()
     shots: tuple[int, ...] = ()
     seeds: int = Field(ge=1)
     folds: int = Field(5, ge=2)  # at most, of cross-fitting where head and fuser live on the same labels
     max_pixels: int = Field(100_000_000, ge=1)  # larger images are refused, unread, as decompression bombs
     limit: int = Field(0, ge=0)  # images per split; 0: all
-    save_fusers: bool = False  # keep every fitted fuser beside its scores
     compute: Compute = Compute()
     tracking: Tracking = Tracking()
+
+
+class Campaign(Inputs):
+    """What `jobs.run` takes."""
+
+    heads: tuple[str | Head, ...] = Field(min_length=1)
+    fusers: tuple[str | Fuser, ...] = ()
+    save_fusers: bool = False  # keep every fitted fuser beside its scores
 
 
 class Pretrain(Strict):
@@ -216,6 +247,27 @@ def parse(model: type[Model], values: dict, origin: str) -> Model:
 def load(model: type[Model], path: str | Path, sets: list[str] | None = None) -> Model:
     """Read, override and check a config file."""
     return parse(model, apply_sets(read_yaml(path), sets or []), str(path))
+
+
+def check_value(kind: Any, value: Any, where: str) -> None:
+    """`ConfigError` unless the value is of the type, by its annotation; a list may stand for a tuple."""
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {value!r}: {error.errors()[0]['msg']}") from error
+
+
+def check_settings(settings: Any, changes: Mapping[str, Any], where: str) -> None:
+    """`ConfigError` unless every change names a field of the dataclass and has its type; reaches into nested ones."""
+    hints = get_type_hints(type(settings))
+    for key, value in changes.items():
+        if key not in hints:
+            raise ConfigError(f"{where}: there is no {key!r}; known: {', '.join(hints)}")
+        now = getattr(settings, key)
+        if is_dataclass(now) and isinstance(value, Mapping):
+            check_settings(now, value, f"{where}.{key}")
+        else:
+            check_value(hints[key], value, f"{where}.{key}")
 
 
 def _known_keys(model: Any, path: tuple) -> list[str]:

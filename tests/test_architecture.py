@@ -27,6 +27,8 @@ MAY: dict[str, tuple[str, str]] = {
         "numpy pyarrow ray torch yaml safetensors",
         "config schema catalog sources images backbones store numerics progress tracking report",
     ),
+    "clipray.steps.spaces": ("optuna", "config numerics"),
+    "clipray.steps.studies": ("numpy optuna", "config steps"),
     "clipray.tracking": ("mlflow fsspec", "config store"),
     "clipray.report": ("pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml", "schema store"),
     "jobs": ("rich", "config catalog steps store report backbones"),

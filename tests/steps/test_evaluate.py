@@ -3,85 +3,15 @@
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import statsmodels.stats.contingency_tables
 import torch
 from sklearn.metrics import accuracy_score
 
-from clipray import schema
 from clipray.config import Campaign, ConfigError, Fuser, Head, parse
 from clipray.numerics.fusers import FUSERS
 from clipray.steps import evaluate, fitted
-from clipray.store import Store
-
-CLASSES, DIM = 4, 8
-BACKBONES = ("alpha", "beta", "gamma")
-
-
-class World:
-    """Three backbones that see noisy class vectors; a store that holds what embedding them would have left."""
-
-    def __init__(self, root, seed: int = 0, train: int = 40, test: int = 60):
-        rng = np.random.default_rng(seed)
-        self.store = Store(str(root))
-        self.weights = {name: _unit(rng.normal(size=(CLASSES, DIM))) for name in BACKBONES}
-        self.ids = {split: [f"{split}{i:03d}" for i in range(n)] for split, n in (("train", train), ("test", test))}
-        self.labels = {split: rng.integers(0, CLASSES, len(ids)) for split, ids in self.ids.items()}
-        for c in range(CLASSES):  # every class is there
-            self.labels["train"][c * 4 : c * 4 + 4] = c
-        self.embeddings = {
-            (split, name): self.weights[name][labels] + 0.7 * rng.normal(size=(len(labels), DIM))
-            for split, labels in self.labels.items()
-            for name in BACKBONES
-        }
-        self.errors: dict[tuple[str, str], str] = {}
-
-    def task(self, names=BACKBONES, heads=("zero_shot",), fusers=("log_avg", "c_log_avg"), shots=(1, 4)):
-        """Write everything, and return what `evaluate` takes."""
-        for name in names:
-            weights = pa.FixedSizeListArray.from_arrays(pa.array(self.weights[name].astype(np.float32).ravel()), DIM)
-            self.store.write_table(
-                f"c-{name}/classifier.parquet", pa.table({"name": ["x"] * CLASSES, "weight": weights})
-            )
-            self.store.finish(f"c-{name}", {})
-            for split in self.ids:
-                self.write(split, name)
-        entries = (evaluate.REFERENCE, *fusers)
-        return evaluate.Task(
-            dataset="made",
-            backbones=names,
-            classifiers=tuple(f"c-{name}" for name in names),
-            scales=((10.0, 0.0),) * len(names),
-            embeddings={split: tuple(f"e-{split}-{name}" for name in names) for split in self.ids},
-            expected=len(self.ids["test"]),
-            heads=heads,
-            fusers=tuple(f if isinstance(f, Fuser) else Fuser(name=f, fuser=f) for f in entries),
-            shots=shots,
-            seeds=2,
-            folds=5,
-        )
-
-    def write(self, split: str, name: str) -> None:
-        ids, labels = self.ids[split], self.labels[split]
-        errors = [self.errors.get((split, image_id)) for image_id in ids]
-        values = pa.array(self.embeddings[split, name].astype(np.float32).ravel())
-        table = pa.table(
-            [ids, labels, pa.FixedSizeListArray.from_arrays(values, DIM), pa.array(errors, pa.string())],
-            schema=schema.embeddings(DIM, "fp32"),
-        )
-        order = np.random.default_rng(len(name)).permutation(len(ids))  # backbones store rows in different orders
-        self.store.write_table(f"e-{split}-{name}/all.parquet", table.take(order))
-        self.store.finish(f"e-{split}-{name}", {}, shards=["all.parquet"])
-
-    def frames(self, task):
-        place = evaluate.address(self.store, task)
-        evaluate.evaluate(self.store, task, place)
-        return [self.store.read_table(f"{place}/{n}").to_pandas() for n in (evaluate.SCORES, evaluate.OUTCOMES)]
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 
 
 def value(scores, **where) -> float:
@@ -94,7 +24,7 @@ def value(scores, **where) -> float:
 def test_scores_are_those_of_a_plain_computation(tmp_path):
     world = World(tmp_path)
     scores, outcomes = world.frames(world.task())
-    logits = {n: 10 * _unit(world.embeddings["test", n]) @ _unit(world.weights[n]).T for n in BACKBONES}
+    logits = {n: 10 * unit(world.embeddings["test", n]) @ unit(world.weights[n]).T for n in BACKBONES}
     right = {n: logits[n].argmax(1) == world.labels["test"] for n in BACKBONES}
     for name in BACKBONES:
         assert value(scores, method=f"single/{name}", metric="top1") == pytest.approx(right[name].mean())

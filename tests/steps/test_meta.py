@@ -1,8 +1,6 @@
 """`nlc_meta` in a campaign: learned on the other datasets, and on nothing else."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +8,9 @@ import pytest
 from clipray.config import Compute, Fuser
 from clipray.steps import cluster, evaluate, meta
 from clipray.store import Store
+from tests.steps.worlds import Shelf
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_evaluate import World
+NLC_META = {"fusers": ("nlc_meta",), "shots": (1,)}
 
 
 @pytest.fixture
@@ -27,33 +25,6 @@ def here(monkeypatch):
     monkeypatch.setattr(cluster, "connect", lambda *_: {"CPU": 1})
 
 
-class Shelf(World):
-    """A world whose artefacts have the dataset's name in theirs, in a store that worlds share."""
-
-    def __init__(self, store: Store, name: str, seed: int):
-        super().__init__(store.uri, seed, train=60)
-        self.name = name
-
-    def task(self, **options):
-        return renamed(super().task(fusers=("nlc_meta",), shots=(1,), **options), self)
-
-
-def renamed(task, world):
-    """The task under the dataset's own name, its artefacts moved to places of their own."""
-    import shutil
-
-    places = {}
-    for place in [*task.classifiers, *task.embeddings["train"], *task.embeddings["test"]]:
-        places[place] = f"{world.name}-{place}"
-        shutil.copytree(world.store.place(place), world.store.place(places[place]), dirs_exist_ok=True)
-    return dataclasses.replace(
-        task,
-        dataset=world.name,
-        classifiers=tuple(places[p] for p in task.classifiers),
-        embeddings={split: tuple(places[p] for p in found) for split, found in task.embeddings.items()},
-    )
-
-
 def weights_of(task) -> list[float] | None:
     (entry,) = [entry for entry in task.fusers if entry.fuser == "nlc_meta"]
     return entry.settings.get("weights")
@@ -62,7 +33,7 @@ def weights_of(task) -> list[float] | None:
 def test_weights_come_from_the_other_datasets_only(tmp_path, here):
     store = Store(str(tmp_path))
     worlds = [Shelf(store, name, seed) for seed, name in enumerate("abcd")]
-    tasks = meta.taught(store, [world.task() for world in worlds], Compute(), False)
+    tasks = meta.taught(store, [world.task(**NLC_META) for world in worlds], Compute(), False)
     before = {task.dataset: weights_of(task) for task in tasks}
     assert all(weights for weights in before.values())
     assert len({tuple(weights) for weights in before.values()}) == 4
@@ -72,7 +43,7 @@ def test_weights_come_from_the_other_datasets_only(tmp_path, here):
     worlds[0].labels["train"] = np.roll(worlds[0].labels["train"], 7)
     for world in worlds:
         world.labels["test"] = (world.labels["test"] + 1) % 4
-    tasks = meta.taught(poisoned, [world.task() for world in worlds], Compute(), False)
+    tasks = meta.taught(poisoned, [world.task(**NLC_META) for world in worlds], Compute(), False)
     after = {task.dataset: weights_of(task) for task in tasks}
     assert after["a"] == before["a"]  # its own labels are not what it learned from
     assert after["b"] != before["b"]
@@ -80,7 +51,7 @@ def test_weights_come_from_the_other_datasets_only(tmp_path, here):
 
 def test_nothing_is_learned_twice_and_a_taught_task_evaluates(tmp_path, here, monkeypatch):
     store = Store(str(tmp_path))
-    tasks = [Shelf(store, name, seed).task() for seed, name in enumerate("abcd")]
+    tasks = [Shelf(store, name, seed).task(**NLC_META) for seed, name in enumerate("abcd")]
     first = meta.taught(store, tasks, Compute(), False)
     monkeypatch.setattr(cluster, "tasks", None)
     again = meta.taught(store, tasks, Compute(), False)
@@ -94,7 +65,7 @@ def test_nothing_is_learned_twice_and_a_taught_task_evaluates(tmp_path, here, mo
 
 def test_too_few_others_leave_the_gate_untaught(tmp_path, here):
     store = Store(str(tmp_path))
-    tasks = [Shelf(store, name, seed).task() for seed, name in enumerate("abc")]
+    tasks = [Shelf(store, name, seed).task(**NLC_META) for seed, name in enumerate("abc")]
     assert meta.taught(store, tasks, Compute(), False) == tasks
     own = Fuser(name="mine", fuser="nlc_meta", settings={"weights": [0.0]})
     assert meta.taught(store, [dataclasses.replace(tasks[0], fusers=(own,))], Compute(), False)[0].fusers == (own,)

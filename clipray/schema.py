@@ -64,6 +64,50 @@ STANDINGS = pa.schema(  # methods over all datasets: one row per head, shots and
     ]
 )
 
+FITS = pa.schema(  # of a search: one row per configuration, support set and moment of training
+    [
+        ("key", pa.string()),  # fingerprint of all that made the row
+        ("configuration", pa.string()),  # JSON: head, its settings, fuser, its settings
+        ("dataset", pa.string()),
+        ("shots", pa.int32()),
+        ("seed", pa.int32()),
+        ("progress", pa.float64()),  # of the training; 1: its end
+        ("nll", pa.float64()),  # nats, on images of the train split that the fit has not seen
+        ("top1", pa.float64()),
+        ("images", pa.int32()),  # that were scored
+        ("fits", pa.int32()),  # one for each fold
+        ("seconds", pa.float64()),
+        ("error", pa.string()),  # null, or why there is no score
+    ]
+)
+
+TRIALS = pa.schema(  # what an adaptive study has tried, in order
+    [
+        ("study", pa.string()),
+        ("chosen", pa.string()),  # JSON: values by the settings' names
+        ("reached", pa.float64()),  # progress at which the scheduler stopped it; 1: not stopped; 0: it failed
+    ]
+)
+
+CHOICES = pa.schema(  # what a search chose: one row per scope
+    [
+        ("search", pa.string()),
+        ("dataset", pa.string()),  # that it is chosen for; null: all
+        ("shots", pa.int32()),  # null: all
+        ("seed", pa.int32()),  # null: all
+        ("settings", pa.string()),  # JSON, as a campaign's fuser takes them
+        ("head_settings", pa.string()),
+        ("chosen_by", pa.float64()),  # its score on the support sets that it was chosen on
+        ("default_by", pa.float64()),  # that of the defaults
+        ("nll", pa.float64()),  # mean on the dataset's own rows, which did not choose it (leave_one_dataset_out only)
+        ("default_nll", pa.float64()),
+        ("top1", pa.float64()),
+        ("default_top1", pa.float64()),
+        ("configurations", pa.int32()),  # it was chosen from
+        ("support_sets", pa.int32()),  # it was chosen on
+    ]
+)
+
 FAILURES = pa.schema(
     [
         ("dataset", pa.string()),

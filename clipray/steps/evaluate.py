@@ -78,10 +78,11 @@ def check(campaign: Campaign) -> None:
             raise ConfigError(f"{key}: {', '.join(sorted(twice))} named more than once")
 
 
-def code() -> str:
-    """A digest of the sources of everything that turns embeddings into scores."""
+def code(*more: str) -> str:
+    """A digest of the sources of everything that turns embeddings into scores, and of `more` modules beside this."""
     here = Path(__file__).parent
-    files = [*sorted(Path(clipray.numerics.__file__).parent.glob("*.py")), *(here / f"{name}.py" for name in OWN)]
+    beside = [here / f"{name}.py" for name in (*OWN, *more)]
+    files = [*sorted(Path(clipray.numerics.__file__).parent.glob("*.py")), *beside]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 SECONDS = 15  # between two lines in a log file
@@ -21,6 +21,45 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         yield advance
     seconds = time.monotonic() - start
     print(f"{what}: {total} {unit} in {seconds:.1f} s ({total / seconds:.1f}/s)", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def board(
+    line: Callable[[], str], columns: Sequence[str], rows: Callable[[], Sequence[Sequence[str]]]
+) -> Iterator[Callable[[], None]]:
+    """Yields show(), to be called whenever something moved: a live table for a person, a line now and then for a log.
+
+    Args:
+        line: how it stands. columns, rows: the table below it.
+    """
+    last = time.monotonic()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.live import Live
+        from rich.table import Table
+
+        with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+
+            def draw() -> None:
+                nonlocal last
+                if time.monotonic() - last >= 0.5:
+                    last = time.monotonic()
+                    table = Table(*columns, title=line())
+                    for row in rows():
+                        table.add_row(*row)
+                    live.update(table, refresh=True)
+
+            yield draw
+    else:
+
+        def say() -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS:
+                last = time.monotonic()
+                print(line(), file=sys.stderr, flush=True)
+
+        yield say
+    print(line(), file=sys.stderr, flush=True)
 
 
 @contextmanager

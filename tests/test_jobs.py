@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-JOBS = ("run", "embed", "evaluate", "report", "ls", "validate", "compare", "pretrain")
+JOBS = ("run", "embed", "evaluate", "report", "ls", "validate", "compare", "pretrain", "tune")
 
 
 def call(monkeypatch, capsys, job: str, *arguments: str) -> tuple[int, str, str]:

@@ -6,7 +6,6 @@ A config file is YAML that holds values only. Unknown or missing keys, wrong typ
 
 import hashlib
 import json
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -107,7 +106,7 @@ class Chosen(Strict):
 
 
 class Method(Strict):
-    """Settings of one's own, under a name of its own; where `chosen` says so, others for a dataset or support set."""
+    """Settings of one's own, under a name of its own; on a dataset or support set that `chosen` names, others."""
 
     name: str
     settings: dict[str, Any] = {}
@@ -118,10 +117,10 @@ class Method(Strict):
         return self.model_copy(update={"chosen": tuple(one for one in self.chosen if one.dataset == dataset)})
 
     def settings_for(self, shots: int, seed: int) -> dict[str, Any]:
-        """The settings for a support set, of the dataset that this is `on`."""
+        """The settings for a support set, of the dataset that this is `on`: the narrowest that were chosen for it."""
         fits = [one for one in self.chosen if one.shots in (None, shots) and one.seed in (None, seed)]
-        fits.sort(key=lambda one: (one.shots is not None) + (one.seed is not None))
-        return dict(ChainMap(*[one.settings for one in reversed(fits)], self.settings))
+        narrow = max(fits, key=lambda one: (one.shots is not None) + (one.seed is not None), default=self)
+        return narrow.settings
 
 
 class Fuser(Method):

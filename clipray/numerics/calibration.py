@@ -1,9 +1,12 @@
 """Temperatures by maximum likelihood: an exact one-dimensional convex solve, all support sets and backbones at once."""
 
+import math
+
 import torch
 from torch import Tensor
 
-_CHUNK = 64_000_000  # logits held at once in float64: half a gigabyte
+_CHUNK = 100_000  # logits solved at once, where there are several problems: what a core's cache holds
+_PATIENCE = 20  # steps of Newton that need not shrink: far from the minimum they have length 1, and it takes a few
 
 
 def inverse_temperatures(
@@ -23,7 +26,7 @@ def inverse_temperatures(
         labels_SK: int64 classes.
         prior_count: ≥ 0, weight of the prior, in images.
         low, high: bounds of β, both positive.
-        steps: the most iterations; stops early when all are solved to 1e-10.
+        steps: the most iterations; stops early when all are solved to 1e-10 in log β.
 
     Returns:
         beta_SM, float64. Without images all are 1 (the prior's mode), or 1 without a prior too.
@@ -44,30 +47,30 @@ def inverse_temperatures(
         ]
         return torch.cat(parts, dim=halves[1])
     z = logits_SKMC.double()
-    own = labels_SK[:, :, None, None].expand(-1, -1, backbones, 1)
-    margin_SKMC = z - z.gather(3, own)
+    margin = z - z.gather(3, labels_SK[:, :, None, None].expand(-1, -1, backbones, 1))
+    return _solve(margin.transpose(1, 2).contiguous(), prior_count, low, high, steps).exp()
 
-    def slopes(beta_SM: Tensor) -> tuple[Tensor, Tensor]:
-        p = torch.softmax(margin_SKMC * beta_SM[:, None, :, None], dim=3)
-        mean = (p * margin_SKMC).sum(3)
-        variance = (p * margin_SKMC.square()).sum(3) - mean.square()
-        first = mean.sum(1) + prior_count * (1 - 1 / beta_SM)
-        return first, variance.sum(1) + prior_count / beta_SM.square()
 
-    bottom = torch.full((sets, backbones), low, dtype=torch.float64).log()
-    top = torch.full((sets, backbones), high, dtype=torch.float64).log()
-    u = torch.zeros_like(bottom).clamp(bottom, top)
-    last = top - bottom
-    for _ in range(steps):
+def _solve(margin_SMKC: Tensor, prior_count: float, low: float, high: float, steps: int) -> Tensor:
+    """log β from z − z[y]."""
+    bottom = torch.full(margin_SMKC.shape[:2], math.log(low), dtype=torch.float64)
+    top = torch.full_like(bottom, math.log(high))
+    u, last, done = torch.zeros_like(bottom).clamp(bottom, top), top - bottom, torch.zeros_like(bottom).bool()
+    for step in range(steps):
         beta = u.exp()
-        first, second = slopes(beta)
+        p = torch.softmax(margin_SMKC * beta[..., None, None], dim=3)
+        pulled = p.mul_(margin_SMKC)
+        mean_SMK = pulled.sum(3)
+        square = torch.linalg.vecdot(pulled.flatten(2), margin_SMKC.flatten(2))
+        first = mean_SMK.sum(2) + prior_count * (1 - 1 / beta)
+        second = square - mean_SMK.square().sum(2) + prior_count / beta.square()
         bottom, top = torch.where(first < 0, u, bottom), torch.where(first > 0, u, top)
         newton = u - first / (beta * second + first).clamp_min(1e-300)  # d/du = β d/dβ; one β cancels
-        good = (newton > bottom) & (newton < top) & ((newton - u).abs() < last / 2)
-        new = torch.where(good, newton, (bottom + top) / 2)
-        new = torch.where(first == 0, u, new)
-        last = (new - u).abs()
-        u = new
-        if bool((last < 1e-10).all()):
+        length = (newton - u).abs()
+        done |= (length < 1e-10) | (first == 0)  # stays where it is, so company changes no result
+        good = (newton > bottom) & (newton < top) & ((length < last / 2) | (step < _PATIENCE))
+        new = torch.where(done, u, torch.where(good, newton, (bottom + top) / 2))
+        u, last = new, (new - u).abs()
+        if done.all():
             break
-    return u.exp()
+    return u

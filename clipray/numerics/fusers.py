@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from clipray.numerics import (
+    anchored,
     averages,
     fusion,
     gate,
@@ -91,6 +92,7 @@ FUSERS: dict[str, Fuser] = {
     "linear_probe_concat": _on_embeddings(prototypes.fit_probe_concat, prototypes.probe_concat, prototypes.Probe()),
     "nlc_prior": _on_embeddings(prior_gate.fit, prior_gate.apply, prior_gate.PriorGate()),
     "nlc_meta": _on_embeddings(meta.fit, meta.apply, meta.MetaGate()),
+    "anchored": _on_embeddings(anchored.fit, anchored.apply, anchored.Anchored()),
     "proto_fusion": _on_embeddings(fusion.fit, fusion.apply, fusion.ProtoFusion()),
 }
 FUSERS["guarded"] = _on_embeddings(partial(guarded.fit, FUSERS), partial(guarded.apply, FUSERS), guarded.Guarded())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipray.numerics.averages import CALIBRATED, Calibrated, calibrate, fit_calibrated
+from clipray.numerics.averages import CALIBRATED, Calibrated, calibrate, fit_twice_calibrated, twice_calibrated
 from clipray.numerics.calibration import inverse_temperatures
 from clipray.numerics.prototypes import class_means
 from clipray.numerics.support import State, Support, unit
@@ -42,13 +42,13 @@ class ProtoFusion:
 
 def fit(supports: Sequence[Support], settings: ProtoFusion) -> list[State]:
     """Temperatures of both experts of every backbone, then the weights of text and prototypes."""
-    calibrated = fit_calibrated(supports, settings.temperatures)
+    calibrated = fit_twice_calibrated(supports, settings.temperatures)
     return [_fit_one(s, c, settings) for s, c in zip(supports, calibrated, strict=True)]
 
 
 def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
     classes, backbones = s.logits_KMC.shape[2], s.logits_KMC.shape[1]
-    tensors = {"beta_M": calibrated.tensors["beta_M"]}
+    tensors = dict(calibrated.tensors)
     inside, count_C = [], torch.bincount(s.labels_K, minlength=classes)
     for m, e in enumerate(s.embeddings):
         x_KD = unit(e)
@@ -67,10 +67,7 @@ def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
     low, high = settings.temperatures.low, settings.temperatures.high
     ratio_M = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, low, high)[0]
     tensors["gamma_M"] = prior_M.double() * ratio_M
-    text_KC = calibrate(calibrated, s.logits_KMC.double()).mean(1)
-    count = settings.temperatures.prior_count
-    tensors["sure_1"] = inverse_temperatures(text_KC[None, :, None], s.labels_K[None], count, low, high)[0]
-    text_KC = (text_KC * tensors["sure_1"])[paired]
+    text_KC = twice_calibrated(calibrated, s.logits_KMC.double())[paired]
     proto_KMC = scaled_KMC.double() * ratio_M[:, None]
     balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
     tensors["weight_2"] = positive_weights(balance_K2C, labels, settings.balance_count)

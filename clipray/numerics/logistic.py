@@ -19,7 +19,7 @@ def rotate(x_SKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return x @ basis, basis, lengths.clamp_min(0)
     lengths, left = torch.linalg.eigh(x @ x.transpose(1, 2))
     root = lengths.clamp_min(0).sqrt()
-    tiny = root <= 1e-9 * root.amax(1, keepdim=True).clamp_min(1e-30)
+    tiny = root <= 1e-9 * root[:, -1:].clamp_min(1e-30)  # in ascending order
     basis = (x.transpose(1, 2) @ left) / root.masked_fill(tiny, torch.inf)[:, None]
     return left * root.masked_fill(tiny, 0.0)[:, None], basis, root.masked_fill(tiny, 0.0).square()
 
@@ -58,6 +58,8 @@ def solve(
     sets, images, rank = x_SKR.shape
     variants = weights_SKQ.shape[2]
     v = x_SKR.new_zeros(sets, rank, variants, classes)
+    if not rank:
+        return v
     y, old, momentum = v, v, torch.ones(sets, 1, variants, 1, dtype=v.dtype)
     curvature = (0.5 * lengths_SR[:, :, None, None] + penalty_SRQC).to(v)
     penalty = penalty_SRQC.to(v)
@@ -123,9 +125,9 @@ def fit_path(
         W_SDC in float64 and the chosen penalty_S.
     """
     x_SKR, basis_SDR, lengths_SR = rotate(x_SKD)
-    x, held = x_SKR.float(), torch.nn.functional.one_hot(folds_SK).float()  # S×K×F
+    count, grid = int(folds_SK.max()) + 1 if folds_SK.numel() else 1, len(penalties_G)
+    x, held = x_SKR.float(), torch.nn.functional.one_hot(folds_SK, count).float()  # S×K×F
     shape = torch.ones(classes) if shape_C is None else shape_C.float()
-    count, grid = held.shape[2], len(penalties_G)
     if count > 1:
         weights_SKQ = (1 - held).repeat_interleave(grid, dim=2)  # variants: fold major, penalty minor
         penalty = penalties_G.float().repeat(count)[:, None] * shape

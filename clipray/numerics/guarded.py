@@ -15,32 +15,44 @@ from clipray.numerics.logistic import folds
 from clipray.numerics.simplex import log_mix, simplex_weights
 from clipray.numerics.support import Fuser, State, Support
 
-# Settings of the fits that only judge a candidate: a probe that chooses its penalty in every fold costs more than all
-# else, and its calibration on the held-out images makes up for most of what the penalty does.
-JUDGED = {"linear_probe_concat": {"folds": 1, "one_shot": 0.1}}
+# Candidates that are not a fuser with its defaults. One penalty each, for a probe that chooses its own in every fold
+# costs more than all else, and the mixture does the choosing.
+CANDIDATES = {
+    "anchored_near": ("anchored", {"penalty": 0.5}),
+    "anchored_far": ("anchored", {"penalty": 0.01}),
+    "probe": ("linear_probe_concat", {"penalties": (0.1,), "one_shot": 0.1, "folds": 1}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarded:
     """Settings of `guarded`.
 
-    The candidates and `least` were chosen by looking at few-shot results on real sets (`benchmarks/RESULTS.md` says on
-    which), so figures on those very sets flatter them; the weights are learned from the support set alone. `nlc` is no
-    candidate: five more fits of it cost more than all else, and a probe on the same embeddings does that better.
+    The candidates, `least` and `otherwise` were chosen by what they do on images of the train splits of real sets
+    (`benchmarks/RESULTS.md` says which), so figures on those very sets flatter them; the weights are learned from the
+    support set alone. `nlc` is no candidate: five more fits of it cost more than all else, and a probe on the same
+    embeddings does that better.
 
     Attributes:
-        candidates: fusers to choose among, with their default settings.
-        least: images of the largest class from which on candidates are compared; below, holding some out would judge
-            them by what they do with far fewer images than they have.
+        candidates: names of fusers, with their default settings, or of `CANDIDATES`.
+        least: images of the largest class from which on candidates are compared; below, nothing can be held out.
         otherwise: the fuser that is taken below `least`.
         prior_count: worth, in images, of the prior that all candidates weigh the same.
         folds: the most folds.
         temperatures: how the candidates are calibrated on the images that they have not seen.
     """
 
-    candidates: tuple[str, ...] = ("best_single_on_support", "c_log_avg", "proto_fusion", "linear_probe_concat")
-    least: int = 3
-    otherwise: str = "proto_fusion"
+    candidates: tuple[str, ...] = (
+        "best_single_on_support",
+        "c_log_avg",
+        "proto_fusion",
+        "anchored",
+        "anchored_near",
+        "anchored_far",
+        "probe",
+    )
+    least: int = 2
+    otherwise: str = "anchored"
     prior_count: float = 3.0
     folds: int = 5
     temperatures: Calibrated = CALIBRATED
@@ -55,15 +67,18 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
     parts = [s.take(f != k) for s, f in zip(supports, splits, strict=True) for k in _counted(f)]
     whole, partial = {}, {}
     for name in settings.candidates:
-        whole[name] = fusers[name].fit(supports, fusers[name].settings)
-        judged = dataclasses.replace(fusers[name].settings, **JUDGED.get(name, {}))
-        partial[name] = fusers[name].fit(parts, judged) if parts else []
+        fuser = _candidate(fusers, name)
+        whole[name] = fuser.fit(supports, fuser.settings)
+        partial[name] = fuser.fit(parts, fuser.settings) if parts else []
     states, at = [], 0
     for i, (s, f) in enumerate(zip(supports, splits, strict=True)):
         held_out = []
         for k in _counted(f):
             held = s.take(f == k)
-            fused = [fusers[n].apply(partial[n][at], held.logits_KMC, held.embeddings) for n in settings.candidates]
+            fused = [
+                _candidate(fusers, n).apply(partial[n][at], held.logits_KMC, held.embeddings)
+                for n in settings.candidates
+            ]
             held_out.append((torch.stack(fused, 1).double(), held.labels_K))
             at += 1
         if held_out:
@@ -86,6 +101,11 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
     return states
 
 
+def _candidate(fusers: Mapping[str, Fuser], name: str) -> Fuser:
+    kind, changes = CANDIDATES.get(name, (name, {}))
+    return fusers[kind]._replace(settings=dataclasses.replace(fusers[kind].settings, **changes))
+
+
 def _split(labels_K: Tensor, settings: Guarded) -> Tensor:
     """Fold numbers; all 0 where the support set is too small to hold anything out."""
     enough = len(labels_K) and int(labels_K.bincount().max()) >= settings.least
@@ -105,8 +125,9 @@ def apply(fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddi
     for name, weight, beta in parts:
         if weight > 1e-6:
             tensors = {k.removeprefix(f"{name}/"): t for k, t in state.tensors.items() if k.startswith(f"{name}/")}
-            inner = State(fusers[name].settings, tensors)
-            fused.append(torch.log_softmax(beta * fusers[name].apply(inner, logits_NMC, embeddings), dim=1))
+            fuser = _candidate(fusers, name)
+            inner = State(fuser.settings, tensors)
+            fused.append(torch.log_softmax(beta * fuser.apply(inner, logits_NMC, embeddings), dim=1))
             kept.append(weight)
     w_1J = torch.tensor([kept], dtype=logits_NMC.dtype)
     return log_mix(w_1J / w_1J.sum(), torch.stack(fused, 1).to(logits_NMC), "prob")[:, 0].clamp_min(-87.0)

@@ -91,7 +91,7 @@ def test_guarded_goes_with_the_good_candidates_and_states_its_weights():
     f = FUSERS["guarded"]
     state = f.fit([Support(useless, embeddings, y)], f.settings)[0]
     stated = state.numbers["weights"]
-    assert stated["proto_fusion"] + stated["linear_probe_concat"] > 0.8  # those that see the embeddings
+    assert stated["best_single_on_support"] + stated["c_log_avg"] < 0.2  # the others see the embeddings
     one_shot = f.fit([support(images=4)], f.settings)[0]
     assert one_shot.numbers["weights"] == {n: float(n == f.settings.otherwise) for n in f.settings.candidates}
 

@@ -60,10 +60,12 @@ class Pulled:
     Attributes:
         strength: factor of the pull, in images.
         least: the smallest pull of a class, as a share of `strength`.
+        tolerance: as in `Probe`.
     """
 
     strength: float = 1.0
     least: float = 0.01
+    tolerance: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,9 @@ def fit_zero_shot_probe(problems: Sequence[Shots], settings: Pulled) -> list[Sta
         pull_C = torch.zeros(classes).index_add_(0, p.labels_K, own_K) / images_C.clamp_min(1)
         pull_C = torch.where(images_C > 0, pull_C, 1.0).clamp_min(settings.least) * settings.strength
         one_fold = torch.zeros(1, len(x), dtype=torch.int64)
-        v_SDC, _ = fit_path(x[None], p.labels_K[None], one_fold, torch.ones(1), 1.0, classes, z[None], pull_C)
+        v_SDC, _ = fit_path(
+            x[None], p.labels_K[None], one_fold, torch.ones(1), 1.0, classes, z[None], pull_C, settings.tolerance
+        )
         states.append(State(settings, {"v_DC": v_SDC[0].float().contiguous()}))
     return states
 

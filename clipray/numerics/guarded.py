@@ -54,7 +54,7 @@ class Guarded:
     least: int = 2
     otherwise: str = "anchored"
     prior_count: float = 3.0
-    folds: int = 5
+    folds: int = 3
     temperatures: Calibrated = CALIBRATED
 
 

@@ -6,14 +6,15 @@
 
 A method is named [head:]method[@shots], as in the report. Shows both accuracies, their difference with the 95 %
 interval and p-value of the paired bootstrap over images, and on how many seeds McNemar's exact test tells them apart
-(5 %). Reads stored outcomes and computes nothing anew. The last line on stdout is one JSON object.
+(5 %); at the end the mean over datasets with its Student interval. Reads stored outcomes and computes nothing anew.
+The last line on stdout is one JSON object.
 """
 
 from rich.table import Table
 
 from clipray import config
 from clipray.steps import compare as steps
-from jobs import arguments, console, finish, run
+from jobs import arguments, console, finish, run, say
 
 
 def main() -> None:
@@ -34,11 +35,25 @@ def main() -> None:
             f"{row['p']:.3f}", *counts,
         )  # fmt: skip
     console().print(table)
-    better = sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows)
-    mean = sum(row["difference"] for row in rows) / len(rows)
-    finish(
-        {"a": str(one), "b": str(other), "mean_difference": mean, "a_better": better[0], "b_better": better[1]}
-        | {"datasets": rows}
+    whole = steps.over_datasets(rows)
+    found = {"a": str(one), "b": str(other)} | {
+        f"{key}_difference": getattr(whole, key) for key in ("mean", "low", "high")
+    }
+    found |= {"wins": whole.wins, "ties": whole.ties, "losses": whole.losses}
+    found |= {"a_better": sum(row["low"] > 0 for row in rows), "b_better": sum(row["high"] < 0 for row in rows)}
+    say(words(found, len(rows)))
+    finish(found | {"datasets": rows})
+
+
+def words(found: dict, datasets: int) -> str:
+    """The mean over datasets in one line."""
+    mean = f"{100 * found['mean_difference']:+.2f} points"
+    if datasets > 1:
+        mean += f" [{100 * found['low_difference']:+.2f}, {100 * found['high_difference']:+.2f}]"
+    counts = " / ".join(f"{found[key]} {key}" for key in ("wins", "ties", "losses"))
+    return (
+        f"{found['a']} − {found['b']} over {datasets} datasets: {mean}, {counts}; beyond chance better on "
+        f"{found['a_better']}, worse on {found['b_better']}"
     )
 
 

@@ -1,6 +1,7 @@
 """Stored scores → the numbers that the report shows. Accuracies and gains are fractions here; points when shown."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -76,9 +77,9 @@ def per_dataset(scores: pa.Table) -> pd.DataFrame:
     return table
 
 
-def gain(differences: pd.Series) -> Gain | None:
+def gain(differences: Sequence[float] | pd.Series) -> Gain | None:
     """Mean, 95 % Student interval over datasets, wins, ties and losses; None where nothing can be compared."""
-    values = differences.dropna()
+    values = pd.Series(differences, dtype=float).dropna()
     if values.empty:
         return None
     mean, low, high = float(values.mean()), None, None

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from clipray.config import Campaign, ConfigError
 from clipray.report import files
+from clipray.report.summary import Gain, gain
 from clipray.steps.evaluate import OUTCOMES
 from clipray.steps.publish import MARK
 from clipray.store import Store
@@ -67,6 +68,11 @@ def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:
         missing = [str(chosen) for chosen in (one, other) if chosen not in known] or [str(one), str(other)]
         raise ConfigError(f"no outcomes of {' and '.join(missing)}; known: {', '.join(map(str, sorted(known)))}")
     return rows
+
+
+def over_datasets(rows: list[dict]) -> Gain:
+    """The mean difference over the datasets, with its Student interval, and on how many it is one."""
+    return gain([row["difference"] for row in rows])
 
 
 def correctness(table: pa.Table, chosen: Choice) -> dict[int, Any]:

@@ -82,9 +82,7 @@ def publish(search: Search) -> dict:
 
 def headline(search: Search, rows: list[dict], shares: dict) -> dict:
     """The search's main numbers: what tuned settings gain over the defaults on images that did not choose them."""
-    import torch
-
-    from clipray.numerics.bootstrap import normal_interval
+    from clipray.report.summary import gain
 
     found, text = {}, []
     for one in search.config.searches:
@@ -93,8 +91,7 @@ def headline(search: Search, rows: list[dict], shares: dict) -> dict:
         if len(own) > 1:
             gains = {}
             for metric in ("top1", "nll"):
-                values = torch.tensor([row[metric] - row[f"default_{metric}"] for row in own], dtype=torch.float64)
-                gains[metric] = normal_interval(values)
+                gains[metric] = gain([row[metric] - row[f"default_{metric}"] for row in own])[:3]
             found[one.name] = {metric: list(interval) for metric, interval in gains.items()}
             top1, nll = gains["top1"], gains["nll"]
             text.append(

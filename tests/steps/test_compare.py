@@ -48,6 +48,15 @@ def test_differences_are_paired_by_image(campaign):
     assert (back["difference"], back["a_better"], back["b_better"]) == (pytest.approx(-row["difference"]), 0, 2)
 
 
+def test_the_mean_over_datasets_has_scipys_interval():
+    differences = [0.1, -0.02, 0.0, 0.07]
+    whole = compare.over_datasets([{"difference": value} for value in differences])
+    theirs = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (whole.mean, whole.low, whole.high) == pytest.approx((0.0375, theirs.low, theirs.high))
+    assert (whole.wins, whole.ties, whole.losses) == (2, 1, 1)
+    assert compare.over_datasets([{"difference": 0.1}]).low is None
+
+
 @pytest.mark.parametrize(
     ("a", "words"), [("good@x", r"write a method as \[head:\]method"), ("none@4", "zero_shot:none@4; known: .*bad@0")]
 )

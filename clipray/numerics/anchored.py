@@ -31,7 +31,7 @@ class Anchored:
     """
 
     penalty: float = 0.05
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     temperatures: Calibrated = CALIBRATED
 
 

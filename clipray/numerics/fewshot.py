@@ -65,7 +65,7 @@ class Pulled:
 
     strength: float = 1.0
     least: float = 0.01
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,26 @@ def test_held_out_variants_equal_fits_without_those_images():
     np.testing.assert_allclose(v[0], sklearn_weights(x[0, 10:], y[10:], 0.5), atol=1e-5)
 
 
+@pytest.mark.parametrize("penalty", [1e-3, 1.0])
+def test_from_any_start_and_beside_any_other_problem_the_minimum_is_the_same(penalty):
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(1, 90, 12, generator=g).double(), 8 * torch.randn(1, 90, 30, generator=g).double()
+    y, ones = torch.arange(90)[None] % 30, torch.ones(1, 90, 1)
+    rotated, _, lengths = rotate(x)
+    weights = torch.full((1, 1, 1, 1), penalty)
+    found = solve(rotated, lengths, y, ones, weights, text, 30, 1e-7, 2000)
+    z = (text[:, :, None] + torch.einsum("skr,srqc->skqc", rotated, found))[0, :, 0]
+    error = torch.softmax(z, 1) - torch.nn.functional.one_hot(y[0], 30)
+    slope = rotated[0].T @ error + penalty * found[0, :, 0]  # the gradient vanishes at the minimum
+    assert slope.abs().max() < 1e-4
+    start = 3 * torch.randn(found.shape, generator=g).double()
+    again = solve(rotated, lengths, y, ones, weights, text, 30, 1e-7, 2000, start)
+    torch.testing.assert_close(again, found, atol=1e-4, rtol=1e-4)
+    beside = torch.cat([weights, torch.full_like(weights, 1e3)], dim=2)
+    both = solve(rotated, lengths, y, ones.expand(-1, -1, 2), beside, text, 30, 1e-7, 2000)
+    torch.testing.assert_close(both[:, :, :1], found, atol=1e-6, rtol=1e-6)
+
+
 def test_the_penalty_is_the_one_that_scikit_learns_cross_validation_prefers():
     _, embeddings, y = problem(images=60, dims=(8,), noise=3.0)
     grid, split = torch.tensor([0.01, 0.3, 10.0, 300.0]), folds(y, 3)

@@ -19,7 +19,6 @@ from clipray.numerics.support import Fuser, State, Support
 # costs more than all else, and the mixture does the choosing.
 CANDIDATES = {
     "anchored_near": ("anchored", {"penalty": 0.5}),
-    "anchored_far": ("anchored", {"penalty": 0.01}),
     "probe": ("linear_probe_concat", {"penalties": (0.1,), "one_shot": 0.1, "folds": 1}),
 }
 
@@ -48,14 +47,17 @@ class Guarded:
         "proto_fusion",
         "anchored",
         "anchored_near",
-        "anchored_far",
         "probe",
     )
     least: int = 2
     otherwise: str = "anchored"
-    prior_count: float = 3.0
+    prior_count: float = 10.0
     folds: int = 3
     temperatures: Calibrated = CALIBRATED
+
+    def __post_init__(self) -> None:
+        if missing := {self.otherwise} - set(self.candidates):
+            raise ValueError(f"{', '.join(sorted(missing))} must be among the candidates to be taken in their place")
 
 
 def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guarded) -> list[State]:

@@ -1,6 +1,7 @@
 """`nlc_prior`, `proto_fusion` and `guarded`: what they are without evidence, and what they do with it."""
 
 import numpy as np
+import pytest
 import torch
 
 from clipray.numerics import fusion, guarded
@@ -97,9 +98,14 @@ def test_guarded_goes_with_the_good_candidates_and_states_its_weights():
 
 
 def test_guarded_of_one_candidate_ranks_as_that_one():
-    s, test = support(seed=1), problem(seed=2)
-    ours, alone = out("guarded", s, test, candidates=("c_log_avg",)), out("c_log_avg", s, test)
+    s, test, name = support(seed=1), problem(seed=2), "c_log_avg"
+    ours, alone = out("guarded", s, test, candidates=(name,), otherwise=name), out(name, s, test)
     assert torch.equal(ours.argsort(1), alone.argsort(1))
+
+
+def test_guarded_refuses_to_fall_back_on_what_is_no_candidate():
+    with pytest.raises(ValueError, match="anchored must be among the candidates"):
+        settings_of("guarded", {"candidates": ["c_log_avg"]})
 
 
 def test_guarded_calibrates_a_candidate_that_is_right_but_too_sure():

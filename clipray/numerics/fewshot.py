@@ -42,12 +42,14 @@ class Head(NamedTuple):
     Attributes:
         fit: (problems, settings) -> one `State` each.
         apply: (state, embeddings_ND, classifier_CD, scale, bias) -> logits_NC.
+        keeps_text: its logits at one shot are the zero-shot ones and little more (a cache adds 1 at most per image).
     """
 
     fit: Callable[[Sequence[Shots], Any], list[State]]
     apply: Callable[[State, Tensor, Tensor, float, float], Tensor]
     settings: Any = NoSettings()
     needs_labels: bool = True
+    keeps_text: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,9 @@ def tip_adapter(state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scal
 def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor:
     """logits_KC of the support images, each from a head that has not seen it; for fusers that need the same labels.
 
-    With one image per class there is nothing to spare, and the zero-shot logits are given.
+    With one image per class there is nothing to spare, and the zero-shot logits are given (`borrowed`). Heads that lack
+    some classes' images were tried in their place: temperatures gain by them, `nlc` and `stacking`, which then see no
+    image of a class that the head knows, fall below chance.
 
     Args:
         head: one of `FITTED_HEADS`.
@@ -179,6 +183,15 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
     return whole
 
 
+def borrowed(head: Head, labels_K: Tensor) -> bool:
+    """Whether `cross_fitted` has to give zero-shot logits in place of the head's, and they are no likeness of them.
+
+    >>> borrowed(FITTED_HEADS["linear_probe"], torch.arange(3)), borrowed(FITTED_HEADS["tip_adapter"], torch.arange(3))
+    (True, False)
+    """
+    return head.needs_labels and not head.keeps_text and len(labels_K.unique()) == len(labels_K)
+
+
 def _fit_nothing(problems: Sequence[Shots], settings: Any) -> list[State]:
     return [State(settings) for _ in problems]
 
@@ -188,11 +201,11 @@ def _zero_shot(state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale
 
 
 FITTED_HEADS = {
-    "zero_shot": Head(_fit_nothing, _zero_shot, needs_labels=False),
+    "zero_shot": Head(_fit_nothing, _zero_shot, needs_labels=False, keeps_text=True),
     "linear_probe": Head(fit_linear_probe, linear_probe, Probe()),
     "zero_shot_probe": Head(fit_zero_shot_probe, zero_shot_probe, Pulled()),
-    "tip_adapter": Head(fit_tip_adapter, tip_adapter, Tip()),
-    "tip_adapter_f": Head(fit_tip_adapter_f, tip_adapter, TipTrained()),
+    "tip_adapter": Head(fit_tip_adapter, tip_adapter, Tip(), keeps_text=True),
+    "tip_adapter_f": Head(fit_tip_adapter_f, tip_adapter, TipTrained(), keeps_text=True),
 }
 
 

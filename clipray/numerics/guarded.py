@@ -36,6 +36,8 @@ class Guarded:
         candidates: names of fusers, with their default settings, or of `CANDIDATES`.
         least: images of the largest class from which on candidates are compared; below, nothing can be held out.
         otherwise: the fuser that is taken below `least`.
+        blind: the fusers that are mixed evenly below `least` where the support set's logits are borrowed: what is
+            fitted on them misleads least where each backbone has one number.
         prior_count: worth, in images, of the prior that all candidates weigh the same.
         folds: the most folds.
         temperatures: how the candidates are calibrated on the images that they have not seen.
@@ -51,12 +53,13 @@ class Guarded:
     )
     least: int = 2
     otherwise: str = "anchored"
+    blind: tuple[str, ...] = ("c_log_avg", "proto_fusion")
     prior_count: float = 10.0
     folds: int = 3
     temperatures: Calibrated = CALIBRATED
 
     def __post_init__(self) -> None:
-        if missing := {self.otherwise} - set(self.candidates):
+        if missing := {self.otherwise, *self.blind} - set(self.candidates):
             raise ValueError(f"{', '.join(sorted(missing))} must be among the candidates to be taken in their place")
 
 
@@ -92,7 +95,8 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
             w_J = simplex_weights(log_p, labels, ones, count, "prob")[0]
         else:
             beta_J = torch.ones(len(settings.candidates), dtype=torch.float64)
-            w_J = torch.tensor([float(n == settings.otherwise) for n in settings.candidates], dtype=torch.float64)
+            taken = settings.blind if s.borrowed else (settings.otherwise,)
+            w_J = torch.tensor([(n in taken) / len(taken) for n in settings.candidates], dtype=torch.float64)
         tensors, numbers = (
             {"w_J": w_J, "beta_J": beta_J},
             {"weights": dict(zip(settings.candidates, w_J.tolist(), strict=True))},

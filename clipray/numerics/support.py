@@ -17,12 +17,14 @@ class Support:
         embeddings: M tensors K×D_m, as the models give them, not normalised.
         labels_K: int64 classes.
         seed: number of the support set; the only source of chance of a fit.
+        borrowed: the logits are zero-shot ones in place of a head's that are unlike them (`fewshot.borrowed`).
     """
 
     logits_KMC: Tensor
     embeddings: tuple[Tensor, ...]
     labels_K: Tensor
     seed: int = 0
+    borrowed: bool = False
 
     def __post_init__(self) -> None:
         images, backbones, classes = self.logits_KMC.shape
@@ -35,9 +37,8 @@ class Support:
 
     def take(self, rows: Tensor) -> "Support":
         """The support set of these rows only (positions or a mask)."""
-        return Support(
-            self.logits_KMC[rows], tuple(e[rows] for e in self.embeddings), self.labels_K[rows], seed=self.seed
-        )
+        parts = {"logits_KMC": self.logits_KMC[rows], "labels_K": self.labels_K[rows]}
+        return dataclasses.replace(self, **parts, embeddings=tuple(e[rows] for e in self.embeddings))
 
 
 @dataclasses.dataclass(frozen=True)

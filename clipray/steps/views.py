@@ -71,12 +71,13 @@ def support(head: Any, problem: list, folds: int) -> Any:
     """What a fuser may learn from: the support images' embeddings, labels and cross-fitted logits."""
     import torch
 
-    from clipray.numerics.fewshot import cross_fitted
+    from clipray.numerics.fewshot import borrowed, cross_fitted
     from clipray.numerics.support import Support
 
     logits_KMC = torch.stack([cross_fitted(head, one, head.settings, folds) for one in problem], dim=1)
     embeddings = tuple(one.embeddings_KD for one in problem)
-    return Support(logits_KMC, embeddings, problem[0].labels_K, seed=problem[0].seed)
+    labels_K = problem[0].labels_K
+    return Support(logits_KMC, embeddings, labels_K, seed=problem[0].seed, borrowed=borrowed(head, labels_K))
 
 
 def logits(head: Any, states: list, embeddings: tuple, weights: tuple, scales: tuple) -> Any:

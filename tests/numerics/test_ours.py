@@ -1,5 +1,7 @@
 """`nlc_prior`, `proto_fusion` and `guarded`: what they are without evidence, and what they do with it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -99,12 +101,21 @@ def test_guarded_goes_with_the_good_candidates_and_states_its_weights():
 
 def test_guarded_of_one_candidate_ranks_as_that_one():
     s, test, name = support(seed=1), problem(seed=2), "c_log_avg"
-    ours, alone = out("guarded", s, test, candidates=(name,), otherwise=name), out(name, s, test)
+    ours, alone = out("guarded", s, test, candidates=(name,), otherwise=name, blind=(name,)), out(name, s, test)
     assert torch.equal(ours.argsort(1), alone.argsort(1))
 
 
+def test_guarded_mixes_evenly_where_logits_are_borrowed_and_nothing_can_be_held_out():
+    f = FUSERS["guarded"]
+    seen, unseen = (dataclasses.replace(support(images=n), borrowed=True) for n in (40, 4))
+    weights = f.fit([unseen], f.settings)[0].numbers["weights"]
+    assert weights == {n: 0.5 * (n in f.settings.blind) for n in f.settings.candidates}
+    plain = dataclasses.replace(seen, borrowed=False)
+    assert f.fit([seen], f.settings)[0].numbers == f.fit([plain], f.settings)[0].numbers
+
+
 def test_guarded_refuses_to_fall_back_on_what_is_no_candidate():
-    with pytest.raises(ValueError, match="anchored must be among the candidates"):
+    with pytest.raises(ValueError, match="anchored, proto_fusion must be among the candidates"):
         settings_of("guarded", {"candidates": ["c_log_avg"]})
 
 

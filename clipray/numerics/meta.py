@@ -125,11 +125,10 @@ def gate(weights: Tensor, features_XF: Tensor, hidden: int, reach: float) -> Ten
     return reach * torch.tanh((units @ second + last) / reach)
 
 
-def fuse(weights: Tensor, episode: Episode | tuple, hidden: int, reach: float) -> Tensor:
-    """log-probabilities N×C of the weighted sum of the experts' logits."""
-    features_NEF, logits_NEC, base_E = episode[:3]
-    weight_NE = base_E * gate(weights, features_NEF, hidden, reach).exp()
-    return torch.log_softmax((weight_NE[:, None] @ logits_NEC)[:, 0], dim=1)
+def weigh(gate_NE: Tensor, episode: Episode | tuple) -> Tensor:
+    """log-probabilities N×C of the sum of the experts' logits, weighted by base · exp(gate)."""
+    _, logits_NEC, base_E = episode[:3]
+    return torch.log_softmax(((base_E * gate_NE.exp())[:, None] @ logits_NEC)[:, 0], dim=1)
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
@@ -138,7 +137,8 @@ def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Ten
     if not settings.weights:
         return fusion.apply(state, logits_NMC, embeddings)
     weights = torch.tensor(settings.weights)
-    return fuse(weights, seen(state, logits_NMC, embeddings), settings.hidden, settings.reach).to(logits_NMC)
+    view = seen(state, logits_NMC, embeddings)
+    return weigh(gate(weights, view[0], settings.hidden, settings.reach), view).to(logits_NMC)
 
 
 def episode(support: Support, query: Support, settings: MetaGate, group: str) -> Episode:
@@ -159,14 +159,20 @@ def learn(episodes: Sequence[Episode], settings: MetaGate, how: Learning) -> tup
     start[:first] = torch.randn(first, generator=generator) / math.sqrt(FEATURES)
     weights = [start]
     optimiser = Adam(weights, how.rate, how.weight_decay, "decoupled")
+
+    def drawn() -> Episode:
+        own = groups[names[int(torch.randint(len(names), (), generator=generator))]]
+        return own[int(torch.randint(len(own), (), generator=generator))]
+
     for step in range(how.steps):
         leaf = weights[0].detach().requires_grad_(True)
-        loss = torch.zeros(())
-        for _ in range(how.batch):
-            own = groups[names[int(torch.randint(len(names), (), generator=generator))]]
-            one = own[int(torch.randint(len(own), (), generator=generator))]
-            log_p = fuse(leaf, one, settings.hidden, settings.reach)
-            loss = loss + torch.nn.functional.nll_loss(log_p, one.labels_Q) / how.batch
+        some = [drawn() for _ in range(how.batch)]
+        features = torch.cat([one.features_QEF for one in some])  # one gate for all: classes differ, features do not
+        gates = gate(leaf, features, settings.hidden, settings.reach).split([len(one.labels_Q) for one in some])
+        losses = [
+            torch.nn.functional.nll_loss(weigh(g_QE, one), one.labels_Q) for g_QE, one in zip(gates, some, strict=True)
+        ]
+        loss = torch.stack(losses).mean()
         optimiser.pace = 0.5 * (1 + math.cos(math.pi * step / how.steps))
         optimiser.step(torch.autograd.grad(loss, [leaf]))
     return tuple(weights[0].tolist())

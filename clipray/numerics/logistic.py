@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 _ROUGH = 1e-2  # the tolerance that is enough to rank penalties
+_LARGE = 1_000_000  # features of all problems, from which on there is nothing to gain in solving them at once
 
 
 def rotate(x_SKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,6 +172,12 @@ def fit_path(
     Returns:
         W_SDC in float64 and the chosen penalty_S.
     """
+    if len(x_SKD) > 1 and x_SKD.numel() > _LARGE:
+        offsets = [None] * len(x_SKD) if offset_SKC is None else offset_SKC.split(1)
+        every = zip(x_SKD.split(1), labels_SK.split(1), folds_SK.split(1), offsets, strict=True)
+        each = [fit_path(x, y, f, penalties_G, fallback, classes, z, shape_C, tolerance) for x, y, f, z in every]
+        w_SDC, penalty_S = (torch.cat(parts) for parts in zip(*each, strict=True))
+        return w_SDC, penalty_S
     x_SKR, basis_SDR, lengths_SR = rotate(x_SKD)
     count = int(folds_SK.max()) + 1 if folds_SK.numel() else 1
     x, held_SKF = x_SKR.float(), torch.nn.functional.one_hot(folds_SK, count).float()

@@ -4,6 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
+from clipray.numerics import logistic
 from clipray.numerics.fewshot import FITTED_HEADS, Pulled, Shots, cross_fitted
 from clipray.numerics.heads import zero_shot
 from clipray.numerics.logistic import fit_path, folds, rotate, solve
@@ -70,6 +71,16 @@ def test_the_penalty_is_the_one_that_scikit_learns_cross_validation_prefers():
         p = cross_val_predict(model, embeddings[0], y, cv=PredefinedSplit(split), method="predict_proba")
         losses.append(-np.log(p[np.arange(60), y]).mean())
     assert chosen.item() == pytest.approx(grid[int(np.argmin(losses))].item())
+
+
+def test_large_problems_one_by_one_equal_those_solved_at_once(monkeypatch):
+    some = [problem(images=60, dims=(8,), noise=3.0, seed=seed) for seed in range(3)]
+    x, y, text = (torch.stack(part) for part in zip(*[(e[0], labels, z[:, 0]) for z, e, labels in some], strict=True))
+    split = torch.stack([folds(one, 3) for one in y])
+    at_once = fit_path(x, y, split, torch.tensor([0.01, 1.0]), 1.0, 4, text)
+    monkeypatch.setattr(logistic, "_LARGE", 100)
+    for one, other in zip(fit_path(x, y, split, torch.tensor([0.01, 1.0]), 1.0, 4, text), at_once, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_folds_spread_every_class_and_leave_one_shot_whole():

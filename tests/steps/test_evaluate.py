@@ -9,8 +9,9 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from clipray.config import Campaign, ConfigError, Fuser, Head, parse
+from clipray.numerics.fewshot import head_of
 from clipray.numerics.fusers import FUSERS
-from clipray.steps import evaluate, fitted
+from clipray.steps import classifiers, evaluate, fitted, views
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 
 
@@ -145,6 +146,22 @@ def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
     singles = scores[(scores["method"] == "single/alpha") & (scores["metric"] == "top1")]
     assert sorted(zip(singles["shots"], singles["seed"], strict=True)) == [(4, 0), (4, 1)]
     assert value(scores, method="c_log_avg", metric="top1", seed=0) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("head", "shots", "borrowed"),
+    [("linear_probe", 1, True), ("linear_probe", 2, False), ("tip_adapter", 1, False), ("zero_shot", 1, False)],
+)
+def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head, shots, borrowed):
+    world = World(tmp_path)
+    task = world.task(heads=(head,), shots=(shots,))
+    splits = {s: evaluate.read_split(world.store, places, CLASSES) for s, places in task.embeddings.items()}
+    weights = tuple(torch.from_numpy(classifiers.read(world.store, place)) for place in task.classifiers)
+    draw = evaluate.draw(task, splits, CLASSES)[0]
+    problem = views.shots(draw, splits["train"], weights, task.scales)
+    support = views.support(head_of(head), problem, folds=3)
+    assert support.borrowed is borrowed
+    assert support.take(support.labels_K == 0).borrowed is borrowed
 
 
 @pytest.mark.parametrize(

@@ -218,15 +218,15 @@ class Encoder:
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def texts(self, texts: list[str], batch_size: int = 256) -> "torch.Tensor":
-        """Normalised text embeddings, float32 tensor n×D."""
+        """Normalised text embeddings, float32 tensor n×D; texts of the same tokens have the same to the last bit."""
         import torch
 
-        parts = []
+        distinct, number = self.tokenizer(texts).unique(dim=0, return_inverse=True)
         with torch.inference_mode():
-            for start in range(0, len(texts), batch_size):
-                tokens = self.tokenizer(texts[start : start + batch_size]).to(self.device)
-                parts.append(self.model.encode_text(tokens).float().cpu())
-        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+            parts = [
+                self.model.encode_text(tokens.to(self.device)).float().cpu() for tokens in distinct.split(batch_size)
+            ]
+        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)[number]
 
     def classifier(self, names: list[str], templates: list[str]) -> np.ndarray:
         """Zero-shot class weights t_c = normalise(mean over templates of normalised text embeddings).

@@ -8,6 +8,7 @@ from PIL import Image
 
 from clipray import backbones, catalog, images
 from clipray.config import Backbone, ConfigError
+from clipray.numerics.heads import alike, zero_shot
 
 
 def entry(name: str) -> Backbone:
@@ -41,6 +42,20 @@ def test_the_classifier_equals_open_clips_builder():
     functions = [lambda name, t=t: t.replace("{c}", name) for t in templates]
     theirs = open_clip.build_zero_shot_classifier(encoder.model, encoder.tokenizer, names, functions)
     assert np.allclose(encoder.classifier(names, templates), theirs.T.numpy(), atol=1e-5)
+
+
+def test_names_that_the_text_tower_cannot_tell_apart_have_one_vector_and_one_logit():
+    """Rounding differs with a text's place in its batch; it must not decide between two names that are the same."""
+    encoder = backbones.load(entry("vit-p6-36"))
+    names = ["cat", *(f"a {colour} thing" for colour in ("red", "blue", "green")), "CAT", "dog", " cat "]
+    classifier = torch.from_numpy(encoder.classifier(names, ["a photo of a {c}.", "{c}"]))
+    same = (classifier == classifier[0]).all(1).tolist()
+    assert [name for name, one in zip(names, same, strict=True) if one] == ["cat", "CAT", " cat "]
+    assert alike(classifier)[[0, 4, 6, 5]].tolist() == [True, True, True, False]
+    images = torch.randn(50, classifier.shape[1], generator=torch.Generator().manual_seed(0))
+    logits = zero_shot(images, classifier, encoder.scale, encoder.bias)
+    assert torch.equal(logits[:, 0], logits[:, 4])
+    assert torch.equal(logits[:, 0], logits[:, 6])
 
 
 def test_the_scale_is_the_models_own():

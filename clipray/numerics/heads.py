@@ -31,13 +31,25 @@ def zero_shot(embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: 
         bias: the model's logit bias (0 save for SigLIP).
 
     Returns:
-        logits_NC.
+        logits_NC. Equal class vectors have equal logits to the last bit, so that ties are ties on every machine.
 
     >>> import torch
     >>> zero_shot(torch.tensor([[3.0, 4.0]]), torch.eye(2), 10.0, -1.0)
     tensor([[5., 7.]])
     """
-    return scale * (unit(embeddings_ND) @ unit(classifier_CD).T) + bias
+    distinct_UD, number_C = unit(classifier_CD).unique(dim=0, return_inverse=True)
+    return (scale * (unit(embeddings_ND) @ distinct_UD.T) + bias)[:, number_C]
+
+
+def alike(classifier_CD: Tensor) -> Tensor:
+    """Which classes, bool C, have the class vector of another one: names that a text tower cannot tell apart.
+
+    >>> import torch
+    >>> alike(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    tensor([ True, False,  True])
+    """
+    _, number_C, count_U = unit(classifier_CD).unique(dim=0, return_inverse=True, return_counts=True)
+    return count_U[number_C] > 1
 
 
 HEADS = {"zero_shot": zero_shot}

@@ -195,7 +195,7 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
     across = [ON_SUPPORT] * bool(shots) + [row.method for row in _top(rows, head, shots)] + [ORACLE]
     values = {method: _series(table, method, shots).to_dict() for method in dict.fromkeys(across)}
     singles = table[(table["kind"] == "single") & (table["shots"] == table["shots"].min())]
-    share = summary.measures_of_set(scores, "complementarity", head)
+    share, unclear = summary.measures_of_set(scores, "complementarity", head), summary.alike_names(scores)
     lines = []
     for dataset, count in summary.counts(scores).iterrows():
         own = singles[singles["dataset"] == dataset].sort_values("top1")
@@ -208,9 +208,10 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
                 "best_top1": None if own.empty else float(own.iloc[-1]["top1"]),
                 "values": {method: found.get(dataset) for method, found in values.items()},
                 "complementarity": share.get(dataset),
+                "alike": unclear.get(dataset, (0.0, ""))[0],
             }
         )
-    return {"shots": shots, "methods": list(values), "lines": lines}
+    return {"shots": shots, "methods": list(values), "lines": lines, "alike": bool(unclear)}
 
 
 def _failed(failures: pa.Table) -> list[tuple[str, str, str, int]]:

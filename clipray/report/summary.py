@@ -174,6 +174,13 @@ def headline(scores: pa.Table) -> dict:
             f"Choosing the right backbone for every single image, which only an oracle can, would gain "
             f"{points(oracle.on_test.mean)} points: that is how much the backbones complement each other."
         )
+    if unclear := alike_names(scores):
+        worst = max(unclear, key=lambda dataset: unclear[dataset][0])
+        share, name = unclear[worst]
+        found["text"].append(
+            f"On {len(unclear)} of {found['datasets']} datasets some class names are the same to a backbone's text "
+            f"tower (most: {percent(share)} % of {worst}'s to {name}): zero-shot cannot tell these classes apart."
+        )
     if not found["text"]:
         found["text"].append(f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused.")
     return found
@@ -228,6 +235,15 @@ def measures_of_set(scores: pa.Table, metric: str, head: str) -> dict[str, float
     frame = clean(scores)
     frame = frame[(frame["metric"] == metric) & (frame["head"] == head) & frame["method"].isin(["set", ORACLE])]
     return frame.groupby("dataset")["value"].mean().to_dict()
+
+
+def alike_names(scores: pa.Table) -> dict[str, tuple[float, str]]:
+    """dataset → the greatest share of class names that a backbone's text tower cannot tell apart, and the backbone."""
+    frame = clean(scores)
+    frame = frame[(frame["metric"] == "alike_names") & (frame["value"] > 0)].sort_values("value", kind="stable")
+    last = frame.groupby("dataset").tail(1)
+    names = last["method"].str.removeprefix("single/")
+    return dict(zip(last["dataset"], zip(last["value"], names, strict=True), strict=True))
 
 
 def counts(scores: pa.Table) -> pd.DataFrame:

@@ -138,7 +138,7 @@ def evaluate(store: Store, task: Task, place: str) -> None:
     test = splits["test"]
     scores = Scores(task.dataset, test.image_ids, test.labels_N, task.expected)
     drawn = draw(task, splits, len(weights[0]))
-    views.score_spaces(scores, task.backbones, test.embeddings)
+    views.score_spaces(scores, task.backbones, test.embeddings, weights)
     for head in named_heads(task.heads):
         fitted = views.score_head(scores, head, task, drawn, splits, weights)
         if task.save_fusers:

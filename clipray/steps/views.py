@@ -183,13 +183,16 @@ def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:
             yield f"pair/{one}/{other}", metric, value_MM[i, j], resampled[metric][..., i, j]
 
 
-def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple) -> None:
+def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple, weights: tuple) -> None:
     """How alike the backbones' embedding spaces are, pair by pair: linear CKA and mutual k-NN overlap.
 
-    On the first images by id, which is a hash, so they are a random sample: neighbours cost N².
+    On the first images by id, which is a hash, so they are a random sample: neighbours cost N². And of each backbone
+    the share of class names that its text tower cannot tell from another one.
     """
-    from clipray.numerics import similarity
+    from clipray.numerics import heads, similarity
 
+    for name, weights_CD in zip(names, weights, strict=True):
+        scores.plain((SPACES, f"single/{name}", 0, 0), {"alike_names": float(heads.alike(weights_CD).float().mean())})
     sample = [e_ND[:SAMPLE] for e_ND in embeddings]
     for (i, one), (j, other) in combinations(enumerate(names), 2):
         values = {"cka": similarity.cka(sample[i], sample[j])}

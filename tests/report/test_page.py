@@ -51,6 +51,14 @@ def page():
     return render(campaign(), failures(), ABOUT)
 
 
+def test_names_alike_have_a_column_where_there_are_any(page):
+    assert "names alike" not in page
+    alike = row("dtd", "single/rn-48", 0, 0, "alike_names", 0.375, head="embeddings")
+    text = " ".join(Reader(render(table([*campaign().to_pylist(), alike]), failures(), ABOUT)).text)
+    assert "names alike, %" in text
+    assert re.search(r"dtd\s.*?37\.5", text, re.S)
+
+
 def test_well_formed_and_self_contained(page):
     reader = Reader(page)
     assert reader.open == []

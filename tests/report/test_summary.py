@@ -88,6 +88,22 @@ def test_headline_of_a_loss_and_without_fusers():
     assert none["text"] == ["2 backbones were measured on 2 datasets; none was fused."]
 
 
+def test_names_that_a_backbone_cannot_tell_apart_are_said():
+    rows = two_datasets().to_pylist()
+    assert summary.alike_names(table(rows)) == {}
+    where = {"head": "embeddings"}
+    rows += [
+        row("a", "single/x", 0, 0, "alike_names", 0.5, **where),
+        row("a", "single/y", 0, 0, "alike_names", 0.8, **where),
+    ]
+    rows += [row("b", "single/x", 0, 0, "alike_names", 0.0, **where)]
+    assert summary.alike_names(table(rows)) == {"a": (0.8, "y")}
+    assert headline(table(rows))["text"][-1] == (
+        "On 1 of 2 datasets some class names are the same to a backbone's text tower (most: 80.0 % of a's to y): "
+        "zero-shot cannot tell these classes apart."
+    )
+
+
 def test_pair_matrix_keeps_its_direction():
     rows = two_datasets().to_pylist()
     rows += [row("a", "pair/x/y", 0, 0, "rescue", 0.2), row("b", "pair/x/y", 0, 0, "rescue", 0.4)]

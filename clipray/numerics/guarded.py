@@ -37,7 +37,7 @@ class Guarded:
         least: images of the largest class from which on candidates are compared; below, nothing can be held out.
         otherwise: the fuser that is taken below `least`.
         blind: the fusers that are mixed evenly below `least` where the support set's logits are borrowed: what is
-            fitted on them misleads least where each backbone has one number.
+            fitted on them misleads least where each backbone has one number, and one backbone may tower over all.
         prior_count: worth, in images, of the prior that all candidates weigh the same.
         folds: the most folds.
         temperatures: how the candidates are calibrated on the images that they have not seen.
@@ -53,7 +53,7 @@ class Guarded:
     )
     least: int = 2
     otherwise: str = "anchored"
-    blind: tuple[str, ...] = ("c_log_avg", "proto_fusion")
+    blind: tuple[str, ...] = ("best_single_on_support", "c_log_avg", "proto_fusion")
     prior_count: float = 10.0
     folds: int = 3
     temperatures: Calibrated = CALIBRATED

@@ -179,7 +179,7 @@ def headline(scores: pa.Table) -> dict:
         share, name = unclear[worst]
         found["text"].append(
             f"On {len(unclear)} of {found['datasets']} datasets some class names are the same to a backbone's text "
-            f"tower (most: {percent(share)} % of {worst}'s to {name}): zero-shot cannot tell these classes apart."
+            f"tower (most: {percent(share)} % of {worst}, to {name}): zero-shot cannot tell these classes apart."
         )
     if not found["text"]:
         found["text"].append(f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused.")

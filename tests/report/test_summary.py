@@ -99,7 +99,7 @@ def test_names_that_a_backbone_cannot_tell_apart_are_said():
     rows += [row("b", "single/x", 0, 0, "alike_names", 0.0, **where)]
     assert summary.alike_names(table(rows)) == {"a": (0.8, "y")}
     assert headline(table(rows))["text"][-1] == (
-        "On 1 of 2 datasets some class names are the same to a backbone's text tower (most: 80.0 % of a's to y): "
+        "On 1 of 2 datasets some class names are the same to a backbone's text tower (most: 80.0 % of a, to y): "
         "zero-shot cannot tell these classes apart."
     )
 

@@ -9,6 +9,7 @@ fits per second and the ratio to the peer.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -108,6 +109,7 @@ def fitted(name: str, supports: Sequence[Support]) -> list:
 def main() -> None:
     """Print a line per fuser and shape."""
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="The number of unique classes")  # one image per class is meant
     print("fuser                shots classes   at once  one by one  plain loop   ratio to the loop")
     for name, peer in PEERS.items():
         for shots, classes in SHAPES:

@@ -174,6 +174,8 @@ def headline(scores: pa.Table) -> dict:
             f"Choosing the right backbone for every single image, which only an oracle can, would gain "
             f"{points(oracle.on_test.mean)} points: that is how much the backbones complement each other."
         )
+    if not found["text"]:
+        found["text"].append(f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused.")
     if unclear := alike_names(scores):
         worst = max(unclear, key=lambda dataset: unclear[dataset][0])
         share, name = unclear[worst]
@@ -181,8 +183,6 @@ def headline(scores: pa.Table) -> dict:
             f"On {len(unclear)} of {found['datasets']} datasets some class names are the same to a backbone's text "
             f"tower (most: {percent(share)} % of {worst}, to {name}): zero-shot cannot tell these classes apart."
         )
-    if not found["text"]:
-        found["text"].append(f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused.")
     return found
 
 

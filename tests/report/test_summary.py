@@ -102,6 +102,9 @@ def test_names_that_a_backbone_cannot_tell_apart_are_said():
         "On 1 of 2 datasets some class names are the same to a backbone's text tower (most: 80.0 % of a, to y): "
         "zero-shot cannot tell these classes apart."
     )
+    unfused = headline(table([r for r in rows if r["method"].startswith("single/")]))["text"]
+    assert unfused[0] == "2 backbones were measured on 2 datasets; none was fused."  # the page's headline
+    assert len(unfused) == 2
 
 
 def test_pair_matrix_keeps_its_direction():

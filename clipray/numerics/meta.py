@@ -125,9 +125,8 @@ def gate(weights: Tensor, features_XF: Tensor, hidden: int, reach: float) -> Ten
     return reach * torch.tanh((units @ second + last) / reach)
 
 
-def weigh(gate_NE: Tensor, episode: Episode | tuple) -> Tensor:
+def weigh(gate_NE: Tensor, logits_NEC: Tensor, base_E: Tensor) -> Tensor:
     """log-probabilities N×C of the sum of the experts' logits, weighted by base · exp(gate)."""
-    _, logits_NEC, base_E = episode[:3]
     return torch.log_softmax(((base_E * gate_NE.exp())[:, None] @ logits_NEC)[:, 0], dim=1)
 
 
@@ -137,8 +136,8 @@ def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Ten
     if not settings.weights:
         return fusion.apply(state, logits_NMC, embeddings)
     weights = torch.tensor(settings.weights)
-    view = seen(state, logits_NMC, embeddings)
-    return weigh(gate(weights, view[0], settings.hidden, settings.reach), view).to(logits_NMC)
+    features_NEF, logits_NEC, base_E = seen(state, logits_NMC, embeddings)
+    return weigh(gate(weights, features_NEF, settings.hidden, settings.reach), logits_NEC, base_E).to(logits_NMC)
 
 
 def episode(support: Support, query: Support, settings: MetaGate, group: str) -> Episode:
@@ -170,7 +169,8 @@ def learn(episodes: Sequence[Episode], settings: MetaGate, how: Learning) -> tup
         features = torch.cat([one.features_QEF for one in some])  # one gate for all: classes differ, features do not
         gates = gate(leaf, features, settings.hidden, settings.reach).split([len(one.labels_Q) for one in some])
         losses = [
-            torch.nn.functional.nll_loss(weigh(g_QE, one), one.labels_Q) for g_QE, one in zip(gates, some, strict=True)
+            torch.nn.functional.nll_loss(weigh(gate_QE, one.logits_QEC, one.base_E), one.labels_Q)
+            for gate_QE, one in zip(gates, some, strict=True)
         ]
         loss = torch.stack(losses).mean()
         optimiser.pace = 0.5 * (1 + math.cos(math.pi * step / how.steps))

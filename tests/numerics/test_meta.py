@@ -81,7 +81,8 @@ def test_learning_helps_a_dataset_that_was_not_seen():
 
     def nll(flat) -> float:
         gate_NE = meta.gate(torch.tensor(flat), fresh.features_QEF, settings.hidden, settings.reach)
-        return float(torch.nn.functional.nll_loss(meta.weigh(gate_NE, fresh), fresh.labels_Q))
+        log_p = meta.weigh(gate_NE, fresh.logits_QEC, fresh.base_E)
+        return float(torch.nn.functional.nll_loss(log_p, fresh.labels_Q))
 
     assert nll(weights) < nll((0.0,) * meta.size(16)) - 0.05
     assert weights == meta.learn([world(seed) for seed in reversed(range(6))], settings, HOW)

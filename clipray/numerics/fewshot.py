@@ -183,13 +183,14 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
     return whole
 
 
-def borrowed(head: Head, labels_K: Tensor) -> bool:
+def borrowed(head: Head, labels_K: Tensor, most: int) -> bool:
     """Whether `cross_fitted` has to give zero-shot logits in place of the head's, and they are no likeness of them.
 
-    >>> borrowed(FITTED_HEADS["linear_probe"], torch.arange(3)), borrowed(FITTED_HEADS["tip_adapter"], torch.arange(3))
-    (True, False)
+    >>> one_each = torch.arange(3)
+    >>> [borrowed(FITTED_HEADS[name], one_each, most=3) for name in ("linear_probe", "tip_adapter")]
+    [True, False]
     """
-    return head.needs_labels and not head.keeps_text and len(labels_K.unique()) == len(labels_K)
+    return head.needs_labels and not head.keeps_text and not folds(labels_K, most).any()
 
 
 def _fit_nothing(problems: Sequence[Shots], settings: Any) -> list[State]:

@@ -77,7 +77,7 @@ def support(head: Any, problem: list, folds: int) -> Any:
     logits_KMC = torch.stack([cross_fitted(head, one, head.settings, folds) for one in problem], dim=1)
     embeddings = tuple(one.embeddings_KD for one in problem)
     labels_K = problem[0].labels_K
-    return Support(logits_KMC, embeddings, labels_K, seed=problem[0].seed, borrowed=borrowed(head, labels_K))
+    return Support(logits_KMC, embeddings, labels_K, seed=problem[0].seed, borrowed=borrowed(head, labels_K, folds))
 
 
 def logits(head: Any, states: list, embeddings: tuple, weights: tuple, scales: tuple) -> Any:

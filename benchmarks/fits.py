@@ -4,8 +4,8 @@
 
 Made-up support sets of five backbones (128 dimensions), five seeds, on one thread. The peers do the same work: for
 `nlc` a torch module trained by torch.optim, for `c_log_avg` scipy's scalar minimiser for each backbone, for
-`linear_probe_concat` scikit-learn's logistic regression over the same folds and penalties. Prints
-fits per second and the ratio to the peer.
+`linear_probe_concat` scikit-learn's logistic regression over the same folds and penalties. Prints fits per second and
+the ratio to the peer.
 """
 
 import time

@@ -148,6 +148,14 @@ def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
     assert value(scores, method="c_log_avg", metric="top1", seed=0) > 0.5
 
 
+def test_class_names_that_a_backbone_cannot_tell_apart_are_counted(tmp_path):
+    world = World(tmp_path)
+    world.weights["beta"][3] = world.weights["beta"][0]
+    scores, _ = world.frames(world.task())
+    share = {name: value(scores, method=f"single/{name}", metric="alike_names") for name in BACKBONES}
+    assert share == {"alpha": 0.0, "beta": 2 / CLASSES, "gamma": 0.0}
+
+
 @pytest.mark.parametrize(
     ("head", "shots", "borrowed"),
     [("linear_probe", 1, True), ("linear_probe", 2, False), ("tip_adapter", 1, False), ("zero_shot", 1, False)],

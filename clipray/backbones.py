@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipray.config import CONFIGS, Backbone, ConfigError
+from clipray.config import CONFIGS, Backbone
+from clipray.errors import ConfigError
 from clipray.images import Preprocess
 
 if TYPE_CHECKING:

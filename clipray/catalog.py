@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipray.config import CONFIGS, Backbone, ConfigError, Dataset, parse, read_yaml
+from clipray.config import CONFIGS, Backbone, Dataset, parse, read_yaml
+from clipray.errors import ConfigError
 from clipray.sources.chunks import entries, is_folder, join, resolve
 
 YAML = (".yaml", ".yml")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from clipray.config import ConfigError
+from clipray.errors import ClipRayError
 
 
 def arguments(doc: str, config: str | None = "required", positions: tuple = (), **flags: dict) -> argparse.Namespace:
@@ -54,13 +54,13 @@ def finish(result: dict[str, Any]) -> None:
 def run(main: Callable[[], int | None]) -> None:
     """Call a job's main and leave.
 
-    A `ConfigError` is told without a traceback, with exit code 2; workers that died too often, with 1.
+    An error of `clipray.errors` is told without a traceback, with its exit code; workers that died too often, with 1.
     """
     try:
         code = main() or 0
-    except ConfigError as error:
+    except ClipRayError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         code = 130

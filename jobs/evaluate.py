@@ -7,7 +7,7 @@ Needs no GPU. The last line on stdout is one JSON object, as that of `jobs.run`.
 """
 
 from clipray import config
-from clipray.config import ConfigError
+from clipray.errors import ConfigError
 from clipray.steps import publish
 from clipray.steps import run as steps
 from jobs import arguments, finish, run

@@ -10,6 +10,7 @@ the headline of each report.
 """
 
 from clipray import config
+from clipray.errors import ConfigError
 from clipray.report import files
 from clipray.store import Store
 from jobs import arguments, finish, run, say
@@ -30,7 +31,7 @@ def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
         names = files.campaigns(store)
     found = [(f"{files.FOLDER}/{name}", files.SCORES) for name in names]
     if not found or not all(store.exists(f"{folder}/{file}") for folder, file in found):
-        raise config.ConfigError(f"no scores under {store.place(files.FOLDER)}: run `python -m jobs.run CONFIG` first")
+        raise ConfigError(f"no scores under {store.place(files.FOLDER)}: run `python -m jobs.run CONFIG` first")
     return store, found
 
 

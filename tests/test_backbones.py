@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from clipray import backbones, catalog, images
-from clipray.config import Backbone, ConfigError
+from clipray.config import Backbone
+from clipray.errors import ConfigError
 from clipray.numerics.heads import alike, zero_shot
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from clipray import catalog, sources
-from clipray.config import CONFIGS, ConfigError
+from clipray.config import CONFIGS
+from clipray.errors import ConfigError
 from tests.sources.made import MAKERS, make_folder, make_parquet, make_wds
 
 PAPER = (

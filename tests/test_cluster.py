@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from clipray import backbones
-from clipray.config import Backbone, ConfigError
+from clipray.config import Backbone
+from clipray.errors import ConfigError
 from clipray.images import Preprocess
 from clipray.steps import cluster, embed, run
 

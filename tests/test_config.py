@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipray.config import CONFIGS, Backbone, Campaign, ConfigError, Dataset, Pretrain, fingerprint, load, parse
+from clipray.config import CONFIGS, Backbone, Campaign, Dataset, Pretrain, fingerprint, load, parse
+from clipray.errors import ConfigError
 
 GOOD = {
     "workspace": "w",

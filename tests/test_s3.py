@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from clipray import backbones, catalog
-from clipray.config import CONFIGS, Backbone, ConfigError
+from clipray.config import CONFIGS, Backbone
+from clipray.errors import ConfigError
 from clipray.store import Store
 from tests.sources.made import make_wds
 

@@ -14,11 +14,9 @@ from typing import Any, Literal, Self, TypeVar, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from clipray.errors import ConfigError
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message says where and what to change."""
 
 
 class Strict(BaseModel):

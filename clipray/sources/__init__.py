@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from clipray.config import ConfigError, Dataset, fingerprint
+from clipray.config import Dataset, fingerprint
+from clipray.errors import ConfigError
 from clipray.schema import INDEX
 from clipray.sources import bundled, drawn, folder, parquet, wds
 from clipray.sources.chunks import Chunk, Sample, lines, resolve

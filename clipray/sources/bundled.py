@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from clipray.config import ConfigError, Dataset
+from clipray.config import Dataset
+from clipray.errors import ConfigError
 from clipray.sources.chunks import Chunk, Sample
 
 SPLITS = {"train": (0, 600), "test": (1197, 600)}

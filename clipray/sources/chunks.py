@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from clipray.config import ConfigError, Dataset
+from clipray.config import Dataset
+from clipray.errors import ConfigError
 
 READ_AT_ONCE = 32  # files or ranges asked for together; fsspec reads them concurrently from an object store
 GONE = (

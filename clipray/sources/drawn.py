@@ -12,7 +12,8 @@ import numpy as np
 import PIL
 import pyarrow as pa
 
-from clipray.config import ConfigError, Dataset
+from clipray.config import Dataset
+from clipray.errors import ConfigError
 from clipray.sources import drawings
 from clipray.sources.chunks import Chunk, Sample
 

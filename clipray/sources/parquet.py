@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipray.config import ConfigError, Dataset
+from clipray.config import Dataset
+from clipray.errors import ConfigError
 from clipray.sources.chunks import Chunk, Sample, entries, is_folder, join, nothing_for, open_fs, read_files, state
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "path")

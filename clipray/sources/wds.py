@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from clipray.config import ConfigError, Dataset
+from clipray.config import Dataset
+from clipray.errors import ConfigError
 from clipray.sources.chunks import Chunk, Sample, entries, join, lines, nothing_for, open_fs, read_ranges, state
 
 IMAGE_SUFFIXES = frozenset(

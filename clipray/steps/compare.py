@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from clipray.config import Campaign, ConfigError
+from clipray.config import Campaign
+from clipray.errors import ConfigError
 from clipray.report import files
 from clipray.report.summary import Gain, gain
 from clipray.steps.evaluate import OUTCOMES

@@ -15,15 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import backbones, images, schema, sources
-from clipray.config import Backbone, Campaign, ConfigError, Pool
+from clipray.config import Backbone, Campaign, Pool
+from clipray.errors import ConfigError, ErrorBudget
 from clipray.steps.index import Index
 from clipray.store import Store
 
 SHARD_ROWS = 256  # images a shard: never changes with the cluster, so that file names and batches do not
-
-
-class ErrorBudget(RuntimeError):
-    """More images failed than the config allows."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 import clipray.numerics
-from clipray.config import Campaign, ConfigError, Fuser, Head, check_settings
+from clipray.config import Campaign, Fuser, Head, check_settings
+from clipray.errors import ConfigError
 from clipray.steps import classifiers, embed, views
 from clipray.steps import fitted as fitted_fusers
 from clipray.steps.scoring import REFERENCE, Scores

@@ -2,7 +2,8 @@
 
 import math
 
-from clipray.config import Compute, ConfigError, Pool
+from clipray.config import Compute, Pool
+from clipray.errors import ConfigError
 
 
 def share(costs: dict[str, float], cpus: float, gpus: float, compute: Compute) -> dict[str, Pool]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from clipray import backbones, images
-from clipray.config import Compute, ConfigError, Pretrain, fingerprint
+from clipray.config import Compute, Pretrain, fingerprint
+from clipray.errors import ConfigError
 from clipray.steps import cluster
 from clipray.steps.pretrain_worker import FOLDER, HISTORY, train_worker
 from clipray.store import Store

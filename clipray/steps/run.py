@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from clipray import catalog, sources
-from clipray.config import Backbone, Campaign, ConfigError, Dataset
+from clipray.config import Backbone, Campaign, Dataset
+from clipray.errors import ConfigError
 from clipray.progress import progress
 from clipray.steps import cards, classifiers, cluster, embed, evaluate, meta
 from clipray.steps.index import index, reader

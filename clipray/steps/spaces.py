@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from clipray.config import ConfigError, check_settings
+from clipray.config import check_settings
 from clipray.config.search import Search, Span, Tune
+from clipray.errors import ConfigError
 
 HEAD = "head."  # before the names of the head's settings, where both lie in one space
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipray.config import Campaign, ConfigError, Inputs
+from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
+from clipray.errors import ConfigError
 from clipray.progress import board, progress
 from clipray.steps import cluster, heldout, run, spaces
 from clipray.steps.evaluate import Task

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipray import images, sources
-from clipray.config import Campaign, ConfigError, Dataset
+from clipray.config import Campaign, Dataset
+from clipray.errors import ConfigError
 
 SPREAD = 16  # files that a sample is spread over at least, if there are as many
 LISTED = 5  # corrupt files and repeats named in a report; all are counted

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray import sources
-from clipray.config import ConfigError, Dataset
+from clipray.config import Dataset
+from clipray.errors import ConfigError
 from tests.sources.made import MAKERS, dataset, make_parquet, make_wds, picture, whole, write_tar
 
 

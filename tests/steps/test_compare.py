@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from clipray import schema
-from clipray.config import Campaign, ConfigError
+from clipray.config import Campaign
+from clipray.errors import ConfigError
 from clipray.steps import compare
 from clipray.store import Store
 

@@ -8,7 +8,8 @@ import statsmodels.stats.contingency_tables
 import torch
 from sklearn.metrics import accuracy_score
 
-from clipray.config import Campaign, ConfigError, Fuser, Head, parse
+from clipray.config import Campaign, Fuser, Head, parse
+from clipray.errors import ConfigError
 from clipray.numerics.fewshot import head_of
 from clipray.numerics.fusers import FUSERS
 from clipray.steps import classifiers, evaluate, fitted, views

@@ -2,7 +2,8 @@
 
 import pytest
 
-from clipray.config import Compute, ConfigError, Pool
+from clipray.config import Compute, Pool
+from clipray.errors import ConfigError
 from clipray.steps.pools import apportion, share
 
 

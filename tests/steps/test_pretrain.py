@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from clipray import backbones
-from clipray.config import Backbone, ConfigError, Pretrain
+from clipray.config import Backbone, Pretrain
+from clipray.errors import ConfigError
 from clipray.steps import pretrain as steps
 from clipray.steps.pretrain_worker import schedule
 from clipray.store import Store

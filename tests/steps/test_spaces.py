@@ -5,8 +5,9 @@ import itertools
 import optuna
 import pytest
 
-from clipray.config import CONFIGS, ConfigError, load, parse
+from clipray.config import CONFIGS, load, parse
 from clipray.config.search import Tune
+from clipray.errors import ConfigError
 from clipray.steps import spaces
 
 BASE = {

@@ -24,7 +24,12 @@ def floor(right_NM: np.ndarray) -> dict[str, float]:
     disagreement = np.mean([(right_NM[:, i] ^ right_NM[:, j]).mean() for i, j in pairs])
     fault = np.mean([(~right_NM[:, i] & ~right_NM[:, j]).mean() for i, j in pairs])
     share = (oracle - accuracy_M.max()) / (1 - accuracy_M.max())
-    return {"oracle": oracle, "complementarity": share, "disagreement": disagreement, "double_fault": fault}
+    return {
+        "oracle": oracle,
+        "complementarity": share,
+        "disagreement": disagreement,
+        "double_fault": fault,
+    }
 
 
 def ours(right_NM: torch.Tensor) -> tuple[dict[str, float], int]:
@@ -51,9 +56,16 @@ def main() -> None:
     middle = time.perf_counter()
     expected = floor(right)
     end = time.perf_counter()
-    assert all(np.isclose(found[name], value) for name, value in expected.items()), (found, expected)
-    print(f"all measures from the histogram: {middle - start:.3f} s, {kept} bytes kept of {right.nbytes}")
-    print(f"four of them by plain arithmetic: {end - middle:.3f} s; ratio {(end - middle) / (middle - start):.1f}")
+    assert all(np.isclose(found[name], value) for name, value in expected.items()), (
+        found,
+        expected,
+    )
+    print(
+        f"all measures from the histogram: {middle - start:.3f} s, {kept} bytes kept of {right.nbytes}"
+    )
+    print(
+        f"four of them by plain arithmetic: {end - middle:.3f} s; ratio {(end - middle) / (middle - start):.1f}"
+    )
 
 
 if __name__ == "__main__":

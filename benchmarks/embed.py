@@ -24,7 +24,13 @@ DATASETS = ("digits", "textures", "glyph-letters", "coloured-shapes")
 
 def campaign(workspace: str) -> Campaign:
     """The benchmark's campaign."""
-    what = {"datasets": DATASETS, "backbones": ("shipped",), "precision": "fp32", "heads": ("zero_shot",), "seeds": 1}
+    what = {
+        "datasets": DATASETS,
+        "backbones": ("shipped",),
+        "precision": "fp32",
+        "heads": ("zero_shot",),
+        "seeds": 1,
+    }
     return Campaign(workspace=workspace, **what)
 
 
@@ -37,7 +43,9 @@ def pipeline(workspace: str) -> tuple[int, float, float]:
     costs = {name: known[name]["seconds_per_image"] for name in todo.busy}
     pools = share(costs, resources["CPU"], 0, todo.campaign.compute)
     start, first, rest = time.perf_counter(), None, 0
-    for done in embed.run(todo.store, list(todo.works.values()), todo.specs, todo.campaign, known, pools, "cpu"):
+    for done in embed.run(
+        todo.store, list(todo.works.values()), todo.specs, todo.campaign, known, pools, "cpu"
+    ):
         if first is None:
             first = time.perf_counter()
         else:
@@ -65,7 +73,9 @@ def floor(workspace: str) -> tuple[int, float, float]:
                         crops[group].append(images.crop(image, group))
             middle = time.perf_counter()
             for encoder in encoders:
-                encoder.images(np.stack(crops[encoder.preprocess]), todo.campaign.compute.batch_size)
+                encoder.images(
+                    np.stack(crops[encoder.preprocess]), todo.campaign.compute.batch_size
+                )
             decoding, models = decoding + middle - start, models + time.perf_counter() - middle
             count += len(rows)
     return count, decoding, models
@@ -77,8 +87,12 @@ def main() -> None:
         count, decoding, models = floor(workspace)
         done, loading, seconds = pipeline(workspace)
     plain, piped = count / (decoding + models), done / seconds
-    print(f"floor:    {plain:8.1f} images/s in one process ({decoding:.1f} s decoding, {models:.1f} s models)")
-    print(f"pipeline: {piped:8.1f} images/s after the first shard ({loading:.1f} s of loading before it)")
+    print(
+        f"floor:    {plain:8.1f} images/s in one process ({decoding:.1f} s decoding, {models:.1f} s models)"
+    )
+    print(
+        f"pipeline: {piped:8.1f} images/s after the first shard ({loading:.1f} s of loading before it)"
+    )
     print(f"ratio:    {piped / plain:8.2f}")
     print(
         f"decoding once for five backbones, not five times, saves {4 * decoding / (5 * decoding + models):.0%} of work"

@@ -46,10 +46,14 @@ def module(support: Support) -> None:
         len(support.labels_K),
     )
     network = torch.nn.Sequential(
-        torch.nn.Linear(x_KD.shape[1], how.hidden), torch.nn.ReLU(), torch.nn.Linear(how.hidden, BACKBONES)
+        torch.nn.Linear(x_KD.shape[1], how.hidden),
+        torch.nn.ReLU(),
+        torch.nn.Linear(how.hidden, BACKBONES),
     )
     optimiser = torch.optim.Adam(network.parameters(), lr=how.rate, weight_decay=how.weight_decay)
-    loader = [rows for _ in range(how.epochs) for rows in torch.randperm(images).split(how.batch)][: how.max_steps]
+    loader = [rows for _ in range(how.epochs) for rows in torch.randperm(images).split(how.batch)][
+        : how.max_steps
+    ]
     for rows in loader:
         fused = (network(x_KD[rows])[..., None] * z_KMC[rows]).sum(1)
         loss = torch.nn.functional.cross_entropy(fused, support.labels_K[rows])
@@ -82,8 +86,13 @@ def probe(support: Support) -> None:
     if fold.any():
         losses = []
         for candidate in how.penalties:
-            own = [fit(candidate, fold != f).predict_log_proba(x[fold == f]) for f in range(fold.max() + 1)]
-            losses.append(-sum(p[np.arange(len(p)), labels[fold == f]].sum() for f, p in enumerate(own)))
+            own = [
+                fit(candidate, fold != f).predict_log_proba(x[fold == f])
+                for f in range(fold.max() + 1)
+            ]
+            losses.append(
+                -sum(p[np.arange(len(p)), labels[fold == f]].sum() for f, p in enumerate(own))
+            )
         penalty = how.penalties[int(np.argmin(losses))]
     fit(penalty, np.ones(len(x), bool))
 
@@ -109,14 +118,20 @@ def fitted(name: str, supports: Sequence[Support]) -> list:
 def main() -> None:
     """Print a line per fuser and shape."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The number of unique classes")  # one image per class is meant
-    print("fuser                shots classes   at once  one by one  plain loop   ratio to the loop")
+    warnings.filterwarnings(
+        "ignore", message="The number of unique classes"
+    )  # one image per class is meant
+    print(
+        "fuser                shots classes   at once  one by one  plain loop   ratio to the loop"
+    )
     for name, peer in PEERS.items():
         for shots, classes in SHAPES:
             supports = [made(shots, classes, seed) for seed in range(SEEDS)]
             rates = (
                 per_second(lambda name=name, all_=supports: fitted(name, all_), SEEDS),
-                per_second(lambda name=name, all_=supports: [fitted(name, [one]) for one in all_], SEEDS),
+                per_second(
+                    lambda name=name, all_=supports: [fitted(name, [one]) for one in all_], SEEDS
+                ),
                 per_second(lambda peer=peer, all_=supports: [peer(one) for one in all_], SEEDS),
             )
             at_once, single, plain = rates

@@ -37,9 +37,13 @@ def made(name: str, seed: int) -> heldout.Problem:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.tile(np.arange(CLASSES), SEEDS), rng.integers(0, CLASSES, HELD)])
     weights = tuple(rng.normal(size=(CLASSES, DIM)).astype(np.float32) for _ in range(BACKBONES))
-    embeddings = tuple((w[labels] + rng.normal(size=(len(labels), DIM))).astype(np.float32) for w in weights)
+    embeddings = tuple(
+        (w[labels] + rng.normal(size=(len(labels), DIM))).astype(np.float32) for w in weights
+    )
     held = np.arange(SEEDS * CLASSES, len(labels))
-    parts = {Cell(name, 1, s): [(np.arange(s * CLASSES, (s + 1) * CLASSES), held)] for s in range(SEEDS)}
+    parts = {
+        Cell(name, 1, s): [(np.arange(s * CLASSES, (s + 1) * CLASSES), held)] for s in range(SEEDS)
+    }
     return heldout.Problem(embeddings, labels, weights, ((10.0, 0.0),) * BACKBONES, parts, 5)
 
 
@@ -53,7 +57,12 @@ def configuration(samples: int) -> Tune:
         "shots": [1],
         "seeds": SEEDS,
         "searches": [
-            {"name": "s", "fuser": "nlc", "settings": {"epochs": 30}, "space": {"rate": {"loguniform": [1e-4, 1e-2]}}}
+            {
+                "name": "s",
+                "fuser": "nlc",
+                "settings": {"epochs": 30},
+                "space": {"rate": {"loguniform": [1e-4, 1e-2]}},
+            }
         ],
         "selection": "universal",
         "metric": "nll",
@@ -79,7 +88,9 @@ def timed(search: object, trainable: object, **more: object) -> float:
     ends: list[float] = []
 
     class Clock(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list, trial: object, **info: object) -> None:
+        def on_trial_complete(
+            self, iteration: int, trials: list, trial: object, **info: object
+        ) -> None:
             ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as place:
@@ -97,7 +108,9 @@ def ours(config: Tune, refs: dict, cells: list) -> tuple[float, list]:
         study, reasons = Study(config.searches[0], config, cells, records), Reasons()
         sweep = Sweep([study], records, config, reasons)
         trainable = tune.with_parameters(Trial, problems=refs, threads=1)
-        seconds = timed(sweep, trainable, num_samples=-1, stop=sweep, scheduler=reasons, reuse_actors=True)
+        seconds = timed(
+            sweep, trainable, num_samples=-1, stop=sweep, scheduler=reasons, reuse_actors=True
+        )
         return seconds, [asked.configuration for asked in study.tried]
 
 
@@ -126,13 +139,19 @@ def main() -> None:
     refs = {name: ray.put(problem) for name, problem in problems.items()}
     cells = [cell for problem in problems.values() for cell in problem.parts]
     seconds, tried = ours(configuration(samples), refs, cells)
-    pieces = [Piece((one,), {cell.dataset: (cell,)}, 1, False, 0) for one in tried for cell in cells]
+    pieces = [
+        Piece((one,), {cell.dataset: (cell,)}, 1, False, 0) for one in tried for cell in cells
+    ]
     some = pieces[:: max(1, len(pieces) // 30)][:30]
     loop(problems, tried[:1])
     figures = {
         "plain loop, one core": (loop(problems, tried), len(pieces), 1),
         f"clipray, {cores} cores": (seconds, len(pieces), cores),
-        f"one trial per fit, {cores} cores": (one_trial_per_fit(refs, some, False), len(some), cores),
+        f"one trial per fit, {cores} cores": (
+            one_trial_per_fit(refs, some, False),
+            len(some),
+            cores,
+        ),
         "  the same, actors reused": (one_trial_per_fit(refs, some, True), len(some), cores),
     }
     floor = next(iter(figures.values()))[0] / len(pieces)

@@ -45,7 +45,9 @@ def _digest(place: str) -> str:
     import fsspec
 
     if "://" in place:
-        fs, path = fsspec.core.url_to_fs(place, use_listings_cache=False)  # what is there now, not what was listed
+        fs, path = fsspec.core.url_to_fs(
+            place, use_listings_cache=False
+        )  # what is there now, not what was listed
         try:
             info = fs.info(path)
         except FileNotFoundError as error:
@@ -66,7 +68,11 @@ def fetch(place: str) -> Path:
     from filelock import FileLock
 
     cache = Path(os.environ.get("CLIPRAY_CACHE", Path.home() / ".cache" / "clipray")) / "weights"
-    target = cache / hashlib.sha256(f"{place} {_digest(place)}".encode()).hexdigest()[:16] / place.rpartition("/")[2]
+    target = (
+        cache
+        / hashlib.sha256(f"{place} {_digest(place)}".encode()).hexdigest()[:16]
+        / place.rpartition("/")[2]
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
@@ -88,16 +94,28 @@ def create(spec: Backbone, precision: str = "fp32", device: str = "cpu") -> "tor
     if spec.config:
         open_clip.add_model_config(fetch(spec.config))
     if open_clip.get_model_config(spec.architecture) is None:
-        raise ConfigError(f"backbone {spec.name}: open_clip has no architecture {spec.architecture!r}")
+        raise ConfigError(
+            f"backbone {spec.name}: open_clip has no architecture {spec.architecture!r}"
+        )
     tags = open_clip.list_pretrained_tags_by_model(spec.architecture)
-    if spec.pretrained and spec.pretrained not in tags and not spec.architecture.startswith("hf-hub:"):
-        raise ConfigError(f"backbone {spec.name}: {spec.architecture} has no tag {spec.pretrained!r}; it has {tags}")
+    if (
+        spec.pretrained
+        and spec.pretrained not in tags
+        and not spec.architecture.startswith("hf-hub:")
+    ):
+        raise ConfigError(
+            f"backbone {spec.name}: {spec.architecture} has no tag {spec.pretrained!r}; it has {tags}"
+        )
     path = fetch(spec.weights) if spec.weights else None
     sparse = path is not None and path.suffix == ".safetensors" and _is_sparse(path)
     pretrained = spec.pretrained or (None if sparse else str(path))
     try:
         model = open_clip.create_model(
-            spec.architecture, pretrained=pretrained, precision=precision, device=device, pretrained_text=False
+            spec.architecture,
+            pretrained=pretrained,
+            precision=precision,
+            device=device,
+            pretrained_text=False,
         )
         if sparse:
             model.load_state_dict(_dense(path, model.state_dict()[TABLE].shape))
@@ -155,7 +173,10 @@ def save(model: "torch.nn.Module", path: Path) -> None:
     from safetensors.torch import save_file
 
     state = {
-        key: value.detach().cpu().to(torch.float16 if value.is_floating_point() else value.dtype).contiguous()
+        key: value.detach()
+        .cpu()
+        .to(torch.float16 if value.is_floating_point() else value.dtype)
+        .contiguous()
         for key, value in model.state_dict().items()
     }
     rows = state[TABLE].any(dim=1).nonzero().squeeze(1)
@@ -208,12 +229,19 @@ class Encoder:
         import torch
 
         config = self.model.visual.preprocess_cfg
-        mean, std = (torch.tensor(config[key], device=self.device).view(1, 3, 1, 1) for key in ("mean", "std"))
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+        mean, std = (
+            torch.tensor(config[key], device=self.device).view(1, 3, 1, 1)
+            for key in ("mean", "std")
+        )
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
+            self.precision
+        ]
         parts = []
         with torch.inference_mode():
             for start in range(0, len(crops_NHWC), batch_size):
-                crops = torch.from_numpy(crops_NHWC[start : start + batch_size].copy()).to(self.device)
+                crops = torch.from_numpy(crops_NHWC[start : start + batch_size].copy()).to(
+                    self.device
+                )
                 pixels = (crops.permute(0, 3, 1, 2).float() / 255 - mean) / std
                 parts.append(self.model.encode_image(pixels.to(dtype)).float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
@@ -225,7 +253,8 @@ class Encoder:
         distinct, number = self.tokenizer(texts).unique(dim=0, return_inverse=True)
         with torch.inference_mode():
             parts = [
-                self.model.encode_text(tokens.to(self.device)).float().cpu() for tokens in distinct.split(batch_size)
+                self.model.encode_text(tokens.to(self.device)).float().cpu()
+                for tokens in distinct.split(batch_size)
             ]
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)[number]
 
@@ -241,7 +270,11 @@ class Encoder:
         """
         import torch
 
-        prompts = [template.replace("{c}", name).replace("{}", name) for name in names for template in templates]
+        prompts = [
+            template.replace("{c}", name).replace("{}", name)
+            for name in names
+            for template in templates
+        ]
         mean_CD = self.texts(prompts).view(len(names), len(templates), -1).mean(dim=1)
         return torch.nn.functional.normalize(mean_CD, dim=-1).numpy()
 
@@ -255,7 +288,9 @@ def group(config: dict) -> Preprocess:
     """The preprocess group of an open_clip preprocess config."""
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return Preprocess((height, width), config["interpolation"], config["resize_mode"], config["fill_color"])
+    return Preprocess(
+        (height, width), config["interpolation"], config["resize_mode"], config["fill_color"]
+    )
 
 
 def load(spec: Backbone, precision: str = "fp32", device: str = "cpu") -> Encoder:

@@ -20,7 +20,9 @@ YAML = (".yaml", ".yml")
 
 def dataset_names() -> list[str]:
     """The names that `configs/datasets/` knows, without the examples to copy."""
-    return sorted(p.stem for p in (CONFIGS / "datasets").glob("*.yaml") if not p.stem.startswith("example-"))
+    return sorted(
+        p.stem for p in (CONFIGS / "datasets").glob("*.yaml") if not p.stem.startswith("example-")
+    )
 
 
 def datasets(names: Iterable[str], data_root: str = "") -> list[Dataset]:
@@ -53,7 +55,10 @@ def detect(uri: str, data_root: str = "") -> Dataset | None:
     """
     place = resolve(uri, data_root)
     there = entries(place)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", place.rstrip("/").rpartition("/")[2]).strip("-.") or "dataset"
+    name = (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", place.rstrip("/").rpartition("/")[2]).strip("-.")
+        or "dataset"
+    )
     for layout, has in _LAYOUTS.items():
         splits = {}
         for split, aliases in {"train": ("train",), "test": ("test", "validation", "val")}.items():
@@ -80,7 +85,9 @@ def backbones(names: Iterable[str]) -> list[Backbone]:
         if text.endswith(YAML):
             own = _backbone_from_yaml(text)
             if found.setdefault(own.name, own) != own or known.get(own.name, own) != own:
-                raise ConfigError(f"{text}: there is another backbone named {own.name!r}; give this one another `name`")
+                raise ConfigError(
+                    f"{text}: there is another backbone named {own.name!r}; give this one another `name`"
+                )
             continue
         if text not in known and text not in groups:
             raise ConfigError(
@@ -110,7 +117,9 @@ def _datasets(text: str, data_root: str) -> list[Dataset]:
     if "/" not in text and shipped.exists():
         dataset = parse(Dataset, read_yaml(shipped), str(shipped))
         if dataset.name != text:
-            raise ConfigError(f"{shipped}: name is {dataset.name!r}, but the file is named {text!r}")
+            raise ConfigError(
+                f"{shipped}: name is {dataset.name!r}, but the file is named {text!r}"
+            )
         return [dataset]
     if any(sign in text for sign in "*?["):
         found = [dataset for uri in _expand(text, data_root) if (dataset := detect(uri, data_root))]
@@ -123,7 +132,9 @@ def _datasets(text: str, data_root: str) -> list[Dataset]:
     if dataset is None:
         place = resolve(text, data_root)
         there = entries(place)
-        seen = f"holds no train/test split in a known layout (there is: {', '.join(list(there)[:12])})"
+        seen = (
+            f"holds no train/test split in a known layout (there is: {', '.join(list(there)[:12])})"
+        )
         raise ConfigError(
             f"dataset {text!r} is unknown.{_close(text, dataset_names())}\n  It is no name of configs/datasets/ and"
             f" the folder {place} {seen if there else 'does not exist'}.\n  `python -m jobs.ls` lists all;"
@@ -133,7 +144,12 @@ def _datasets(text: str, data_root: str) -> list[Dataset]:
 
 
 def _from_yaml(text: str, data_root: str) -> Dataset:
-    if not Path(text).exists() and not Path(text).is_absolute() and data_root and "://" not in data_root:
+    if (
+        not Path(text).exists()
+        and not Path(text).is_absolute()
+        and data_root
+        and "://" not in data_root
+    ):
         text = resolve(text, data_root)
     return parse(Dataset, read_yaml(text), text)
 
@@ -175,7 +191,8 @@ def _read_backbones(changed: float) -> tuple[dict[str, Backbone], dict[str, tupl
     if set(values) != {"backbones", "groups"}:
         raise ConfigError(f"{path}: its keys are `backbones` and `groups`, not {', '.join(values)}")
     known = {
-        name: parse(Backbone, {"name": name, **entry}, f"{path}: {name}") for name, entry in values["backbones"].items()
+        name: parse(Backbone, {"name": name, **entry}, f"{path}: {name}")
+        for name, entry in values["backbones"].items()
     }
     for group, members in values["groups"].items():
         missing = [name for name in members if name not in known]

@@ -31,12 +31,29 @@ DECODER = {
     "float": "0..1",
 }
 FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "ICO", "TGA", "PCX", "SGI"),
+    *(
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "GIF",
+        "TIFF",
+        "BMP",
+        "DIB",
+        "PPM",
+        "AVIF",
+        "JPEG2000",
+        "ICO",
+        "TGA",
+        "PCX",
+        "SGI",
+    ),
     *("QOI", "DDS", "ICNS"),
 )
 MAX_PIXELS = 100_000_000
 PILLOW_LIMIT = 178_956_970  # Pillow itself refuses more, by a global that is not ours to change
-RESIZED_LIMIT = 2**24  # pixels after a resize; beyond (a strip of 1×10000) only the part under the crop is computed
+RESIZED_LIMIT = (
+    2**24
+)  # pixels after a resize; beyond (a strip of 1×10000) only the part under the crop is computed
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,7 +64,17 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _UNDECODABLE = (  # what Pillow raises on damaged files: mostly OSError, the others seen by fuzzing or in its source
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError),
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        IndexError,
+        KeyError,
+        TypeError,
+    ),
     *(
         OverflowError,
         ZeroDivisionError,
@@ -92,11 +119,21 @@ def preprocess(settings: dict[str, Any]) -> Preprocess:
     size = settings["size"]
     pair = (size[0], size[-1]) if isinstance(size, (list, tuple)) else (size, size)
     interpolation = settings.get("interpolation") or "bicubic"
-    interpolation = "bicubic" if interpolation == "random" else interpolation  # open_clip's reading, too
+    interpolation = (
+        "bicubic" if interpolation == "random" else interpolation
+    )  # open_clip's reading, too
     mode = settings.get("resize_mode") or "shortest"
-    if interpolation not in ("bicubic", "bilinear") or mode not in ("shortest", "longest", "squash"):
-        raise ValueError(f"no such preprocessing: interpolation {interpolation!r}, resize_mode {mode!r}")
-    return Preprocess((int(pair[0]), int(pair[1])), interpolation, mode, int(settings.get("fill_color") or 0))
+    if interpolation not in ("bicubic", "bilinear") or mode not in (
+        "shortest",
+        "longest",
+        "squash",
+    ):
+        raise ValueError(
+            f"no such preprocessing: interpolation {interpolation!r}, resize_mode {mode!r}"
+        )
+    return Preprocess(
+        (int(pair[0]), int(pair[1])), interpolation, mode, int(settings.get("fill_color") or 0)
+    )
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -142,7 +179,9 @@ def crop(image: Image.Image, group: Preprocess) -> np.ndarray:
     image = _resize(image, (width, height), method)
     crop_height, crop_width = group.size
     if crop_width > width or crop_height > height:
-        padded = Image.new("RGB", (max(width, crop_width), max(height, crop_height)), (group.fill_color,) * 3)
+        padded = Image.new(
+            "RGB", (max(width, crop_width), max(height, crop_height)), (group.fill_color,) * 3
+        )
         padded.paste(image, (max(crop_width - width, 0) // 2, max(crop_height - height, 0) // 2))
         image = padded
     left, top = round((image.width - crop_width) / 2), round((image.height - crop_height) / 2)
@@ -164,7 +203,9 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     full = 1.0 if image.mode == "F" else 65535.0
     if not (low >= 0 and high <= full):  # also where they are not numbers
-        raise ImageError(f"pixels from {low:g} to {high:g} in mode {image.mode}: 0 to {full:g} was expected")
+        raise ImageError(
+            f"pixels from {low:g} to {high:g} in mode {image.mode}: 0 to {full:g} was expected"
+        )
     grey = np.rint(values * (255 / full)).astype(np.uint8)
     clear = image.info.get("transparency")
     return np.where(values == clear, np.uint8(255), grey) if isinstance(clear, int) else grey
@@ -188,7 +229,9 @@ def _reason(error: Exception) -> str:
 def _method(group: Preprocess) -> Image.Resampling:
     if group.resize_mode == "shortest" and group.size[0] != group.size[1]:
         return Image.Resampling.BICUBIC  # open_clip ignores the setting for oblong crops
-    return Image.Resampling.BILINEAR if group.interpolation == "bilinear" else Image.Resampling.BICUBIC
+    return (
+        Image.Resampling.BILINEAR if group.interpolation == "bilinear" else Image.Resampling.BICUBIC
+    )
 
 
 def _resized(height: int, width: int, group: Preprocess) -> tuple[int, int]:
@@ -201,7 +244,9 @@ def _resized(height: int, width: int, group: Preprocess) -> tuple[int, int]:
         return (long, crop_height) if width <= height else (crop_height, long)
     ratios = (height / crop_height, width / crop_width)
     ratio = max(ratios) if group.resize_mode == "longest" else min(ratios)
-    return max(1, round(height / ratio)), max(1, round(width / ratio))  # open_clip fails where a side rounds to nothing
+    return max(1, round(height / ratio)), max(
+        1, round(width / ratio)
+    )  # open_clip fails where a side rounds to nothing
 
 
 def _resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
@@ -225,7 +270,9 @@ def _resize_middle(
     last = min(image.height, math.ceil(top + crop_height * down + margin))
     rows = image.crop((0, first, image.width, last))
     rows = rows.resize(
-        (crop_width, rows.height), method, box=(left, 0, min(left + crop_width * across, image.width), rows.height)
+        (crop_width, rows.height),
+        method,
+        box=(left, 0, min(left + crop_width * across, image.width), rows.height),
     )
     box = (0, top - first, crop_width, min(top - first + crop_height * down, rows.height))
     return rows.resize((crop_width, crop_height), method, box=box)

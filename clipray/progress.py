@@ -20,7 +20,11 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     with shown(what, total, unit) as advance:
         yield advance
     seconds = time.monotonic() - start
-    print(f"{what}: {total} {unit} in {seconds:.1f} s ({total / seconds:.1f}/s)", file=sys.stderr, flush=True)
+    print(
+        f"{what}: {total} {unit} in {seconds:.1f} s ({total / seconds:.1f}/s)",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 @contextmanager
@@ -65,10 +69,23 @@ def board(
 @contextmanager
 def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda n: bar.advance(task, n)
 

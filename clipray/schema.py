@@ -4,7 +4,10 @@ import pyarrow as pa
 
 INDEX = pa.schema(
     [
-        ("image_id", pa.string()),  # 32 hex digits of the bytes' hash; ".1", ".2" … on repeats of equal images
+        (
+            "image_id",
+            pa.string(),
+        ),  # 32 hex digits of the bytes' hash; ".1", ".2" … on repeats of equal images
         ("chunk", pa.int32()),  # position of the chunk in the listing
         ("row", pa.int32()),  # position of the sample in its chunk
         ("key", pa.string()),  # where a person finds the image: a path, a tar member, a row number
@@ -22,7 +25,10 @@ SCORES = pa.schema(
         ("perturbation", pa.string()),  # "none" for clean images
         ("severity", pa.int32()),  # 0 for clean images
         ("head", pa.string()),
-        ("method", pa.string()),  # as in METHODS: single/<backbone>, oracle, log_avg, …; pair/<a>/<b>; set
+        (
+            "method",
+            pa.string(),
+        ),  # as in METHODS: single/<backbone>, oracle, log_avg, …; pair/<a>/<b>; set
         ("shots", pa.int32()),  # labelled images per class; 0 for label-free methods
         ("seed", pa.int32()),  # support set; 0 for label-free methods
         ("metric", pa.string()),  # top1, oracle_gain, complementarity, …
@@ -58,7 +64,10 @@ STANDINGS = pa.schema(  # methods over all datasets: one row per head, shots and
         ("methods", pa.int32()),
         ("friedman_p", pa.float64()),  # of "all these methods are alike"
         ("critical_difference", pa.float64()),  # Nemenyi's, of mean ranks, at 5 %
-        ("correlation", pa.float64()),  # Pearson's, over datasets: gain_on_support with complementarity
+        (
+            "correlation",
+            pa.float64(),
+        ),  # Pearson's, over datasets: gain_on_support with complementarity
         ("correlation_low", pa.float64()),
         ("correlation_high", pa.float64()),
     ]
@@ -85,7 +94,10 @@ TRIALS = pa.schema(  # what an adaptive study has tried, in order
     [
         ("study", pa.string()),
         ("chosen", pa.string()),  # JSON: values by the settings' names
-        ("reached", pa.float64()),  # progress at which the scheduler stopped it; 1: not stopped; 0: it failed
+        (
+            "reached",
+            pa.float64(),
+        ),  # progress at which the scheduler stopped it; 1: not stopped; 0: it failed
     ]
 )
 
@@ -99,7 +111,10 @@ CHOICES = pa.schema(  # what a search chose: one row per scope
         ("head_settings", pa.string()),
         ("chosen_by", pa.float64()),  # its score on the support sets that it was chosen on
         ("default_by", pa.float64()),  # that of the defaults
-        ("nll", pa.float64()),  # mean on the dataset's own rows, which did not choose it (leave_one_dataset_out only)
+        (
+            "nll",
+            pa.float64(),
+        ),  # mean on the dataset's own rows, which did not choose it (leave_one_dataset_out only)
         ("default_nll", pa.float64()),
         ("top1", pa.float64()),
         ("default_top1", pa.float64()),

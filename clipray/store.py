@@ -20,7 +20,16 @@ import pyarrow.parquet as pq
 from clipray.config import fingerprint
 
 MANIFEST = "manifest.json"
-VERSIONS = ("clipray", "torch", "open_clip_torch", "pillow", "pyarrow", "ray", "numpy", "scikit-learn")
+VERSIONS = (
+    "clipray",
+    "torch",
+    "open_clip_torch",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "numpy",
+    "scikit-learn",
+)
 
 
 class Store:
@@ -33,7 +42,9 @@ class Store:
     def __init__(self, workspace: str):
         workspace = workspace.removeprefix("file://")
         self.local = "://" not in workspace
-        self.uri = str(Path(workspace).expanduser().absolute()) if self.local else workspace.rstrip("/")
+        self.uri = (
+            str(Path(workspace).expanduser().absolute()) if self.local else workspace.rstrip("/")
+        )
         self.fs, self.root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
 
     def __reduce__(self):
@@ -106,7 +117,10 @@ class Store:
             what: the WHAT that its address was made of.
             facts: counts, times and other things that a reader wants to know.
         """
-        self.write_json(f"{address}/{MANIFEST}", {"what": _plain(what), **facts, **provenance(), "written": _now()})
+        self.write_json(
+            f"{address}/{MANIFEST}",
+            {"what": _plain(what), **facts, **provenance(), "written": _now()},
+        )
 
     def tables(self, address: str, names: list[str], columns: list[str] | None = None) -> pa.Table:
         """A complete artefact's Parquet parts as one table, sorted by `image_id`.
@@ -122,7 +136,10 @@ class Store:
 
 def _plain(what: Any) -> Any:
     return json.loads(
-        json.dumps(what, default=lambda v: v.model_dump(mode="json") if hasattr(v, "model_dump") else str(v))
+        json.dumps(
+            what,
+            default=lambda v: v.model_dump(mode="json") if hasattr(v, "model_dump") else str(v),
+        )
     )
 
 
@@ -151,7 +168,10 @@ def _version(name: str) -> str | None:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

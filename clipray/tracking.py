@@ -93,15 +93,29 @@ def record(
         (whether anything was); with tracking disabled all are None, and `written` False.
     """
     if not tracking.enabled:
-        return {"tracking_uri": None, "experiment": None, "run_id": None, "open": None, "written": False}
+        return {
+            "tracking_uri": None,
+            "experiment": None,
+            "run_id": None,
+            "open": None,
+            "written": False,
+        }
     store = Store(workspace)
-    stated = {name: parent} | {f"{name}/{dataset}": child for dataset, child in (children or {}).items()}
+    stated = {name: parent} | {
+        f"{name}/{dataset}": child for dataset, child in (children or {}).items()
+    }
     stated = {key: _with_long_params_as_files(one) for key, one in stated.items()}
-    contents = {key: {n: _content(a) for n, a in one.artifacts.items()} for key, one in stated.items()}
+    contents = {
+        key: {n: _content(a) for n, a in one.artifacts.items()} for key, one in stated.items()
+    }
     known = store.read_json(RUNS) or {}
     home = {"tracking_uri": tracking.uri or _address(store), "experiment": tracking.experiment}
     digests = {key: _digest(one, contents[key], status) for key, one in stated.items()}
-    same = {key for key, digest in digests.items() if known.get(key, {}).items() >= {**home, "digest": digest}.items()}
+    same = {
+        key
+        for key, digest in digests.items()
+        if known.get(key, {}).items() >= {**home, "digest": digest}.items()
+    }
     written = not (same == set(stated) and not tracking.uri and store.exists(DATABASE))
     if written:
         with _client(store, tracking) as (client, experiment):
@@ -109,13 +123,27 @@ def record(
             for key, one in stated.items():
                 earlier = known.get(key, {})
                 earlier = earlier.get("run_id", "") if home.items() <= earlier.items() else ""
-                run_id = _write(client, experiment, key.rpartition("/")[2] if above else name, above, earlier, one)
+                run_id = _write(
+                    client,
+                    experiment,
+                    key.rpartition("/")[2] if above else name,
+                    above,
+                    earlier,
+                    one,
+                )
                 _write_artifacts(client, run_id, contents[key])
-                client.set_terminated(run_id, status) if status != "RUNNING" else client.update_run(run_id, status)
+                client.set_terminated(run_id, status) if status != "RUNNING" else client.update_run(
+                    run_id, status
+                )
                 known[key] = {**home, "run_id": run_id, "digest": digests[key]}
                 above = above or run_id
         store.write_json(RUNS, known)
-    return {**home, "run_id": known[name]["run_id"], "open": _command(store, tracking), "written": written}
+    return {
+        **home,
+        "run_id": known[name]["run_id"],
+        "open": _command(store, tracking),
+        "written": written,
+    }
 
 
 def _address(store: Store) -> str:
@@ -162,9 +190,13 @@ def _silent_mlflow() -> Any:
 def _experiment(client: Any, store: Store, tracking: Tracking) -> str:
     found = client.get_experiment_by_name(tracking.experiment)
     if found is None:
-        server = tracking.uri.startswith(("http://", "https://"))  # it has an artifact store of its own
+        server = tracking.uri.startswith(
+            ("http://", "https://")
+        )  # it has an artifact store of its own
         place = Path(store.place(ARTIFACTS)).as_uri() if store.local else store.place(ARTIFACTS)
-        return client.create_experiment(tracking.experiment, artifact_location=None if server else place)
+        return client.create_experiment(
+            tracking.experiment, artifact_location=None if server else place
+        )
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
@@ -238,7 +270,9 @@ def _equal(a: float | None, b: float) -> bool:
 def _write_inputs(client: Any, run_id: str, inputs: Sequence[Input]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    held = {(i.dataset.name, i.dataset.digest) for i in client.get_run(run_id).inputs.dataset_inputs}
+    held = {
+        (i.dataset.name, i.dataset.digest) for i in client.get_run(run_id).inputs.dataset_inputs
+    }
     entities = []
     for one in inputs:
         if (one.name, one.digest) not in held:
@@ -281,7 +315,9 @@ def _content(artifact: str | bytes) -> bytes:
 
 def _digest(one: Record, contents: Mapping[str, bytes], status: str) -> str:
     artifacts = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    return fingerprint([one.params, list(one.metrics), list(one.inputs), artifacts, one.tags, status])
+    return fingerprint(
+        [one.params, list(one.metrics), list(one.inputs), artifacts, one.tags, status]
+    )
 
 
 def _text(value: Any) -> str:

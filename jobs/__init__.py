@@ -11,7 +11,9 @@ from rich.console import Console
 from clipray.errors import ClipRayError
 
 
-def arguments(doc: str, config: str | None = "required", positions: tuple = (), **flags: dict) -> argparse.Namespace:
+def arguments(
+    doc: str, config: str | None = "required", positions: tuple = (), **flags: dict
+) -> argparse.Namespace:
     """The command line of a job: CONFIG, `--set a.b=c` (repeated), `--verbose`, and the job's own flags.
 
     Args:
@@ -23,12 +25,18 @@ def arguments(doc: str, config: str | None = "required", positions: tuple = (), 
     Returns:
         `config` (a path or None), `set` (a list), `verbose`, and the job's own arguments and flags.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     if config:
-        parser.add_argument("config", nargs=None if config == "required" else "?", help="a campaign's YAML file")
+        parser.add_argument(
+            "config", nargs=None if config == "required" else "?", help="a campaign's YAML file"
+        )
     for name in positions:
         parser.add_argument(name)
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the config")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="override a key of the config"
+    )
     for name, settings in flags.items():
         parser.add_argument("--" + name.replace("_", "-"), **settings)
     parser.add_argument("--verbose", action="store_true", help="show what the libraries say")

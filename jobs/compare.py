@@ -24,7 +24,17 @@ def main() -> None:
     one, other = (steps.choice(text, campaign) for text in (given.a, given.b))
     rows = steps.compare(campaign, one, other)
     table = Table("dataset", title=f"{one} against {other}")
-    for name in ("images", "a, %", "b, %", "a − b, points", "interval", "p", "seeds", "a better", "b better"):
+    for name in (
+        "images",
+        "a, %",
+        "b, %",
+        "a − b, points",
+        "interval",
+        "p",
+        "seeds",
+        "a better",
+        "b better",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         points = [f"{100 * row[key]:.1f}" for key in ("a", "b")]
@@ -40,7 +50,10 @@ def main() -> None:
         f"{key}_difference": getattr(whole, key) for key in ("mean", "low", "high")
     }
     found |= {"wins": whole.wins, "ties": whole.ties, "losses": whole.losses}
-    found |= {"a_better": sum(row["low"] > 0 for row in rows), "b_better": sum(row["high"] < 0 for row in rows)}
+    found |= {
+        "a_better": sum(row["low"] > 0 for row in rows),
+        "b_better": sum(row["high"] < 0 for row in rows),
+    }
     say(words(found, len(rows)))
     finish(found | {"datasets": rows})
 

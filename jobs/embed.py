@@ -20,7 +20,9 @@ def main() -> None:
     steps.prepare(todo)
     steps.embed_images(todo)
     places = {
-        f"{dataset}/{split}": {name: todo.store.place(address) for name, address in work.addresses.items()}
+        f"{dataset}/{split}": {
+            name: todo.store.place(address) for name, address in work.addresses.items()
+        }
         for (dataset, split), work in todo.works.items()
     }
     finish({"workspace": todo.store.uri, "embeddings": places, "failed_images": len(todo.failures)})

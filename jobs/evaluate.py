@@ -18,7 +18,9 @@ def main() -> None:
     given = arguments(__doc__)
     todo = steps.plan(config.load(config.Campaign, given.config, given.set), given.verbose)
     if todo.images or todo.classifiers:
-        raise ConfigError(f"{todo.images} images are not embedded yet: run `python -m jobs.embed {given.config}` first")
+        raise ConfigError(
+            f"{todo.images} images are not embedded yet: run `python -m jobs.embed {given.config}` first"
+        )
     steps.embed_images(todo)
     finish(publish.publish(todo, steps.evaluate_datasets(todo)))
 

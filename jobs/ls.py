@@ -27,7 +27,9 @@ def main() -> None:
 
     table = Table("dataset", "format", "uri", "splits", title="Datasets")
     for dataset in datasets:
-        splits = ", ".join(name if name == there else f"{name}: {there}" for name, there in dataset.splits.items())
+        splits = ", ".join(
+            name if name == there else f"{name}: {there}" for name, there in dataset.splits.items()
+        )
         table.add_row(dataset.name, dataset.format, dataset.uri, splits)
     screen = console()
     screen.print(table)
@@ -35,7 +37,9 @@ def main() -> None:
     table = Table("backbone", "architecture", "weights", "groups", title="Backbones")
     for backbone in backbones:
         within = ", ".join(group for group, members in groups.items() if backbone.name in members)
-        table.add_row(backbone.name, backbone.architecture, backbone.pretrained or backbone.weights, within)
+        table.add_row(
+            backbone.name, backbone.architecture, backbone.pretrained or backbone.weights, within
+        )
     screen.print(table)
     finish(
         {

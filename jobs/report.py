@@ -15,7 +15,10 @@ from clipray.report import files
 from clipray.store import Store
 from jobs import arguments, finish, run, say
 
-OUT = {"metavar": "DIR", "help": "a folder, local or s3://, for the reports; default: beside the scores"}
+OUT = {
+    "metavar": "DIR",
+    "help": "a folder, local or s3://, for the reports; default: beside the scores",
+}
 
 
 def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
@@ -31,7 +34,9 @@ def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
         names = files.campaigns(store)
     found = [(f"{files.FOLDER}/{name}", files.SCORES) for name in names]
     if not found or not all(store.exists(f"{folder}/{file}") for folder, file in found):
-        raise ConfigError(f"no scores under {store.place(files.FOLDER)}: run `python -m jobs.run CONFIG` first")
+        raise ConfigError(
+            f"no scores under {store.place(files.FOLDER)}: run `python -m jobs.run CONFIG` first"
+        )
     return store, found
 
 
@@ -45,7 +50,9 @@ def main() -> None:
     for folder, file in found:
         scores, failures, about, standings = files.read(store, folder, file)
         name = about.get("campaign", {}).get("name", "")
-        target, place = (Store(given.out), name if len(found) > 1 else "") if given.out else (store, folder)
+        target, place = (
+            (Store(given.out), name if len(found) > 1 else "") if given.out else (store, folder)
+        )
         made = files.draw(target, place, scores, failures, about, standings)
         told = headline(scores)
         say("\n".join([*told["text"], f"report  {made['report']}"]))

@@ -31,7 +31,13 @@ def main() -> None:
     todo = steps.plan(campaign, given.verbose)
     say("\n".join(steps.describe(todo)))
     if given.dry_run:
-        finish({"workspace": todo.store.uri, "images_to_embed": todo.images, "classifiers": len(todo.classifiers)})
+        finish(
+            {
+                "workspace": todo.store.uri,
+                "images_to_embed": todo.images,
+                "classifiers": len(todo.classifiers),
+            }
+        )
         return
     steps.prepare(todo)
     steps.embed_images(todo)

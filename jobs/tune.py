@@ -33,7 +33,13 @@ def main() -> int:
     search = tune.prepare(wanted, given.verbose, given.retry_failed)
     say("\n".join(describe(search)))
     if given.dry_run:
-        finish({"workspace": search.store.uri, "support_sets": len(search.cells), "studies": len(search.studies)})
+        finish(
+            {
+                "workspace": search.store.uri,
+                "support_sets": len(search.cells),
+                "studies": len(search.studies),
+            }
+        )
         return 0
     tune.fit(search, given.verbose)
     result = publish(search)
@@ -47,12 +53,20 @@ def show(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table("search", "for", "chosen by", "defaults", "settings", title=f"chosen by {result['name']}")
+    drawn = Table(
+        "search", "for", "chosen by", "defaults", "settings", title=f"chosen by {result['name']}"
+    )
     for row in result["chosen"]:
         place = [str(row[key]) for key in ("dataset", "shots", "seed") if row[key] is not None]
-        scores = ["" if row[key] is None else f"{row[key]:.4f}" for key in ("chosen_by", "default_by")]
-        both = json.loads(row["settings"]) | {f"head.{k}": v for k, v in json.loads(row["head_settings"]).items()}
-        words = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in both.items())
+        scores = [
+            "" if row[key] is None else f"{row[key]:.4f}" for key in ("chosen_by", "default_by")
+        ]
+        both = json.loads(row["settings"]) | {
+            f"head.{k}": v for k, v in json.loads(row["head_settings"]).items()
+        }
+        words = ", ".join(
+            f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in both.items()
+        )
         drawn.add_row(row["search"], " ".join(place) or "all", *scores, words or "the defaults")
     Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(drawn)
     say("\n".join(result["headline"]["text"]))

@@ -17,12 +17,28 @@ from clipray import catalog, config
 from clipray.steps import validate
 from jobs import arguments, console, finish, run
 
-COLUMNS = ("dataset", "split", "images", "read", "corrupt", "classes", "a class", "labels", "short side", "in both")
+COLUMNS = (
+    "dataset",
+    "split",
+    "images",
+    "read",
+    "corrupt",
+    "classes",
+    "a class",
+    "labels",
+    "short side",
+    "in both",
+)
 
 
 def main() -> int:
     """Print a table, the findings and the JSON line."""
-    sample = {"type": int, "default": 500, "metavar": "N", "help": "images to read per split; 0: all (default 500)"}
+    sample = {
+        "type": int,
+        "default": 500,
+        "metavar": "N",
+        "help": "images to read per split; 0: all (default 500)",
+    }
     given = arguments(__doc__, sample=sample)
     campaign = config.load(config.Campaign, given.config, given.set)
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)

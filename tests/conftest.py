@@ -19,7 +19,13 @@ def local_ray(tmp_path_factory):
     from clipray.steps import cluster
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     cluster.connect(Compute(), verbose=False)
     yield ray
     ray.shutdown()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE, FUNCTION, JOB = 400, 60, 80  # lines; a function's without its docstring
+FILE, FUNCTION, JOB = 400, 60, 100  # lines; a function's without its docstring
 
 # place → (third parties, parts of clipray) it may import. The longest place that fits a module counts; a module without
 # one fails, so that adding a layer is a decision. A package may always import itself.
@@ -31,10 +31,17 @@ MAY: dict[str, tuple[str, str]] = {
     "clipray.steps.spaces": ("optuna", "config numerics"),
     "clipray.steps.studies": ("numpy optuna", "config steps"),
     "clipray.tracking": ("mlflow fsspec", "config store"),
-    "clipray.report": ("pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml", "schema store"),
+    "clipray.report": (
+        "pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",
+        "schema store",
+    ),
     "jobs": ("rich", "config catalog steps store report backbones"),
 }
-ONE_DOOR = {"open_clip": "clipray.backbones", "mlflow": "clipray.tracking", "pydantic": "clipray.config"}
+ONE_DOOR = {
+    "open_clip": "clipray.backbones",
+    "mlflow": "clipray.tracking",
+    "pydantic": "clipray.config",
+}
 
 
 def name_of(path: Path) -> str:
@@ -42,12 +49,20 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(path): path for top in ("clipray", "jobs") for path in sorted((ROOT / top).rglob("*.py"))}
+MODULES = {
+    name_of(path): path
+    for top in ("clipray", "jobs")
+    for path in sorted((ROOT / top).rglob("*.py"))
+}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def place_of(module: str) -> str | None:
-    fits = [place for place in MAY if module == place or (place != "clipray" and module.startswith(place + "."))]
+    fits = [
+        place
+        for place in MAY
+        if module == place or (place != "clipray" and module.startswith(place + "."))
+    ]
     return max(fits, key=len, default=None)
 
 
@@ -59,7 +74,11 @@ def imports(tree: ast.Module) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found |= {f"clipray.{a.name}" for a in node.names} if node.module == "clipray" else {node.module}
+            found |= (
+                {f"clipray.{a.name}" for a in node.names}
+                if node.module == "clipray"
+                else {node.module}
+            )
     return found
 
 
@@ -74,12 +93,18 @@ def test_imports(module):
             continue
         if top in ("clipray", "jobs"):
             part = name if top == "jobs" else ".".join(name.split(".")[:2])
-            allowed = {f"clipray.{one}" for one in ours.split()} | {place, "clipray", "clipray.errors"}
+            allowed = {f"clipray.{one}" for one in ours.split()} | {
+                place,
+                "clipray",
+                "clipray.errors",
+            }
             assert part in allowed or part == place.split(".")[0], f"{module} may not import {name}"
         else:
             assert top in third.split(), f"{module} may not import {name}"
             door = ONE_DOOR.get(top, module)
-            assert module == door or module.startswith(door + "."), f"{door} is the only door to {top}"
+            assert module == door or module.startswith(door + "."), (
+                f"{door} is the only door to {top}"
+            )
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -90,7 +115,9 @@ def test_lengths(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             words = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
-            assert node.end_lineno - node.lineno + 1 - words <= FUNCTION, f"{module}.{node.name} is too long"
+            assert node.end_lineno - node.lineno + 1 - words <= FUNCTION, (
+                f"{module}.{node.name} is too long"
+            )
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("jobs")])
@@ -108,11 +135,15 @@ def test_everything_public_is_documented(module):
 
 
 def test_no_drawers_for_anything():
-    assert not [name for name in MODULES if {"utils", "core", "common", "helpers"} & set(name.split("."))]
+    assert not [
+        name for name in MODULES if {"utils", "core", "common", "helpers"} & set(name.split("."))
+    ]
 
 
 def test_importing_clipray_does_nothing():
     code = "import sys; before = set(sys.modules); import clipray; print(*sorted(set(sys.modules) - before))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.split() == ["clipray"]
     assert done.stderr == ""

@@ -27,10 +27,14 @@ def test_embeddings_equal_those_of_open_clips_own_path(name):
     encoder = backbones.load(entry(name))
     pictures = [picture(seed) for seed in range(4)]
     config = encoder.model.visual.preprocess_cfg
-    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
+    transform = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**config), is_train=False
+    )
     with torch.inference_mode():
         theirs = encoder.model.encode_image(torch.stack([transform(p) for p in pictures]))
-    ours = encoder.images(np.stack([images.crop(p, encoder.preprocess) for p in pictures]), batch_size=3)
+    ours = encoder.images(
+        np.stack([images.crop(p, encoder.preprocess) for p in pictures]), batch_size=3
+    )
     cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(ours), theirs)
     assert cosine.min() >= 0.9999
     assert ours.shape == (4, encoder.dim)
@@ -41,14 +45,22 @@ def test_the_classifier_equals_open_clips_builder():
     encoder = backbones.load(entry("vit-p6-36"))
     names, templates = ["cat", "traffic light"], ["a photo of a {c}.", "a drawing of a {c}."]
     functions = [lambda name, t=t: t.replace("{c}", name) for t in templates]
-    theirs = open_clip.build_zero_shot_classifier(encoder.model, encoder.tokenizer, names, functions)
+    theirs = open_clip.build_zero_shot_classifier(
+        encoder.model, encoder.tokenizer, names, functions
+    )
     assert np.allclose(encoder.classifier(names, templates), theirs.T.numpy(), atol=1e-5)
 
 
 def test_names_that_the_text_tower_cannot_tell_apart_have_one_vector_and_one_logit():
     """Rounding differs with a text's place in its batch; it must not decide between two names that are the same."""
     encoder = backbones.load(entry("vit-p6-36"))
-    names = ["cat", *(f"a {colour} thing" for colour in ("red", "blue", "green")), "CAT", "dog", " cat "]
+    names = [
+        "cat",
+        *(f"a {colour} thing" for colour in ("red", "blue", "green")),
+        "CAT",
+        "dog",
+        " cat ",
+    ]
     classifier = torch.from_numpy(encoder.classifier(names, ["a photo of a {c}.", "{c}"]))
     same = (classifier == classifier[0]).all(1).tolist()
     assert [name for name, one in zip(names, same, strict=True) if one] == ["cat", "CAT", " cat "]
@@ -90,7 +102,10 @@ def test_a_full_checkpoint_of_the_users_own_loads_through_the_same_door(tmp_path
 def test_another_files_content_is_another_what(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
-    specs = [Backbone(name="x", architecture="ViT-B-32", weights=str(tmp_path / name)) for name in ("a", "b")]
+    specs = [
+        Backbone(name="x", architecture="ViT-B-32", weights=str(tmp_path / name))
+        for name in ("a", "b")
+    ]
     assert backbones.origin(specs[0]) != backbones.origin(specs[1])
     renamed = specs[0].model_copy(update={"name": "y"})
     assert backbones.origin(renamed) == backbones.origin(specs[0])
@@ -120,7 +135,10 @@ def test_quickgelu_is_the_tags_own():
 def test_half_precision_stays_close_to_fp32():
     """Cosine ≥ 0.999 between bf16 and fp32 embeddings of the same images."""
     crops = np.stack(
-        [images.crop(picture(seed), images.Preprocess((40, 40), "bicubic", "shortest", 0)) for seed in range(4)]
+        [
+            images.crop(picture(seed), images.Preprocess((40, 40), "bicubic", "shortest", 0))
+            for seed in range(4)
+        ]
     )
     exact, half = (backbones.load(entry("vit-p8-40"), p).images(crops, 4) for p in ("fp32", "bf16"))
     cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)

@@ -50,7 +50,10 @@ def test_every_backbone_is_one_that_open_clip_knows_with_the_tags_own_activation
 
 
 def test_groups_stand_for_their_members_each_once():
-    names = [backbone.name for backbone in catalog.backbones(["rn-48", "shipped", "openai-rn50", "rn-48"])]
+    names = [
+        backbone.name
+        for backbone in catalog.backbones(["rn-48", "shipped", "openai-rn50", "rn-48"])
+    ]
     assert names == ["rn-48", "rn-32", "vit-p8-40", "vit-p6-36", "convnext-48", "openai-rn50"]
 
 
@@ -60,7 +63,9 @@ def test_unknown_names_are_answered_with_close_ones(tmp_path):
     with pytest.raises(ConfigError, match=r"'texture' is unknown. Did you mean textures"):
         catalog.datasets(["texture"])
     (tmp_path / "set" / "images").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"holds no train/test split in a known layout \(there is: images\)"):
+    with pytest.raises(
+        ConfigError, match=r"holds no train/test split in a known layout \(there is: images\)"
+    ):
         catalog.datasets(["set"], str(tmp_path))
     with pytest.raises(ConfigError, match="no folder that fits"):
         catalog.datasets(["none/*"], str(tmp_path))
@@ -97,7 +102,10 @@ def test_patterns_name_many_folders_in_sorted_order(tmp_path):
     assert [(dataset.name, dataset.uri) for dataset in found] == [
         (n, f"sets/{n}") for n in ("folder", "parquet", "wds")
     ]
-    assert [d.uri for d in catalog.datasets(["*/[fw]*"], str(tmp_path))] == ["sets/folder", "sets/wds"]
+    assert [d.uri for d in catalog.datasets(["*/[fw]*"], str(tmp_path))] == [
+        "sets/folder",
+        "sets/wds",
+    ]
     assert [d.uri for d in catalog.datasets([f"{tmp_path}/sets/w*"])] == [f"{tmp_path}/sets/wds"]
     assert catalog.datasets(["sets/wds", "sets/*", "sets/wds"], str(tmp_path))[0].name == "wds"
 
@@ -109,7 +117,12 @@ def test_two_sets_of_one_name_are_refused(tmp_path):
 
 
 def test_a_yaml_file_is_named_by_its_path(tmp_path, monkeypatch):
-    entry = {"name": "mine", "format": "folder", "uri": "pictures", "splits": {"test": "validation"}}
+    entry = {
+        "name": "mine",
+        "format": "folder",
+        "uri": "pictures",
+        "splits": {"test": "validation"},
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entry))
     for text, root in ((str(tmp_path / "mine.yaml"), ""), ("mine.yaml", str(tmp_path))):
         (dataset,) = catalog.datasets([text], root)

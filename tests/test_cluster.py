@@ -23,7 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
 OURS = ("RAY_", "AWS_")  # variables of the surroundings that no test inherits
-HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+HEAD_PORTS = (
+    "port",
+    "dashboard-port",
+    "ray-client-server-port",
+    "dashboard-agent-listen-port",
+    "metrics-export-port",
+)
 
 
 def free_ports(count: int) -> list[int]:
@@ -46,7 +52,9 @@ def end(folder: Path) -> None:
     """End every process of the Ray whose temporary folder this is, and no other."""
     for pid in processes():
         with contextlib.suppress(OSError):
-            if f"RAY_TMPDIR={folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if f"RAY_TMPDIR={folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(
+                b"\0"
+            ):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -61,10 +69,19 @@ def head(tmp_path_factory):
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(folder / "token"),
         HOME=str(folder),
-        RAY_TMPDIR=str(short),  # and no --temp-dir: who looks for a running cluster reads the variable only
+        RAY_TMPDIR=str(
+            short
+        ),  # and no --temp-dir: who looks for a running cluster reads the variable only
         PATH=f"{BIN}:{os.environ['PATH']}",  # a submitted `python` is the one that the nodes find first
     )
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+    command = [
+        BIN / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--dashboard-host=127.0.0.1",
+    ]
     command += ["--object-store-memory=200000000", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     process = None
@@ -72,14 +89,19 @@ def head(tmp_path_factory):
         for attempt in range(3):  # Ray gives its raylet 30 s, which a busy machine may exceed
             log = folder / f"log{attempt}"
             with log.open("wb") as sink:
-                process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+                process = subprocess.Popen(
+                    command, env=environment, stdout=sink, stderr=sink, start_new_session=True
+                )
             while process.poll() is None and "Ray runtime started" not in log.read_text():
                 time.sleep(0.2)
             if process.poll() is None:
                 break
             end(short)
         assert process.poll() is None, log.read_text()
-        yield environment | {"RAY_GCS": f"127.0.0.1:{ports['port']}"}, f"http://127.0.0.1:{ports['dashboard-port']}"
+        yield (
+            environment | {"RAY_GCS": f"127.0.0.1:{ports['port']}"},
+            f"http://127.0.0.1:{ports['dashboard-port']}",
+        )
     finally:
         end(short)
         process.wait()
@@ -90,7 +112,17 @@ def submit(head: tuple, *command: str) -> subprocess.CompletedProcess:
     """`ray job submit --working-dir .` in the repository's root; its output is the job's log, to the end."""
     environment, dashboard = head
     return subprocess.run(
-        [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ".", "--", *command],
+        [
+            BIN / "ray",
+            "job",
+            "submit",
+            "--address",
+            dashboard,
+            "--working-dir",
+            ".",
+            "--",
+            *command,
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -101,7 +133,16 @@ def submit(head: tuple, *command: str) -> subprocess.CompletedProcess:
 
 def test_the_demo_runs_as_a_submitted_job(head, tmp_path):
     """The log holds the job's JSON line, and its workspace lies where it was told to."""
-    command = ["python", "-m", "jobs.run", "configs/demo.yaml", "--limit", "40", "--set", f"workspace={tmp_path}/ws"]
+    command = [
+        "python",
+        "-m",
+        "jobs.run",
+        "configs/demo.yaml",
+        "--limit",
+        "40",
+        "--set",
+        f"workspace={tmp_path}/ws",
+    ]
     for text in ("datasets=[digits]", "backbones=[vit-p6-36, vit-p8-40]", "shots=[1]", "seeds=1"):
         command += ["--set", text]
     done = submit(head, *command)
@@ -128,7 +169,9 @@ print("PROBE", ray.get_runtime_context().gcs_address, clipray.__file__, ray.get(
 
 
 def probed(output: str) -> list[str]:
-    line = next(line for line in output.splitlines() if line.startswith("PROBE|"))  # Ray tells a failed job's log twice
+    line = next(
+        line for line in output.splitlines() if line.startswith("PROBE|")
+    )  # Ray tells a failed job's log twice
     return line.split("|")[1:]
 
 
@@ -156,15 +199,34 @@ def test_driver_and_workers_of_a_submitted_job_run_the_code_that_was_sent(head):
 def test_without_the_right_token_nothing_is_accepted(head, token, tmp_path):
     environment, dashboard = head
     stranger = {key: value for key, value in environment.items() if not key.startswith("RAY_")}
-    stranger |= {"HOME": str(tmp_path)} | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
-    command = [BIN / "ray", "job", "submit", "--address", dashboard, "--no-wait", "--", "echo", "in"]
+    stranger |= {"HOME": str(tmp_path)} | (
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
+    )
+    command = [
+        BIN / "ray",
+        "job",
+        "submit",
+        "--address",
+        dashboard,
+        "--no-wait",
+        "--",
+        "echo",
+        "in",
+    ]
     done = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
-    assert any(word in done.stdout + done.stderr for word in ("401", "403", "Unauthorized", "Forbidden"))
+    assert any(
+        word in done.stdout + done.stderr for word in ("401", "403", "Unauthorized", "Forbidden")
+    )
     assert "submitted successfully" not in done.stdout + done.stderr
     stranger["RAY_ADDRESS"] = environment["RAY_GCS"]
     done = subprocess.run(
-        [sys.executable, "-c", PROBE], cwd=ROOT, env=stranger, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", PROBE],
+        cwd=ROOT,
+        env=stranger,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode != 0
     assert "ConfigError: cannot join the Ray cluster" in done.stderr, done.stderr[-3000:]
@@ -175,7 +237,12 @@ def test_a_job_finds_the_cluster_that_runs_on_its_machine(head):
     """No address given and none in the environment: the cluster that `ray start` has left on record is joined."""
     environment, _ = head
     done = subprocess.run(
-        [sys.executable, "-c", PROBE], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", PROBE],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert port_of(probed(done.stdout)[0]) == port_of(environment["RAY_GCS"])
@@ -187,7 +254,12 @@ def test_where_there_is_no_cluster_a_job_starts_its_own(tmp_path):
     code = PROBE + "print('NODE', ray._private.worker._global_node.is_head())"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert "NODE True" in done.stdout
@@ -225,7 +297,13 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
 
     class Slow(parent):
         def __init__(self, store, spec, precision, device, batch_size, last):
-            self.store, self.spec, self.precision, self.batch_size, self.last = store, spec, precision, batch_size, last
+            self.store, self.spec, self.precision, self.batch_size, self.last = (
+                store,
+                spec,
+                precision,
+                batch_size,
+                last,
+            )
             self.encoder = Cheap()
             self.column = "crops " + " ".join(str(part) for part in Cheap.preprocess)
 
@@ -267,8 +345,12 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(campaign, monke
     todo, running = work(campaign, monkeypatch, deadly=False)
     done, killed = [next(running)], embedders()
     assert killed, "no actor was found to kill"
-    written = sum(len(todo.store.names(place)) for w in todo.works.values() for place in w.addresses.values())
-    assert written < sum(len(plan.todo) for plan in todo.works.values()), "too late to show anything"
+    written = sum(
+        len(todo.store.names(place)) for w in todo.works.values() for place in w.addresses.values()
+    )
+    assert written < sum(len(plan.todo) for plan in todo.works.values()), (
+        "too late to show anything"
+    )
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     done += list(running)
@@ -291,7 +373,11 @@ def test_a_shard_that_kills_every_worker_ends_the_run(campaign, monkeypatch, loc
     assert words is not None, repr(caught.value)
     assert "the same command continues" in words
     assert time.monotonic() - start < 120
-    assert all(todo.store.manifest(place) is None for w in todo.works.values() for place in w.addresses.values())
+    assert all(
+        todo.store.manifest(place) is None
+        for w in todo.works.values()
+        for place in w.addresses.values()
+    )
 
 
 def test_other_errors_are_not_taken_for_lost_workers():

@@ -8,7 +8,13 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("clipray/__init__.py", "clipray/report/page.html.j2", "jobs/run.py", "configs/demo.yaml", "pyproject.toml")
+NEEDED = (
+    "clipray/__init__.py",
+    "clipray/report/page.html.j2",
+    "jobs/run.py",
+    "configs/demo.yaml",
+    "pyproject.toml",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +41,16 @@ def test_the_head_computes_nothing(cluster):
 
 
 def test_workers_on_demand_and_spot_within_bounds(cluster):
-    workers = {k: v for k, v in cluster["available_node_types"].items() if k != cluster["head_node_type"]}
+    workers = {
+        k: v for k, v in cluster["available_node_types"].items() if k != cluster["head_node_type"]
+    }
     assert set(workers) == {"cpu", "gpu", "gpu_spot"}
     for node in workers.values():
         assert node["min_workers"] == 0 < node["max_workers"]
     assert sum(node["max_workers"] for node in workers.values()) <= cluster["max_workers"]
-    spot = {name for name, node in workers.items() if "InstanceMarketOptions" in node["node_config"]}
+    spot = {
+        name for name, node in workers.items() if "InstanceMarketOptions" in node["node_config"]
+    }
     assert spot == {"cpu", "gpu_spot"}
 
 
@@ -83,15 +93,28 @@ def shipped(tmp_path_factory):
 def test_a_job_ships_what_it_needs_and_little_more(shipped):
     sizes, packed = shipped
     assert {name for name in NEEDED if (ROOT / name).exists()} <= set(sizes)
-    weights = {str(p.relative_to(ROOT)) for p in (ROOT / "configs" / "backbones").glob("*/*.safetensors")}
+    weights = {
+        str(p.relative_to(ROOT)) for p in (ROOT / "configs" / "backbones").glob("*/*.safetensors")
+    }
     assert weights <= set(sizes)
     assert packed < 30 * 2**20
     tops = {name.partition("/")[0] for name in sizes}
-    assert not tops & {".git", ".venv", ".ci", "workspace", "tests", "benchmarks", "build", ".pytest_cache"}
+    assert not tops & {
+        ".git",
+        ".venv",
+        ".ci",
+        "workspace",
+        "tests",
+        "benchmarks",
+        "build",
+        ".pytest_cache",
+    }
     assert not [name for name in sizes if "__pycache__" in name or name.endswith(".db")]
 
 
 def test_code_of_ours_named_like_an_ignored_folder_still_ships(shipped):
     sizes, _ = shipped
-    code = {str(p.relative_to(ROOT)) for top in ("clipray", "jobs") for p in (ROOT / top).rglob("*.py")}
+    code = {
+        str(p.relative_to(ROOT)) for top in ("clipray", "jobs") for p in (ROOT / top).rglob("*.py")
+    }
     assert code <= set(sizes)

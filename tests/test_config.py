@@ -79,7 +79,9 @@ def test_a_backbone_has_one_origin():
 
 def test_splits_are_names_or_a_mapping():
     listed = parse(Dataset, {"name": "x", "format": "folder", "splits": ["test"]}, "here")
-    mapped = parse(Dataset, {"name": "x", "format": "folder", "splits": {"train": "a", "test": "b"}}, "here")
+    mapped = parse(
+        Dataset, {"name": "x", "format": "folder", "splits": {"train": "a", "test": "b"}}, "here"
+    )
     assert listed.splits == {"test": "test"}
     assert mapped.splits == {"train": "a", "test": "b"}
     with pytest.raises(ConfigError, match="splits are 'test' and"):
@@ -104,7 +106,9 @@ def test_every_field_is_in_the_fingerprint():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("pretrain/*.yaml")), ids=lambda path: path.name
+    "path",
+    sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("pretrain/*.yaml")),
+    ids=lambda path: path.name,
 )
 def test_shipped_configs_are_valid_and_open_with_their_command(path):
     text = path.read_text()

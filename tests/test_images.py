@@ -28,10 +28,17 @@ def header_only_png(width: int, height: int) -> bytes:
     """A PNG that claims a size, without the pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_lossless_formats_give_the_pixels_whatever_the_file_is_called():
@@ -44,7 +51,10 @@ def test_lossless_formats_give_the_pixels_whatever_the_file_is_called():
     [
         (b"", "zero bytes"),
         (b"hello, this is text", "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "not an image"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+            "not an image",
+        ),
         (encode(Image.fromarray(NOISE), "JPEG")[:900], "truncated"),
         (encode(Image.fromarray(NOISE), "PNG")[:900], "truncated"),
         (encode(Image.fromarray(NOISE), "WEBP", lossless=True)[:900], "cannot be decoded"),
@@ -85,7 +95,12 @@ def test_damaged_exif_does_not_lose_the_image():
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 1, "a maker"
     data = encode(Image.fromarray(NOISE), "JPEG", exif=exif)
-    for damage in (b"\xff" * 12, b"\0" * 12, b"II*\0\xff\xff\xff\x7f\x01\x02\x03\x04", b"not at all.."):
+    for damage in (
+        b"\xff" * 12,
+        b"\0" * 12,
+        b"II*\0\xff\xff\xff\x7f\x01\x02\x03\x04",
+        b"not at all..",
+    ):
         start = data.index(b"Exif\0\0") + 6
         hurt = data[:start] + damage + data[start + 12 :]
         assert (np.asarray(decode(hurt)) == np.asarray(decode(data))).all()
@@ -94,7 +109,9 @@ def test_damaged_exif_does_not_lose_the_image():
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_the_first_frame_of_an_animation_counts(kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, lossless=True)
+    data = encode(
+        frames[0], kind, save_all=True, append_images=frames[1:], duration=50, lossless=True
+    )
     assert np.abs(np.asarray(decode(data)).astype(int) - [255, 0, 0]).max() <= 1
 
 
@@ -102,7 +119,9 @@ def test_transparent_pixels_lie_on_white():
     alpha = np.dstack([NOISE, np.full((40, 60), 51, np.uint8)])  # opacity 0.2
     expected = 0.2 * NOISE + 0.8 * 255
     for kind in ("PNG", "TIFF"):
-        assert np.abs(np.asarray(decode(encode(Image.fromarray(alpha), kind))) - expected).max() <= 1
+        assert (
+            np.abs(np.asarray(decode(encode(Image.fromarray(alpha), kind))) - expected).max() <= 1
+        )
     grey_alpha = Image.merge("LA", [Image.new("L", (2, 2), 0), Image.new("L", (2, 2), 0)])
     assert decode(encode(grey_alpha, "PNG")).getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (2, 1))
@@ -133,24 +152,38 @@ def test_sixteen_bits_are_scaled_not_clipped():
         grey = np.asarray(decode(encode(Image.fromarray(values), kind)))
         assert (grey[0, :, 0] == [0, 1, 128, 255]).all()
         assert (grey[..., 0] == grey[..., 2]).all()
-    assert (np.asarray(decode(b"P5 4 1 65535\n" + values.byteswap().tobytes()))[0, :, 1] == [0, 1, 128, 255]).all()
+    assert (
+        np.asarray(decode(b"P5 4 1 65535\n" + values.byteswap().tobytes()))[0, :, 1]
+        == [0, 1, 128, 255]
+    ).all()
 
 
 def test_one_bit_integers_and_floats():
     bits = Image.fromarray(np.array([[True, False]]))
     assert (np.asarray(decode(encode(bits, "PNG")))[0, :, 0] == [255, 0]).all()
     floats = np.array([[0.0, 0.5, 1.0]], np.float32)
-    assert (np.asarray(decode(encode(Image.fromarray(floats), "TIFF")))[0, :, 0] == [0, 128, 255]).all()
-    for wrong in (floats * 300, floats * np.nan, np.array([[0, 70_000]], np.int32), np.array([[-1, 7]], np.int32)):
+    assert (
+        np.asarray(decode(encode(Image.fromarray(floats), "TIFF")))[0, :, 0] == [0, 128, 255]
+    ).all()
+    for wrong in (
+        floats * 300,
+        floats * np.nan,
+        np.array([[0, 70_000]], np.int32),
+        np.array([[-1, 7]], np.int32),
+    ):
         with pytest.raises(ImageError, match="was expected"):
             decode(encode(Image.fromarray(wrong), "TIFF"))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "ICO", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "ICO", "AVIF", "JPEG2000"]
+)
 def test_damaged_files_give_an_image_or_an_image_error(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    whole = encode(Image.fromarray(NOISE), kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}))
+    whole = encode(
+        Image.fromarray(NOISE), kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {})
+    )
     draw = random.Random(kind)
     for _ in range(150):
         data = bytearray(whole)
@@ -170,7 +203,9 @@ def open_clip_groups() -> dict:
     groups = {}
     for model, tag in open_clip.list_pretrained():
         size = open_clip.get_model_config(model)["vision_cfg"].get("image_size", 224)
-        merged = merge_preprocess_dict(PreprocessCfg(), get_pretrained_cfg(model, tag)) | {"size": size}
+        merged = merge_preprocess_dict(PreprocessCfg(), get_pretrained_cfg(model, tag)) | {
+            "size": size
+        }
         groups[images.preprocess(merged)] = merged
     for more in (
         {"size": (48, 30), "resize_mode": "shortest"},
@@ -187,7 +222,9 @@ def test_crops_equal_open_clips_transform_in_every_group_of_its_catalogue():
 
     rng = np.random.default_rng(1)
     shapes = [(300, 500), (451, 213), (37, 91), (13, 7), (224, 224), (64, 63), (257, 1025)]
-    pictures = [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes
+    ]
     groups = open_clip_groups()
     assert len(groups) >= 20
     for group, settings in groups.items():
@@ -198,7 +235,10 @@ def test_crops_equal_open_clips_transform_in_every_group_of_its_catalogue():
             ours = crop(picture, group)
             assert ours.dtype == np.uint8
             assert ours.shape == (*group.size, 3)
-            assert np.abs(ours.transpose(2, 0, 1) / 255 - theirs).max() <= 1e-6, (group, picture.size)
+            assert np.abs(ours.transpose(2, 0, 1) / 255 - theirs).max() <= 1e-6, (
+                group,
+                picture.size,
+            )
 
 
 def test_a_strip_is_cropped_without_resizing_all_of_it(monkeypatch):
@@ -210,13 +250,23 @@ def test_a_strip_is_cropped_without_resizing_all_of_it(monkeypatch):
             monkeypatch.setattr(images, "RESIZED_LIMIT", 0)
             differs = np.abs(crop(strip, group).astype(int) - whole)
             monkeypatch.undo()
-            assert np.mean(differs > 1) < 0.1  # Pillow may round between the passes in the other order
+            assert (
+                np.mean(differs > 1) < 0.1
+            )  # Pillow may round between the passes in the other order
             assert differs.max() < 32
     assert crop(Image.new("RGB", (1, 60_000), "red"), Preprocess((224, 224))).shape == (224, 224, 3)
     assert crop(Image.new("RGB", (60_000, 1), "red"), Preprocess((224, 224)))[..., 0].min() == 255
-    assert crop(Image.new("RGB", (1, 9000)), Preprocess((32, 32), resize_mode="longest", fill_color=9)).max() == 9
+    assert (
+        crop(
+            Image.new("RGB", (1, 9000)), Preprocess((32, 32), resize_mode="longest", fill_color=9)
+        ).max()
+        == 9
+    )
 
 
 def test_decode_workers_start_without_torch():
     code = "import sys, clipray.images, clipray.sources, clipray.catalog; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "False"
+    )

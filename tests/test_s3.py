@@ -42,7 +42,11 @@ def requests():
     """Every request to a fresh S3 endpoint, to which the usual environment variables point."""
     from moto.server import ThreadedMotoServer
 
-    server, log, handler = ThreadedMotoServer("127.0.0.1", 0, verbose=False), logging.getLogger("werkzeug"), Requests()
+    server, log, handler = (
+        ThreadedMotoServer("127.0.0.1", 0, verbose=False),
+        logging.getLogger("werkzeug"),
+        Requests(),
+    )
     server.start()
     host, port = server.get_host_and_port()
     level = log.level
@@ -69,7 +73,9 @@ def test_many_processes_fetch_an_object_once(requests, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPRAY_CACHE", str(tmp_path / "cache"))
     content = os.urandom(3 * 2**20)
     fsspec.filesystem("s3").pipe_file("bucket/weights/many.safetensors", content)
-    script = "import sys; from clipray import backbones; print('up', flush=True); sys.stdin.readline()\n"
+    script = (
+        "import sys; from clipray import backbones; print('up', flush=True); sys.stdin.readline()\n"
+    )
     script += "print(backbones.fetch(sys.argv[1]))"
     command = [sys.executable, "-c", script, "s3://bucket/weights/many.safetensors"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
@@ -88,14 +94,21 @@ def test_many_processes_fetch_an_object_once(requests, tmp_path, monkeypatch):
 
 def test_changed_weights_are_another_backbone(requests, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPRAY_CACHE", str(tmp_path / "cache"))
-    s3, spec = fsspec.filesystem("s3"), Backbone(name="b", architecture="a", weights="s3://bucket/weights/b.pt")
+    s3, spec = (
+        fsspec.filesystem("s3"),
+        Backbone(name="b", architecture="a", weights="s3://bucket/weights/b.pt"),
+    )
     with pytest.raises(ConfigError, match=r"s3://bucket/weights/b\.pt: there is no such object"):
         backbones.origin(spec)
     s3.pipe_file("bucket/weights/b.pt", b"first")
     s3.ls("bucket/weights", refresh=True)
     before = backbones.origin(spec), backbones.fetch(spec.weights).read_bytes()
     subprocess.run(  # by another process, so that no cache of this one can know
-        [sys.executable, "-c", "import fsspec; fsspec.filesystem('s3').pipe_file('bucket/weights/b.pt', b'other')"],
+        [
+            sys.executable,
+            "-c",
+            "import fsspec; fsspec.filesystem('s3').pipe_file('bucket/weights/b.pt', b'other')",
+        ],
         check=True,
     )
     after = backbones.origin(spec), backbones.fetch(spec.weights).read_bytes()
@@ -139,7 +152,10 @@ def places(requests, tmp_path_factory):
     entry = {"name": "mine", "architecture": "clipray-vit-p6-36"}
     entries = {
         "local": {"weights": "model.safetensors", "config": "clipray-vit-p6-36.json"},
-        "s3": {"weights": "s3://bucket/mine/model.safetensors", "config": "s3://bucket/mine/clipray-vit-p6-36.json"},
+        "s3": {
+            "weights": "s3://bucket/mine/model.safetensors",
+            "config": "s3://bucket/mine/clipray-vit-p6-36.json",
+        },
     }
     for name, files in entries.items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(entry | files))
@@ -164,14 +180,22 @@ def campaign(places, name: str, data_root: str, workspace: str) -> Path:
     root, values = places
     config = root / f"{name}-campaign.yaml"
     backbone = [str(root / f"{name}.yaml")]
-    config.write_text(yaml.safe_dump(values | {"backbones": backbone, "data_root": data_root, "workspace": workspace}))
+    config.write_text(
+        yaml.safe_dump(
+            values | {"backbones": backbone, "data_root": data_root, "workspace": workspace}
+        )
+    )
     return config
 
 
 def job(config: Path, tmp_path: Path) -> dict:
     environment = os.environ | {"CLIPRAY_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.run", str(config)], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "jobs.run", str(config)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -181,10 +205,14 @@ def embeddings(uri: str) -> dict[str, bytes]:
     """Every shard's bytes, by its place without the fingerprint, which knows whose weights they are."""
     fs, root = fsspec.core.url_to_fs(f"{uri}/embeddings", use_listings_cache=False)
     found = [path for path in fs.find(root) if path.endswith(".parquet")]
-    return {re.sub(r"-[0-9a-f]{16}/", "/", path.removeprefix(root)): fs.cat_file(path) for path in found}
+    return {
+        re.sub(r"-[0-9a-f]{16}/", "/", path.removeprefix(root)): fs.cat_file(path) for path in found
+    }
 
 
-def test_a_campaign_at_s3_equals_one_on_disk_and_is_done_once(places, requests, tmp_path, local_ray):
+def test_a_campaign_at_s3_equals_one_on_disk_and_is_done_once(
+    places, requests, tmp_path, local_ray
+):
     from clipray import config
     from clipray.steps import run
 
@@ -200,11 +228,17 @@ def test_a_campaign_at_s3_equals_one_on_disk_and_is_done_once(places, requests, 
         assert s3.info(first[key])["size"] > 0
     assert s3.cat_file(first["report"]).lstrip().lower().startswith(b"<!doctype html>")
     artifacts = s3.find("bucket/workspace/mlflow-artifacts")
-    assert {path.rpartition("/")[2] for path in artifacts} >= {"report.html", "scores.parquet", "leaderboard.md"}
+    assert {path.rpartition("/")[2] for path in artifacts} >= {
+        "report.html",
+        "scores.parquet",
+        "leaderboard.md",
+    }
     assert first["mlflow"]["tracking_uri"] == "s3://bucket/workspace/mlflow.db"
     assert requests.count("GET", "/mine/model.safetensors") == 1  # three workers, one node
 
-    near = config.load(config.Campaign, campaign(places, "local", str(root / "data"), str(root / "workspace")))
+    near = config.load(
+        config.Campaign, campaign(places, "local", str(root / "data"), str(root / "workspace"))
+    )
     todo = run.plan(near)
     run.prepare(todo)
     run.embed_images(todo)
@@ -215,7 +249,9 @@ def test_a_campaign_at_s3_equals_one_on_disk_and_is_done_once(places, requests, 
     again = job(far, tmp_path)
     assert not again["changed"]
     assert again | {"changed": True} == first
-    assert not [line for line in requests.lines if '"PUT ' in line or '"POST ' in line or '"DELETE ' in line]
+    assert not [
+        line for line in requests.lines if '"PUT ' in line or '"POST ' in line or '"DELETE ' in line
+    ]
 
 
 # A backbone in a file of its own
@@ -226,9 +262,15 @@ def test_a_backbone_may_be_a_yaml_file(tmp_path):
     file.write_text("{name: own, architecture: ViT-B-32, weights: own.pt, config: s3://b/own.json}")
     (own,) = catalog.backbones([str(file)])
     assert own == Backbone(
-        name="own", architecture="ViT-B-32", weights=str(tmp_path / "own.pt"), config="s3://b/own.json"
+        name="own",
+        architecture="ViT-B-32",
+        weights=str(tmp_path / "own.pt"),
+        config="s3://b/own.json",
     )
-    assert [spec.name for spec in catalog.backbones(["rn-32", str(file), str(file)])] == ["rn-32", "own"]
+    assert [spec.name for spec in catalog.backbones(["rn-32", str(file), str(file)])] == [
+        "rn-32",
+        "own",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +278,10 @@ def test_a_backbone_may_be_a_yaml_file(tmp_path):
     [
         ("{name: rn-32, architecture: RN50, pretrained: openai}", "another backbone named 'rn-32'"),
         ("{architecture: RN50, pretrained: openai}", "name: Field required"),
-        ("{name: x, architecture: RN50, pretrained: openai, weight: 1}", "known keys: name, architecture"),
+        (
+            "{name: x, architecture: RN50, pretrained: openai, weight: 1}",
+            "known keys: name, architecture",
+        ),
     ],
 )
 def test_a_backbone_file_that_cannot_be_used_says_why(tmp_path, text, words):

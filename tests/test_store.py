@@ -13,8 +13,18 @@ def test_tables_come_back_sorted_whatever_the_parts(tmp_path):
     for name, ids in (("b.parquet", ["c", "a"]), ("a.parquet", ["d", "b"])):
         store.write_table(f"x/{name}", pa.table({"image_id": ids}))
     store.finish("x", {"made": "of"}, images=4)
-    assert store.tables("x", ["a.parquet", "b.parquet"])["image_id"].to_pylist() == ["a", "b", "c", "d"]
-    assert store.tables("x", ["b.parquet", "a.parquet"])["image_id"].to_pylist() == ["a", "b", "c", "d"]
+    assert store.tables("x", ["a.parquet", "b.parquet"])["image_id"].to_pylist() == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
+    assert store.tables("x", ["b.parquet", "a.parquet"])["image_id"].to_pylist() == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
 
 
 def test_without_a_manifest_nothing_is_complete(tmp_path):

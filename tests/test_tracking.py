@@ -24,12 +24,16 @@ def records(tmp_path: Path, top1: float = 0.5) -> dict:
     scores.write_bytes(b"some bytes")
     child = Record(
         params={"head": "zero_shot", "backbones": ["a", "b"]},
-        metrics=[Metric("nlc/top1", top1, shots) for shots in (1, 4)] + [Metric("oracle/top1", math.nan)],
+        metrics=[Metric("nlc/top1", top1, shots) for shots in (1, 4)]
+        + [Metric("oracle/top1", math.nan)],
         inputs=[Input("digits", "0123abcd", str(tmp_path), "test", {"images": 360})],
         artifacts={"scores/digits.parquet": str(scores), "note.txt": b"hello"},
         tags={"device": "cpu"},
     )
-    return {"parent": Record(params={"seeds": 5}), "children": {"digits": child, "shapes": Record()}}
+    return {
+        "parent": Record(params={"seeds": 5}),
+        "children": {"digits": child, "shapes": Record()},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,11 @@ def test_one_parent_and_a_child_per_dataset(tmp_path, workspace):
     assert parent.info.run_name == "first"
     assert parent.data.params == {"seeds": "5"}
     assert parent.info.status == "FINISHED"
-    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == made["run_id"]}
+    children = {
+        run.info.run_name: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == made["run_id"]
+    }
     assert set(children) == {"digits", "shapes"}
     assert len(runs) == 3
     digits = children["digits"]
@@ -68,7 +76,11 @@ def test_one_parent_and_a_child_per_dataset(tmp_path, workspace):
     history = door.get_metric_history(digits.info.run_id, "nlc/top1")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (4, 0.5)]
     (used,) = digits.inputs.dataset_inputs
-    assert (used.dataset.name, used.dataset.digest, used.dataset.source_type) == ("digits", "0123abcd", "local")
+    assert (used.dataset.name, used.dataset.digest, used.dataset.source_type) == (
+        "digits",
+        "0123abcd",
+        "local",
+    )
     assert json.loads(used.dataset.source) == {"uri": str(tmp_path)}
     assert used.tags[0].value == "test"
     copy = Path(door.download_artifacts(digits.info.run_id, "scores/digits.parquet", str(tmp_path)))
@@ -93,7 +105,9 @@ def test_changed_results_continue_the_runs_and_repeat_no_point(tmp_path, workspa
     second = tracking.record("first", *workspace, **changed)
     assert second["run_id"] == first["run_id"]
     door = client(second)
-    (digits,) = door.search_runs([door.get_experiment_by_name("mine").experiment_id], "run_name = 'digits'")
+    (digits,) = door.search_runs(
+        [door.get_experiment_by_name("mine").experiment_id], "run_name = 'digits'"
+    )
     history = door.get_metric_history(digits.info.run_id, "nlc/top1")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (4, 0.5), (16, 0.75)]
     assert len(door.get_metric_history(digits.info.run_id, "oracle/top1")) == 1
@@ -121,18 +135,27 @@ def test_runs_deleted_by_hand_are_made_anew(workspace):
 def test_many_and_long_values_arrive_whole(tmp_path, workspace):
     long = "x" * 7000
     params = {f"p{i}": i for i in range(250)} | {"long": long}
-    made = tracking.record("big", *workspace, Record(params, [Metric(f"m{i}", i) for i in range(2500)]))
+    made = tracking.record(
+        "big", *workspace, Record(params, [Metric(f"m{i}", i) for i in range(2500)])
+    )
     door = client(made)
     run = door.get_run(made["run_id"])
     assert len(run.data.params) == 251
     assert len(run.data.metrics) == 2500
-    assert run.data.params["long"].startswith("7000 characters, whole in the artifact params/long.txt")
-    assert Path(door.download_artifacts(made["run_id"], "params/long.txt", str(tmp_path))).read_text() == long
+    assert run.data.params["long"].startswith(
+        "7000 characters, whole in the artifact params/long.txt"
+    )
+    assert (
+        Path(door.download_artifacts(made["run_id"], "params/long.txt", str(tmp_path))).read_text()
+        == long
+    )
 
 
 def test_two_metrics_of_one_name_are_refused(workspace):
     with pytest.raises(ValueError, match="two metrics are named a_b at step 0"):
-        tracking.record("first", *workspace, Record(metrics=[Metric("a@b", 1.0), Metric("a#b", 2.0)]))
+        tracking.record(
+            "first", *workspace, Record(metrics=[Metric("a@b", 1.0), Metric("a#b", 2.0)])
+        )
 
 
 def test_another_database_by_config(tmp_path, workspace):
@@ -155,10 +178,15 @@ def test_mlflow_says_nothing_even_on_a_new_database(tmp_path):
         "made = tracking.record('a', sys.argv[1], Tracking(), tracking.Record({'p': 1}));"
         "print(json.dumps(made))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
-    assert json.loads(done.stdout)["open"] == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    assert (
+        json.loads(done.stdout)["open"]
+        == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    )
 
 
 def test_a_workspace_at_s3(tmp_path, database, monkeypatch):
@@ -178,9 +206,13 @@ def test_a_workspace_at_s3(tmp_path, database, monkeypatch):
         scores = Record({"seeds": 5}, artifacts={"scores.parquet": b"some bytes"})
         made = tracking.record("first", "s3://bucket/work", Tracking(experiment="mine"), scores)
         assert made["tracking_uri"] == "s3://bucket/work/mlflow.db"
-        assert not tracking.record("first", "s3://bucket/work", Tracking(experiment="mine"), scores)["written"]
+        assert not tracking.record(
+            "first", "s3://bucket/work", Tracking(experiment="mine"), scores
+        )["written"]
         s3.download_file("bucket", "work/mlflow.db", str(tmp_path / "copy.db"))
-        run = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/copy.db").get_run(made["run_id"])
+        run = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/copy.db").get_run(
+            made["run_id"]
+        )
         assert run.data.params == {"seeds": "5"}
         key = run.info.artifact_uri.removeprefix("s3://bucket/") + "/scores.parquet"
         assert s3.get_object(Bucket="bucket", Key=key)["Body"].read() == b"some bytes"

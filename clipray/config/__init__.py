@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from clipray.errors import ConfigError
 
@@ -61,7 +69,9 @@ class Backbone(Strict):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if bool(self.pretrained) == bool(self.weights):
-            raise ValueError("give exactly one of `pretrained` (an open_clip tag) and `weights` (a path or s3:// URI)")
+            raise ValueError(
+                "give exactly one of `pretrained` (an open_clip tag) and `weights` (a path or s3:// URI)"
+            )
         return self
 
 
@@ -112,12 +122,18 @@ class Method(Strict):
 
     def on(self, dataset: str) -> Self:
         """As it is on one dataset."""
-        return self.model_copy(update={"chosen": tuple(one for one in self.chosen if one.dataset == dataset)})
+        return self.model_copy(
+            update={"chosen": tuple(one for one in self.chosen if one.dataset == dataset)}
+        )
 
     def settings_for(self, shots: int, seed: int) -> dict[str, Any]:
         """The settings for a support set, of the dataset that this is `on`: the narrowest that were chosen for it."""
-        fits = [one for one in self.chosen if one.shots in (None, shots) and one.seed in (None, seed)]
-        narrow = max(fits, key=lambda one: (one.shots is not None) + (one.seed is not None), default=self)
+        fits = [
+            one for one in self.chosen if one.shots in (None, shots) and one.seed in (None, seed)
+        ]
+        narrow = max(
+            fits, key=lambda one: (one.shots is not None) + (one.seed is not None), default=self
+        )
         return narrow.settings
 
 
@@ -144,8 +160,12 @@ class Inputs(Strict):
     precision: Literal["fp32", "fp16", "bf16"]
     shots: tuple[int, ...] = ()
     seeds: int = Field(ge=1)
-    folds: int = Field(5, ge=2)  # at most, of cross-fitting where head and fuser live on the same labels
-    max_pixels: int = Field(100_000_000, ge=1)  # larger images are refused, unread, as decompression bombs
+    folds: int = Field(
+        5, ge=2
+    )  # at most, of cross-fitting where head and fuser live on the same labels
+    max_pixels: int = Field(
+        100_000_000, ge=1
+    )  # larger images are refused, unread, as decompression bombs
     limit: int = Field(0, ge=0)  # images per split; 0: all
     compute: Compute = Compute()
     tracking: Tracking = Tracking()
@@ -237,7 +257,9 @@ def parse(model: type[Model], values: dict, origin: str) -> Model:
             path = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
             lines.append(f"  {path}: {problem['msg']}")
             if problem["type"] == "extra_forbidden":
-                lines.append(f"    known keys: {', '.join(_known_keys(model, problem['loc'][:-1]))}")
+                lines.append(
+                    f"    known keys: {', '.join(_known_keys(model, problem['loc'][:-1]))}"
+                )
         raise ConfigError("\n".join(lines)) from error
 
 

@@ -15,7 +15,9 @@ class Span(Strict):
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     int_: tuple[int, int] | None = Field(None, alias="int")
-    when: Mapping[str, tuple[Any, ...]] = {}  # only where these settings, above it, have one of these values
+    when: Mapping[
+        str, tuple[Any, ...]
+    ] = {}  # only where these settings, above it, have one of these values
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -48,10 +50,16 @@ class Tune(Inputs):
     selection: Literal["per_dataset", "leave_one_dataset_out", "universal"]
     metric: Literal["nll", "top1"]
     sampler: Literal["grid", "random", "tpe"]
-    samples: int = Field(0, ge=0)  # configurations of a search, beside its defaults; 0: all of a grid
+    samples: int = Field(
+        0, ge=0
+    )  # configurations of a search, beside its defaults; 0: all of a grid
     scheduler: Literal["none", "asha", "median"] = "none"
-    reports: int = Field(1, ge=1)  # how often an iterative method is looked at in training: curves, and where to stop
-    queries: int = Field(512, ge=1)  # at most, images of the rest of a train split that a fit is scored on
+    reports: int = Field(
+        1, ge=1
+    )  # how often an iterative method is looked at in training: curves, and where to stop
+    queries: int = Field(
+        512, ge=1
+    )  # at most, images of the rest of a train split that a fit is scored on
     seed: int = 0  # of the sampler
     seconds: float = Field(0, ge=0)  # no new trial after them; 0: no limit
     core_seconds: float = Field(0, ge=0)  # of fitting, all that is recorded counted; 0: no limit
@@ -59,7 +67,9 @@ class Tune(Inputs):
     max_concurrent_trials: int = Field(0, ge=0)  # 0: what the cluster holds
     trial_cpus: float = Field(1.0, gt=0)
     retries: int = Field(2, ge=0)  # of a fit that raises, or whose worker dies
-    error_budget: float = Field(0.1, ge=0)  # < 1: a fraction of the fits; else a count; the job fails above it
+    error_budget: float = Field(
+        0.1, ge=0
+    )  # < 1: a fraction of the fits; else a count; the job fails above it
     log_trials: bool = False  # an MLflow run for each configuration too
 
     @model_validator(mode="after")
@@ -67,7 +77,11 @@ class Tune(Inputs):
         if not self.shots or min(self.shots) < 1:
             raise ValueError("shots: a search needs labelled images, so numbers from 1 up")
         if self.sampler != "grid" and not self.samples:
-            raise ValueError("samples: say how many configurations to draw (only a grid has an end)")
+            raise ValueError(
+                "samples: say how many configurations to draw (only a grid has an end)"
+            )
         if self.scheduler != "none" and self.reports < 2:
-            raise ValueError("reports: a scheduler needs several in a training, such as reports: 10")
+            raise ValueError(
+                "reports: a scheduler needs several in a training, such as reports: 10"
+            )
         return self

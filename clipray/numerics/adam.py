@@ -5,7 +5,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam  # the function: the class would load torch's compiler, seconds in every worker
+from torch.optim.adam import (
+    adam,
+)  # the function: the class would load torch's compiler, seconds in every worker
 
 Decay = Literal["l2", "decoupled"]
 
@@ -38,10 +40,22 @@ class Adam:
             raise ValueError("parameters must be contiguous to be changed in place")
         self.pace, problems = 1.0, len(parameters[0])
         rates = [rate] * problems if isinstance(rate, float | int) else list(rate)
-        decays = [weight_decay] * problems if isinstance(weight_decay, float | int) else list(weight_decay)
+        decays = (
+            [weight_decay] * problems
+            if isinstance(weight_decay, float | int)
+            else list(weight_decay)
+        )
         self.each = sorted(set(zip(rates, decays, strict=True)))
-        self.rows = [[i for i, one in enumerate(zip(rates, decays, strict=True)) if one == how] for how in self.each]
-        self.how = {"beta1": betas[0], "beta2": betas[1], "eps": eps, "decoupled_weight_decay": decay == "decoupled"}
+        self.rows = [
+            [i for i, one in enumerate(zip(rates, decays, strict=True)) if one == how]
+            for how in self.each
+        ]
+        self.how = {
+            "beta1": betas[0],
+            "beta2": betas[1],
+            "eps": eps,
+            "decoupled_weight_decay": decay == "decoupled",
+        }
         self.parameters = self._parts(parameters)
         self.first = [[torch.zeros_like(p) for p in part] for part in self.parameters]
         self.second = [[torch.zeros_like(p) for p in part] for part in self.parameters]
@@ -56,7 +70,13 @@ class Adam:
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One update."""
         every = zip(
-            self.each, self.parameters, self._parts(gradients), self.first, self.second, self.steps, strict=True
+            self.each,
+            self.parameters,
+            self._parts(gradients),
+            self.first,
+            self.second,
+            self.steps,
+            strict=True,
         )
         for (rate, decay), parameters, slopes, first, second, steps in every:
             adam(

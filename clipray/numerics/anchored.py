@@ -42,7 +42,9 @@ def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
     for group in alike(supports):
         xs = [features(supports[i].embeddings) for i in group]
         labels_SK = torch.stack([supports[i].labels_K for i in group])
-        text_SKC = torch.stack([twice_calibrated(texts[i], supports[i].logits_KMC.float()) for i in group])
+        text_SKC = torch.stack(
+            [twice_calibrated(texts[i], supports[i].logits_KMC.float()) for i in group]
+        )
         w_SDC, _ = fit_path(
             torch.stack([design(x_KD, centre(x_KD)) for x_KD in xs]),
             labels_SK,

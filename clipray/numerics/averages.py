@@ -57,7 +57,10 @@ def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()
     >>> prob_avg(State(None), torch.tensor([[[0.8, 0.2], [0.4, 0.6]]]).log()).exp()
     tensor([[0.6000, 0.4000]])
     """
-    return torch.log_softmax(logits_NMC, dim=-1).logsumexp(1) - torch.tensor(float(logits_NMC.shape[1])).log()
+    return (
+        torch.log_softmax(logits_NMC, dim=-1).logsumexp(1)
+        - torch.tensor(float(logits_NMC.shape[1])).log()
+    )
 
 
 def vote(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
@@ -76,7 +79,9 @@ def vote(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) ->
     votes_NC = torch.zeros_like(logits_NMC).scatter_(2, best_NMk, 1.0).sum(1)
     tied_NC = votes_NC == votes_NC.max(1, keepdim=True).values
     winner_N1 = product_NC.masked_fill(~tied_NC, -torch.inf).argmax(1, keepdim=True)
-    total_NC = (votes_NC + product_NC.exp()).scatter_add_(1, winner_N1, torch.ones_like(votes_NC[:, :1]))
+    total_NC = (votes_NC + product_NC.exp()).scatter_add_(
+        1, winner_N1, torch.ones_like(votes_NC[:, :1])
+    )
     return (total_NC / total_NC.sum(1, keepdim=True)).clamp_min(1e-30).log()
 
 
@@ -109,9 +114,13 @@ def fit_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[St
     for group in alike(supports):
         logits_SKMC = torch.stack([supports[i].logits_KMC for i in group])
         labels_SK = torch.stack([supports[i].labels_K for i in group])
-        beta_SM = inverse_temperatures(logits_SKMC, labels_SK, settings.prior_count, settings.low, settings.high)
+        beta_SM = inverse_temperatures(
+            logits_SKMC, labels_SK, settings.prior_count, settings.low, settings.high
+        )
         for i, beta_M in zip(group, beta_SM, strict=True):
-            states[i] = State(settings, {"beta_M": beta_M.clone()}, {"temperatures": (1 / beta_M).tolist()})
+            states[i] = State(
+                settings, {"beta_M": beta_M.clone()}, {"temperatures": (1 / beta_M).tolist()}
+            )
     return [states[i] for i in range(len(supports))]
 
 

@@ -98,7 +98,9 @@ def percentiles(samples_B: Tensor, confidence: float = 0.95) -> tuple[float, flo
     return float(low), float(high)
 
 
-def mean_interval(values_N: Tensor, resamples: int = 1000, seed: int = 0, confidence: float = 0.95) -> Interval:
+def mean_interval(
+    values_N: Tensor, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> Interval:
     """The mean of per-image values with its percentile-bootstrap interval."""
     samples = resampled_means(values_N[:, None], resamples, seed)[:, 0]
     return Interval(float(values_N.double().mean()), *percentiles(samples, confidence))

@@ -5,12 +5,19 @@ import math
 import torch
 from torch import Tensor
 
-_CHUNK = 100_000  # logits solved at once, where there are several problems: what a core's cache holds
+_CHUNK = (
+    100_000  # logits solved at once, where there are several problems: what a core's cache holds
+)
 _PATIENCE = 20  # steps of Newton that need not shrink: far from the minimum they have length 1, and it takes a few
 
 
 def inverse_temperatures(
-    logits_SKMC: Tensor, labels_SK: Tensor, prior_count: float, low: float, high: float, steps: int = 100
+    logits_SKMC: Tensor,
+    labels_SK: Tensor,
+    prior_count: float,
+    low: float,
+    high: float,
+    steps: int = 100,
 ) -> Tensor:
     """β = 1/T per support set and backbone: the minimum over β in [low, high] of
 
@@ -40,9 +47,14 @@ def inverse_temperatures(
     if images == 0:
         return torch.ones(sets, backbones, dtype=torch.float64).clamp(low, high)
     if sets * backbones > 1 and logits_SKMC.numel() > _CHUNK:
-        halves = (logits_SKMC.split(1, dim=0) if sets > 1 else logits_SKMC.split(1, dim=2), 0 if sets > 1 else 1)
+        halves = (
+            logits_SKMC.split(1, dim=0) if sets > 1 else logits_SKMC.split(1, dim=2),
+            0 if sets > 1 else 1,
+        )
         parts = [
-            inverse_temperatures(part, labels_SK[i : i + 1] if sets > 1 else labels_SK, prior_count, low, high, steps)
+            inverse_temperatures(
+                part, labels_SK[i : i + 1] if sets > 1 else labels_SK, prior_count, low, high, steps
+            )
             for i, part in enumerate(halves[0])
         ]
         return torch.cat(parts, dim=halves[1])
@@ -55,7 +67,11 @@ def _solve(margin_SMKC: Tensor, prior_count: float, low: float, high: float, ste
     """log β from z − z[y]."""
     bottom = torch.full(margin_SMKC.shape[:2], math.log(low), dtype=torch.float64)
     top = torch.full_like(bottom, math.log(high))
-    u, last, done = torch.zeros_like(bottom).clamp(bottom, top), top - bottom, torch.zeros_like(bottom).bool()
+    u, last, done = (
+        torch.zeros_like(bottom).clamp(bottom, top),
+        top - bottom,
+        torch.zeros_like(bottom).bool(),
+    )
     for step in range(steps):
         beta = u.exp()
         p = torch.softmax(margin_SMKC * beta[..., None, None], dim=3)
@@ -65,7 +81,9 @@ def _solve(margin_SMKC: Tensor, prior_count: float, low: float, high: float, ste
         first = mean_SMK.sum(2) + prior_count * (1 - 1 / beta)
         second = square - mean_SMK.square().sum(2) + prior_count / beta.square()
         bottom, top = torch.where(first < 0, u, bottom), torch.where(first > 0, u, top)
-        newton = u - first / (beta * second + first).clamp_min(1e-300)  # d/du = β d/dβ; one β cancels
+        newton = u - first / (beta * second + first).clamp_min(
+            1e-300
+        )  # d/du = β d/dβ; one β cancels
         length = (newton - u).abs()
         done |= (length < 1e-10) | (first == 0)  # stays where it is, so company changes no result
         good = (newton > bottom) & (newton < top) & ((length < last / 2) | (step < _PATIENCE))

@@ -67,9 +67,13 @@ def _tally(rights_XM: Tensor, counts_X: Tensor | None) -> Patterns:
         codes = table.nonzero()[:, 0]
         return Patterns((codes[:, None] >> bits & 1).bool(), table[codes])
     packed = np.packbits(rights_XM.numpy(), axis=1, bitorder="little")
-    keys, place = np.unique(packed.view(np.dtype((np.void, packed.shape[1])))[:, 0], return_inverse=True)
+    keys, place = np.unique(
+        packed.view(np.dtype((np.void, packed.shape[1])))[:, 0], return_inverse=True
+    )
     counts_X = torch.ones(rows, dtype=torch.int64) if counts_X is None else counts_X
-    counts = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, torch.from_numpy(place), counts_X)
+    counts = torch.zeros(len(keys), dtype=torch.int64).index_add_(
+        0, torch.from_numpy(place), counts_X
+    )
     bytes_U = keys.view(np.uint8).reshape(len(keys), -1)
     rights = np.unpackbits(bytes_U, axis=1, count=backbones, bitorder="little").astype(bool)
     seen = counts > 0
@@ -126,7 +130,10 @@ def of_set(p: Patterns) -> dict[str, Tensor]:
     oracle = share @ (right_U > 0).double()
     all_right = share @ (wrong_U == 0).double()
     split = share @ (right_U * wrong_U)
-    fail_one, fail_two = share @ wrong_U / size, share @ (wrong_U * (wrong_U - 1)) / (size * (size - 1) or 1)
+    fail_one, fail_two = (
+        share @ wrong_U / size,
+        share @ (wrong_U * (wrong_U - 1)) / (size * (size - 1) or 1),
+    )
     failing = share @ (wrong_U > 0).double()
     coincident = share @ (torch.where(wrong_U > 0, right_U, 0.0) / max(size - 1, 1)) / failing
     nan = torch.full_like(mean, torch.nan)
@@ -139,15 +146,23 @@ def of_set(p: Patterns) -> dict[str, Tensor]:
         "complementarity": (oracle - best) / (1 - best),
         "all_wrong": 1 - oracle,
         "all_right": all_right,
-        "entropy": share @ torch.minimum(right_U, wrong_U) / (size - (size + 1) // 2) if several else nan,
+        "entropy": share @ torch.minimum(right_U, wrong_U) / (size - (size + 1) // 2)
+        if several
+        else nan,
         "kohavi_wolpert": split / size**2,
         "fleiss_kappa": 1 - split / (size * (size - 1) * mean * (1 - mean)) if several else nan,
         "generalised_diversity": 1 - fail_two / fail_one if several else nan,
-        "coincident_failure_diversity": torch.where(failing > 0, coincident, 0.0) if several else nan,
+        "coincident_failure_diversity": torch.where(failing > 0, coincident, 0.0)
+        if several
+        else nan,
     }
     if several:
         i, j = torch.triu_indices(size, size, 1)
-        measures |= {f"mean_{name}": v[..., i, j].mean(-1) for name, v in pairs(p).items() if name != "rescue"}
+        measures |= {
+            f"mean_{name}": v[..., i, j].mean(-1)
+            for name, v in pairs(p).items()
+            if name != "rescue"
+        }
     return measures
 
 
@@ -163,7 +178,9 @@ def pairs(p: Patterns) -> dict[str, Tensor]:
     """
     rights, share = p.rights_UM.double(), shares(p)
     size = rights.shape[1]
-    both = (share @ (rights[:, :, None] * rights[:, None, :]).flatten(1)).unflatten(-1, (size, size))
+    both = (share @ (rights[:, :, None] * rights[:, None, :]).flatten(1)).unflatten(
+        -1, (size, size)
+    )
     a = (share @ rights)[..., :, None]
     b = a.transpose(-1, -2)
     only_a, only_b = a - both, b - both
@@ -205,10 +222,14 @@ def oracle_of_subsets(p: Patterns) -> Tensor:
     counts = p.counts_U.double()
     table = torch.zeros(*counts.shape[:-1], 2**size, dtype=torch.float64)
     table[..., codes] = counts
-    for m in range(size):  # afterwards table[S] counts the images whose right backbones all lie in S
+    for m in range(
+        size
+    ):  # afterwards table[S] counts the images whose right backbones all lie in S
         view = table.unflatten(-1, (2 ** (size - 1 - m), 2, 2**m))
         view[..., 1, :] += view[..., 0, :]
-    return 1 - table.flip(-1) / counts.sum(-1, keepdim=True)  # the complement of S is the place counted from the end
+    return 1 - table.flip(-1) / counts.sum(
+        -1, keepdim=True
+    )  # the complement of S is the place counted from the end
 
 
 def coverage_order(p: Patterns) -> list[tuple[int, float]]:

@@ -33,8 +33,12 @@ def shifted(pixels_NCHW: Tensor, pad: int, generator: torch.Generator | None = N
     """Each image moved by up to `pad` pixels in both directions, its edge pixels repeated; same shape."""
     n, _, height, width = pixels_NCHW.shape
     padded = torch.nn.functional.pad(pixels_NCHW, (pad,) * 4, mode="replicate")
-    top_N, left_N = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device=pixels_NCHW.device)
+    top_N, left_N = torch.randint(
+        0, 2 * pad + 1, (2, n), generator=generator, device=pixels_NCHW.device
+    )
     rows_NH = top_N[:, None] + torch.arange(height, device=pixels_NCHW.device)
     columns_NW = left_N[:, None] + torch.arange(width, device=pixels_NCHW.device)
     index = torch.arange(n, device=pixels_NCHW.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[index, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
+    return padded.permute(0, 2, 3, 1)[index, rows_NH[:, :, None], columns_NW[:, None, :]].permute(
+        0, 3, 1, 2
+    )

@@ -55,6 +55,7 @@ def method_cost(
     {'gflops': 4.5, 'latency_ms': 6.0, 'memory_mb': nan}
     """
     total = {
-        key: sum(per_backbone[m].get(key, float("nan")) for m in used) for key in ("gflops", "latency_ms", "memory_mb")
+        key: sum(per_backbone[m].get(key, float("nan")) for m in used)
+        for key in ("gflops", "latency_ms", "memory_mb")
     }
     return total | {"gflops": total["gflops"] + fuser_gflops}

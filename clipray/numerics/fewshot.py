@@ -85,10 +85,14 @@ class TipTrained:
 def fit_linear_probe(problems: Sequence[Shots], settings: Probe) -> list[State]:
     """Multinomial logistic regression on centred unit features; the penalty by cross-validation."""
     classes = len(problems[0].classifier_CD) if problems else 0
-    return fit_probes([unit(p.embeddings_KD) for p in problems], [p.labels_K for p in problems], classes, settings)
+    return fit_probes(
+        [unit(p.embeddings_KD) for p in problems], [p.labels_K for p in problems], classes, settings
+    )
 
 
-def linear_probe(state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float) -> Tensor:
+def linear_probe(
+    state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
+) -> Tensor:
     """The probe's logits; text and the model's scale play no part."""
     return probe(state, unit(embeddings_ND))
 
@@ -102,23 +106,41 @@ def fit_zero_shot_probe(problems: Sequence[Shots], settings: Pulled) -> list[Sta
         own_K = torch.softmax(z, dim=1).gather(1, p.labels_K[:, None])[:, 0]
         images_C = torch.bincount(p.labels_K, minlength=classes)
         pull_C = torch.zeros(classes).index_add_(0, p.labels_K, own_K) / images_C.clamp_min(1)
-        pull_C = torch.where(images_C > 0, pull_C, 1.0).clamp_min(settings.least) * settings.strength
+        pull_C = (
+            torch.where(images_C > 0, pull_C, 1.0).clamp_min(settings.least) * settings.strength
+        )
         one_fold = torch.zeros(1, len(x), dtype=torch.int64)
         v_SDC, _ = fit_path(
-            x[None], p.labels_K[None], one_fold, torch.ones(1), 1.0, classes, z[None], pull_C, settings.tolerance
+            x[None],
+            p.labels_K[None],
+            one_fold,
+            torch.ones(1),
+            1.0,
+            classes,
+            z[None],
+            pull_C,
+            settings.tolerance,
         )
         states.append(State(settings, {"v_DC": v_SDC[0].float().contiguous()}))
     return states
 
 
-def zero_shot_probe(state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float) -> Tensor:
+def zero_shot_probe(
+    state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
+) -> Tensor:
     """Zero-shot logits plus the learned departure from them (which already holds the scale)."""
-    return zero_shot(embeddings_ND, classifier_CD, scale, bias) + unit(embeddings_ND) @ state.tensors["v_DC"]
+    return (
+        zero_shot(embeddings_ND, classifier_CD, scale, bias)
+        + unit(embeddings_ND) @ state.tensors["v_DC"]
+    )
 
 
 def fit_tip_adapter(problems: Sequence[Shots], settings: Tip) -> list[State]:
     """The cache: unit keys and labels."""
-    return [State(settings, {"keys_KD": unit(p.embeddings_KD), "labels_K": p.labels_K}) for p in problems]
+    return [
+        State(settings, {"keys_KD": unit(p.embeddings_KD), "labels_K": p.labels_K})
+        for p in problems
+    ]
 
 
 def fit_tip_adapter_f(problems: Sequence[Shots], settings: TipTrained) -> list[State]:
@@ -130,7 +152,9 @@ def fit_tip_adapter_f(problems: Sequence[Shots], settings: TipTrained) -> list[S
     for group in groups.values():
         some = [problems[i] for i in group]
         x_SKD = torch.stack([unit(p.embeddings_KD) for p in some])
-        z_SKC = torch.stack([zero_shot(p.embeddings_KD, p.classifier_CD, p.scale, p.bias) for p in some])
+        z_SKC = torch.stack(
+            [zero_shot(p.embeddings_KD, p.classifier_CD, p.scale, p.bias) for p in some]
+        )
         labels_SK = torch.stack([p.labels_K for p in some])
         value_SKC = torch.nn.functional.one_hot(labels_SK, z_SKC.shape[2]).float()
         row_S1 = torch.arange(len(some))[:, None]
@@ -138,21 +162,32 @@ def fit_tip_adapter_f(problems: Sequence[Shots], settings: TipTrained) -> list[S
         def loss(leaves, rows_Sb, x=x_SKD, z=z_SKC, y=labels_SK, value=value_SKC, s=row_S1):
             near = torch.exp(settings.beta * (x[s, rows_Sb] @ leaves[0].transpose(1, 2) - 1))
             logits = z[s, rows_Sb] + settings.alpha * near @ value
-            whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y[s, rows_Sb].flatten(), reduction="sum")
+            whole = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), y[s, rows_Sb].flatten(), reduction="sum"
+            )
             return whole / rows_Sb.shape[1]
 
         keys = [x_SKD.clone()]
         if x_SKD.shape[1]:
-            adam = Adam(keys, settings.rate, settings.weight_decay, "decoupled", eps=1e-4)  # the authors' eps
+            adam = Adam(
+                keys, settings.rate, settings.weight_decay, "decoupled", eps=1e-4
+            )  # the authors' eps
             minimise(
-                loss, keys, adam, shuffled(x_SKD.shape[1], [p.seed for p in some], settings.batch, settings.epochs, 0)
+                loss,
+                keys,
+                adam,
+                shuffled(
+                    x_SKD.shape[1], [p.seed for p in some], settings.batch, settings.epochs, 0
+                ),
             )
         for i, keys_KD, labels_K in zip(group, keys[0], labels_SK, strict=True):
             states[i] = State(settings, {"keys_KD": keys_KD.clone(), "labels_K": labels_K})
     return [states[i] for i in range(len(problems))]
 
 
-def tip_adapter(state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float) -> Tensor:
+def tip_adapter(
+    state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
+) -> Tensor:
     """Zero-shot logits plus α · the cache's affinities."""
     settings, keys, labels = state.settings, state.tensors["keys_KD"], state.tensors["labels_K"]
     cache_NC = affinity(keys, labels, unit(embeddings_ND), settings.beta, len(classifier_CD))
@@ -197,7 +232,9 @@ def _fit_nothing(problems: Sequence[Shots], settings: Any) -> list[State]:
     return [State(settings) for _ in problems]
 
 
-def _zero_shot(state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float) -> Tensor:
+def _zero_shot(
+    state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
+) -> Tensor:
     return zero_shot(embeddings_ND, classifier_CD, scale, bias)
 
 

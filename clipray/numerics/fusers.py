@@ -81,18 +81,34 @@ FUSERS: dict[str, Fuser] = {
     "nlc": _gate(),
     "moe": _gate(hidden=0, rate=1e-2, weight_decay=0.0, weight_map="softmax", combine="probs"),
     "swig": _gate(hidden=80, rate=1e-3, weight_decay=0.0, weight_map="softmax", combine="probs"),
-    "knora_e": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_e")),
-    "knora_u": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_u")),
-    "ola": _on_embeddings(selection.fit_neighbours, selection.neighbours, selection.Neighbours("ola")),
+    "knora_e": _on_embeddings(
+        selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_e")
+    ),
+    "knora_u": _on_embeddings(
+        selection.fit_neighbours, selection.neighbours, selection.Neighbours("knora_u")
+    ),
+    "ola": _on_embeddings(
+        selection.fit_neighbours, selection.neighbours, selection.Neighbours("ola")
+    ),
     "meta_des": _on_embeddings(selection.fit_meta_des, selection.meta_des, selection.MetaDes()),
-    "ot": _label_free(transport.apply, settings=transport.Transport(), needs_embeddings=True, transductive=True),
-    "ncm_concat": _on_embeddings(prototypes.fit_ncm_concat, prototypes.ncm_concat, prototypes.Prototypes(centre=False)),
-    "proto_avg": _on_embeddings(prototypes.fit_proto_avg, prototypes.proto_avg, prototypes.Prototypes(centre=True)),
+    "ot": _label_free(
+        transport.apply, settings=transport.Transport(), needs_embeddings=True, transductive=True
+    ),
+    "ncm_concat": _on_embeddings(
+        prototypes.fit_ncm_concat, prototypes.ncm_concat, prototypes.Prototypes(centre=False)
+    ),
+    "proto_avg": _on_embeddings(
+        prototypes.fit_proto_avg, prototypes.proto_avg, prototypes.Prototypes(centre=True)
+    ),
     "tip_adapter_avg": _on_embeddings(prototypes.fit_tip, prototypes.tip_avg, prototypes.Tip()),
-    "linear_probe_concat": _on_embeddings(prototypes.fit_probe_concat, prototypes.probe_concat, prototypes.Probe()),
+    "linear_probe_concat": _on_embeddings(
+        prototypes.fit_probe_concat, prototypes.probe_concat, prototypes.Probe()
+    ),
     "nlc_prior": _on_embeddings(prior_gate.fit, prior_gate.apply, prior_gate.PriorGate()),
     "nlc_meta": _on_embeddings(meta.fit, meta.apply, meta.MetaGate()),
     "anchored": _on_embeddings(anchored.fit, anchored.apply, anchored.Anchored()),
     "proto_fusion": _on_embeddings(fusion.fit, fusion.apply, fusion.ProtoFusion()),
 }
-FUSERS["guarded"] = _on_embeddings(partial(guarded.fit, FUSERS), partial(guarded.apply, FUSERS), guarded.Guarded())
+FUSERS["guarded"] = _on_embeddings(
+    partial(guarded.fit, FUSERS), partial(guarded.apply, FUSERS), guarded.Guarded()
+)

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipray.numerics.averages import CALIBRATED, Calibrated, calibrate, fit_twice_calibrated, twice_calibrated
+from clipray.numerics.averages import (
+    CALIBRATED,
+    Calibrated,
+    calibrate,
+    fit_twice_calibrated,
+    twice_calibrated,
+)
 from clipray.numerics.calibration import inverse_temperatures
 from clipray.numerics.prototypes import class_means
 from clipray.numerics.support import State, Support, unit
@@ -59,22 +65,30 @@ def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
         inside.append(left_out_cosines(x_KD, means_CD, s.labels_K, count_C))
     cosine_KMC = torch.stack(inside, 1) if inside else torch.zeros(0, backbones, classes)
     tensors["seen_C"] = count_C > 0
-    wrong_KMC = ~torch.nn.functional.one_hot(s.labels_K, classes).bool()[:, None] & tensors["seen_C"]
+    wrong_KMC = (
+        ~torch.nn.functional.one_hot(s.labels_K, classes).bool()[:, None] & tensors["seen_C"]
+    )
     prior_M = settings.d_prime / spread(cosine_KMC, wrong_KMC.expand_as(cosine_KMC))
     paired = count_C[s.labels_K] > 1
     scaled_KMC = neutral(cosine_KMC[paired] * prior_M[:, None], tensors["seen_C"])
     labels = s.labels_K[paired]
     low, high = settings.temperatures.low, settings.temperatures.high
-    ratio_M = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, low, high)[0]
+    ratio_M = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, low, high)[
+        0
+    ]
     tensors["gamma_M"] = prior_M.double() * ratio_M
     text_KC = twice_calibrated(calibrated, s.logits_KMC.double())[paired]
     proto_KMC = scaled_KMC.double() * ratio_M[:, None]
     balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
     tensors["weight_2"] = positive_weights(balance_K2C, labels, settings.balance_count)
     text_KMC = calibrate(calibrated, s.logits_KMC.double()) * tensors["sure_1"]
-    tensors["evidence_E3"] = torch.cat([evidence(text_KMC, s.labels_K), evidence(proto_KMC, labels)]).float()
+    tensors["evidence_E3"] = torch.cat(
+        [evidence(text_KMC, s.labels_K), evidence(proto_KMC, labels)]
+    ).float()
     return State(
-        settings, tensors, {"text": float(tensors["weight_2"][0]), "prototypes": float(tensors["weight_2"][1])}
+        settings,
+        tensors,
+        {"text": float(tensors["weight_2"][0]), "prototypes": float(tensors["weight_2"][1])},
     )
 
 
@@ -109,7 +123,9 @@ def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
     return torch.where(seen_C, logits_NMC, mean)
 
 
-def positive_weights(logits_KJC: Tensor, labels_K: Tensor, prior_count: float, steps: int = 60) -> Tensor:
+def positive_weights(
+    logits_KJC: Tensor, labels_K: Tensor, prior_count: float, steps: int = 60
+) -> Tensor:
     """w_J > 0 minimising Σ_k −log softmax(Σ_j w_j z_kj)[y_k] + prior_count · Σ_j (w_j − log w_j).
 
     Convex; the prior's mode is 1 for every weight, which is also the answer without images. Damped Newton.
@@ -121,16 +137,25 @@ def positive_weights(logits_KJC: Tensor, labels_K: Tensor, prior_count: float, s
     z = z - z.gather(2, labels_K[:, None, None].expand(-1, z.shape[1], 1))
 
     def value(w: Tensor) -> Tensor:
-        return torch.einsum("j,kjc->kc", w, z).logsumexp(1).sum() + prior_count * (w - w.log()).sum()
+        return (
+            torch.einsum("j,kjc->kc", w, z).logsumexp(1).sum() + prior_count * (w - w.log()).sum()
+        )
 
     w = torch.ones(z.shape[1], dtype=torch.float64)
     for _ in range(steps):
         p = torch.softmax(torch.einsum("j,kjc->kc", w, z), dim=1)
         mean = torch.einsum("kc,kjc->kj", p, z)
         first = mean.sum(0) + prior_count * (1 - 1 / w)
-        second = torch.einsum("kc,kjc,kic->ji", p, z, z) - mean.T @ mean + torch.diag(prior_count / w.square())
+        second = (
+            torch.einsum("kc,kjc,kic->ji", p, z, z)
+            - mean.T @ mean
+            + torch.diag(prior_count / w.square())
+        )
         along = torch.linalg.solve(second, first)
-        decrease, length = float(first @ along), min(1.0, 0.99 / max(0.99, float((along / w).max())))
+        decrease, length = (
+            float(first @ along),
+            min(1.0, 0.99 / max(0.99, float((along / w).max()))),
+        )
         if decrease < 1e-12:
             break
         now = value(w)
@@ -151,25 +176,36 @@ def evidence(logits_KMC: Tensor, labels_K: Tensor) -> Tensor:
         return torch.tensor([[0.0, 1.0, 0.0]], dtype=logits_KMC.dtype).expand(backbones, 3)
     right_M = (logits_KMC.argmax(2) == labels_K[:, None]).to(logits_KMC.dtype).mean(0)
     own = labels_K[:, None, None].expand(-1, backbones, 1)
-    nll_M = -torch.log_softmax(logits_KMC, dim=2).gather(2, own)[..., 0].mean(0) / max(math.log(classes), 1e-9)
+    nll_M = -torch.log_softmax(logits_KMC, dim=2).gather(2, own)[..., 0].mean(0) / max(
+        math.log(classes), 1e-9
+    )
     return torch.stack([right_M, nll_M, torch.ones_like(nll_M)], dim=1)
 
 
 def cosines(state: State, embeddings: Sequence[Tensor]) -> Tensor:
     """Cosines N×M×C of centred embeddings to the class means; 0 for a class without any."""
     tensors = state.tensors
-    every = [unit(unit(e) - tensors[f"centre_D/{m}"]) @ tensors[f"means_CD/{m}"].T for m, e in enumerate(embeddings)]
+    every = [
+        unit(unit(e) - tensors[f"centre_D/{m}"]) @ tensors[f"means_CD/{m}"].T
+        for m, e in enumerate(embeddings)
+    ]
     return torch.stack(every, 1)
 
 
 def experts(state: State, logits_NMC: Tensor, cosine_NMC: Tensor) -> tuple[Tensor, Tensor]:
     """Calibrated logits N×M×C of every backbone's two experts: text, and prototypes."""
-    proto_NMC = neutral(cosine_NMC * state.tensors["gamma_M"].float()[:, None], state.tensors["seen_C"])
-    return calibrate(state, logits_NMC) * state.tensors["sure_1"].to(logits_NMC), proto_NMC.to(logits_NMC)
+    proto_NMC = neutral(
+        cosine_NMC * state.tensors["gamma_M"].float()[:, None], state.tensors["seen_C"]
+    )
+    return calibrate(state, logits_NMC) * state.tensors["sure_1"].to(logits_NMC), proto_NMC.to(
+        logits_NMC
+    )
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """log softmax of the weighted sum of both experts: they are evidence of different kinds, so they add up."""
     weight_2 = state.tensors["weight_2"].to(logits_NMC)
-    kinds = [kind_NMC.mean(1) for kind_NMC in experts(state, logits_NMC, cosines(state, embeddings))]
+    kinds = [
+        kind_NMC.mean(1) for kind_NMC in experts(state, logits_NMC, cosines(state, embeddings))
+    ]
     return torch.log_softmax(torch.einsum("j,njc->nc", weight_2, torch.stack(kinds, 1)), dim=1)

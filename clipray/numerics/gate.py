@@ -52,7 +52,9 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.combine == "probs" and self.weight_map != "softmax":
-            raise ValueError("probabilities are mixed with weights that sum to 1: weight_map must be 'softmax'")
+            raise ValueError(
+                "probabilities are mixed with weights that sum to 1: weight_map must be 'softmax'"
+            )
 
 
 _ACTIVATIONS = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh}
@@ -62,7 +64,10 @@ _MAPS = {
     "exp": torch.exp,
     "softmax": lambda o: torch.softmax(o, dim=-1),
 }
-_NAMES = {False: ("w1_DH", "b1_H", "w2_HM", "b2_M"), True: ("w2_HM", "b2_M")}  # True: without hidden units
+_NAMES = {
+    False: ("w1_DH", "b1_H", "w2_HM", "b2_M"),
+    True: ("w2_HM", "b2_M"),
+}  # True: without hidden units
 
 
 def inputs(embeddings: Sequence[Tensor], normalise: bool) -> Tensor:
@@ -77,12 +82,21 @@ def initial(dim: int, backbones: int, settings: Gate, seed: int) -> list[Tensor]
     def uniform(*shape: int, fan: int) -> Tensor:
         return (torch.rand(*shape, generator=generator) * 2 - 1) / math.sqrt(fan)
 
-    first = [uniform(dim, settings.hidden, fan=dim), uniform(settings.hidden, fan=dim)] if settings.hidden else []
+    first = (
+        [uniform(dim, settings.hidden, fan=dim), uniform(settings.hidden, fan=dim)]
+        if settings.hidden
+        else []
+    )
     hidden = settings.hidden or dim
     w2, b2 = uniform(hidden, backbones, fan=hidden), uniform(backbones, fan=hidden)
     if settings.init == "mean":
         mean = 1 / backbones
-        start = {"linear": mean, "softplus": math.log(math.expm1(mean)), "exp": math.log(mean), "softmax": 0.0}
+        start = {
+            "linear": mean,
+            "softplus": math.log(math.expm1(mean)),
+            "exp": math.log(mean),
+            "softmax": 0.0,
+        }
         w2, b2 = torch.zeros_like(w2), torch.full_like(b2, start[settings.weight_map])
     return [*first, w2, b2]
 
@@ -90,7 +104,9 @@ def initial(dim: int, backbones: int, settings: Gate, seed: int) -> list[Tensor]
 def weights(parameters: Sequence[Tensor], x: Tensor, settings: Gate) -> Tensor:
     """w_m(x) for one problem (x N×D) or S of them (x S×N×D, parameters with a first axis S)."""
     *first, w2, b2 = parameters
-    hidden = _ACTIVATIONS[settings.activation](x @ first[0] + first[1].unsqueeze(-2)) if first else x
+    hidden = (
+        _ACTIVATIONS[settings.activation](x @ first[0] + first[1].unsqueeze(-2)) if first else x
+    )
     return _MAPS[settings.weight_map](hidden @ w2 + b2.unsqueeze(-2))
 
 
@@ -110,7 +126,9 @@ def fit(supports: Sequence[Support], settings: Gate) -> list[State]:
     return next(path(supports, [settings] * len(supports), 1), [])
 
 
-def path(supports: Sequence[Support], settings: Sequence[Gate], parts: int) -> Iterator[list[State]]:
+def path(
+    supports: Sequence[Support], settings: Sequence[Gate], parts: int
+) -> Iterator[list[State]]:
     """The networks after each of `parts` equal parts of their training; the last are those of `fit`.
 
     Networks of one shape are one tensor program, also where their rates, weight decays, inputs or starts differ.
@@ -119,13 +137,18 @@ def path(supports: Sequence[Support], settings: Sequence[Gate], parts: int) -> I
         settings: one for each support set.
     """
     groups = _alike(supports, settings)
-    trainings = [_training([supports[i] for i in group], [settings[i] for i in group], parts) for group in groups]
+    trainings = [
+        _training([supports[i] for i in group], [settings[i] for i in group], parts)
+        for group in groups
+    ]
     for after in zip(*trainings, strict=True):
         states = {}
         for group, parameters in zip(groups, after, strict=True):
             for position, i in enumerate(group):
                 names = _NAMES[not settings[i].hidden]
-                tensors = {name: p[position].clone() for name, p in zip(names, parameters, strict=True)}
+                tensors = {
+                    name: p[position].clone() for name, p in zip(names, parameters, strict=True)
+                }
                 states[i] = State(settings[i], tensors)
         yield [states[i] for i in range(len(supports))]
 
@@ -135,19 +158,27 @@ def _alike(supports: Sequence[Support], settings: Sequence[Gate]) -> list[list[i
     found: dict[tuple, list[int]] = {}
     for number, group in enumerate(alike(supports)):
         for i in group:
-            shape = dataclasses.replace(settings[i], rate=0.0, weight_decay=0.0, normalise_inputs=True, init="mean")
+            shape = dataclasses.replace(
+                settings[i], rate=0.0, weight_decay=0.0, normalise_inputs=True, init="mean"
+            )
             found.setdefault((number, shape), []).append(i)
     return list(found.values())
 
 
-def _training(supports: Sequence[Support], settings: Sequence[Gate], parts: int) -> Iterator[list[Tensor]]:
+def _training(
+    supports: Sequence[Support], settings: Sequence[Gate], parts: int
+) -> Iterator[list[Tensor]]:
     """The parameters of networks of one shape after each part, a first axis for the support sets; changed in place."""
     how, seeds = settings[0], [s.seed for s in supports]
-    x_SKD = torch.stack([inputs(s.embeddings, g.normalise_inputs) for s, g in zip(supports, settings, strict=True)])
+    x_SKD = torch.stack(
+        [inputs(s.embeddings, g.normalise_inputs) for s, g in zip(supports, settings, strict=True)]
+    )
     logits_SKMC = torch.stack([s.logits_KMC.float() for s in supports])
     labels_SK = torch.stack([s.labels_K for s in supports])
     images, backbones = logits_SKMC.shape[1:3]
-    starts = [initial(x_SKD.shape[2], backbones, g, seed) for g, seed in zip(settings, seeds, strict=True)]
+    starts = [
+        initial(x_SKD.shape[2], backbones, g, seed) for g, seed in zip(settings, seeds, strict=True)
+    ]
     parameters = [torch.stack(p) for p in zip(*starts, strict=True)]
 
     def loss(leaves: Sequence[Tensor], rows_Sb: Tensor) -> Tensor:
@@ -155,9 +186,14 @@ def _training(supports: Sequence[Support], settings: Sequence[Gate], parts: int)
         if rows_Sb.shape[1] != images:
             x, z, y = (_rows(whole, rows_Sb) for whole in (x, z, y))
         fused = fuse(weights(leaves, x, how), z, how.combine)
-        return torch.nn.functional.nll_loss(fused.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
+        return (
+            torch.nn.functional.nll_loss(fused.flatten(0, 1), y.flatten(), reduction="sum")
+            / y.shape[1]
+        )
 
-    optimiser = Adam(parameters, [g.rate for g in settings], [g.weight_decay for g in settings], how.decay)
+    optimiser = Adam(
+        parameters, [g.rate for g in settings], [g.weight_decay for g in settings], how.decay
+    )
     batches = shuffled(images, seeds, how.batch, how.epochs, how.max_steps) if images else []
     for part in range(parts):
         some = batches[len(batches) * part // parts : len(batches) * (part + 1) // parts]

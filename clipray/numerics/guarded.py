@@ -60,7 +60,9 @@ class Guarded:
 
     def __post_init__(self) -> None:
         if missing := {self.otherwise, *self.blind} - set(self.candidates):
-            raise ValueError(f"{', '.join(sorted(missing))} must be among the candidates to be taken in their place")
+            raise ValueError(
+                f"{', '.join(sorted(missing))} must be among the candidates to be taken in their place"
+            )
 
 
 def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guarded) -> list[State]:
@@ -89,14 +91,18 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
         if held_out:
             log_p, labels = (torch.cat(p) for p in zip(*held_out, strict=True))
             how = settings.temperatures
-            beta_J = inverse_temperatures(log_p[None], labels[None], how.prior_count, how.low, how.high)[0]
+            beta_J = inverse_temperatures(
+                log_p[None], labels[None], how.prior_count, how.low, how.high
+            )[0]
             log_p = torch.log_softmax(log_p * beta_J[:, None], dim=-1).clamp_min(-80)
             ones, count = torch.ones(1, len(labels)), torch.tensor([settings.prior_count])
             w_J = simplex_weights(log_p, labels, ones, count, "prob")[0]
         else:
             beta_J = torch.ones(len(settings.candidates), dtype=torch.float64)
             taken = settings.blind if s.borrowed else (settings.otherwise,)
-            w_J = torch.tensor([(n in taken) / len(taken) for n in settings.candidates], dtype=torch.float64)
+            w_J = torch.tensor(
+                [(n in taken) / len(taken) for n in settings.candidates], dtype=torch.float64
+            )
         tensors, numbers = (
             {"w_J": w_J, "beta_J": beta_J},
             {"weights": dict(zip(settings.candidates, w_J.tolist(), strict=True))},
@@ -124,16 +130,31 @@ def _counted(fold_K: Tensor) -> range:
     return range(count if count > 1 else 0)
 
 
-def apply(fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+def apply(
+    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> Tensor:
     """log Σ_j w_j p_j over the calibrated candidates of any weight."""
     fused, kept = [], []
-    parts = zip(state.settings.candidates, state.tensors["w_J"].tolist(), state.tensors["beta_J"].tolist(), strict=True)
+    parts = zip(
+        state.settings.candidates,
+        state.tensors["w_J"].tolist(),
+        state.tensors["beta_J"].tolist(),
+        strict=True,
+    )
     for name, weight, beta in parts:
         if weight > 1e-6:
-            tensors = {k.removeprefix(f"{name}/"): t for k, t in state.tensors.items() if k.startswith(f"{name}/")}
+            tensors = {
+                k.removeprefix(f"{name}/"): t
+                for k, t in state.tensors.items()
+                if k.startswith(f"{name}/")
+            }
             fuser = _candidate(fusers, name)
             inner = State(fuser.settings, tensors)
-            fused.append(torch.log_softmax(beta * fuser.apply(inner, logits_NMC, embeddings), dim=1))
+            fused.append(
+                torch.log_softmax(beta * fuser.apply(inner, logits_NMC, embeddings), dim=1)
+            )
             kept.append(weight)
     w_1J = torch.tensor([kept], dtype=logits_NMC.dtype)
-    return log_mix(w_1J / w_1J.sum(), torch.stack(fused, 1).to(logits_NMC), "prob")[:, 0].clamp_min(-87.0)
+    return log_mix(w_1J / w_1J.sum(), torch.stack(fused, 1).to(logits_NMC), "prob")[:, 0].clamp_min(
+        -87.0
+    )

@@ -48,7 +48,9 @@ def alike(classifier_CD: Tensor) -> Tensor:
     >>> alike(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
     tensor([ True, False,  True])
     """
-    _, number_C, count_U = unit(classifier_CD).unique(dim=0, return_inverse=True, return_counts=True)
+    _, number_C, count_U = unit(classifier_CD).unique(
+        dim=0, return_inverse=True, return_counts=True
+    )
     return count_U[number_C] > 1
 
 

@@ -85,7 +85,9 @@ def solve(
     gradient, scaled = slopes()
     along, done = -scaled, torch.zeros(sets, 1, variants, 1, dtype=torch.bool)
     for _ in range(steps):
-        done |= scaled.abs().amax((1, 3), keepdim=True) < tolerance  # stays as it is, so company changes no result
+        done |= (
+            scaled.abs().amax((1, 3), keepdim=True) < tolerance
+        )  # stays as it is, so company changes no result
         if done.all():
             break
         d = (x_SKR @ along.flatten(2)).view_as(z)
@@ -105,7 +107,14 @@ def _sum(x_SXQC: Tensor) -> Tensor:
 
 
 def _search(
-    z: Tensor, d: Tensor, p: Tensor, weight: Tensor, slope: Tensor, square: Tensor, rounds: int = 8, share: float = 0.3
+    z: Tensor,
+    d: Tensor,
+    p: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    square: Tensor,
+    rounds: int = 8,
+    share: float = 0.3,
 ) -> tuple[Tensor, Tensor]:
     """How far to go along d, until the derivative is a `share` of `slope` at most, and softmax(z + length · d) there.
 
@@ -115,7 +124,11 @@ def _search(
         z, d, p: logits, their change, softmax(z), S×K×Q×C. weight: of images, S×K×Q×1.
         slope, square: of the objective along d at length 0; second derivative of the penalty; S×1×Q×1.
     """
-    low, high, length = torch.zeros_like(slope), torch.full_like(slope, torch.inf), torch.zeros_like(slope)
+    low, high, length = (
+        torch.zeros_like(slope),
+        torch.full_like(slope, torch.inf),
+        torch.zeros_like(slope),
+    )
     mean = (p * d).sum(3, keepdim=True)
     rest, first, found = slope - _sum(weight * mean), slope, slope >= 0
     for _ in range(rounds):
@@ -124,7 +137,9 @@ def _search(
         second = _sum(weight * ((p * d * d).sum(3, keepdim=True) - mean.square())) + square
         newton = length - first / second.clamp_min(1e-30)
         middle = torch.where(high.isinf(), 2 * length + 1, (low + high) / 2)
-        length = torch.where(found, length, torch.where((newton > low) & (newton < high), newton, middle))
+        length = torch.where(
+            found, length, torch.where((newton > low) & (newton < high), newton, middle)
+        )
         p = torch.softmax(z + length * d, dim=3)
         mean = (p * d).sum(3, keepdim=True)
         first = _sum(weight * mean) + rest + length * square
@@ -144,7 +159,9 @@ def folds(labels_K: Tensor, most: int) -> Tensor:
     place, seen = [], {}
     for rank, label in enumerate(labels_K.tolist()):
         seen.setdefault(label, []).append(rank)
-        place.append(len(seen[label]) - 1 + label)  # + label: classes of one image do not all share fold 0
+        place.append(
+            len(seen[label]) - 1 + label
+        )  # + label: classes of one image do not all share fold 0
     count = max(1, min(most, max((len(ranks) for ranks in seen.values()), default=1)))
     return torch.tensor(place, dtype=torch.int64) % count
 
@@ -175,7 +192,10 @@ def fit_path(
     if len(x_SKD) > 1 and x_SKD.numel() > _LARGE:
         offsets = [None] * len(x_SKD) if offset_SKC is None else offset_SKC.split(1)
         every = zip(x_SKD.split(1), labels_SK.split(1), folds_SK.split(1), offsets, strict=True)
-        each = [fit_path(x, y, f, penalties_G, fallback, classes, z, shape_C, tolerance) for x, y, f, z in every]
+        each = [
+            fit_path(x, y, f, penalties_G, fallback, classes, z, shape_C, tolerance)
+            for x, y, f, z in every
+        ]
         w_SDC, penalty_S = (torch.cat(parts) for parts in zip(*each, strict=True))
         return w_SDC, penalty_S
     x_SKR, basis_SDR, lengths_SR = rotate(x_SKD)
@@ -185,9 +205,13 @@ def fit_path(
     chosen_S = torch.full((len(x),), fallback, dtype=torch.float64)
     if count > 1:
         loss_SG, v = x.new_empty(len(x), len(penalties_G)), None
-        for g in penalties_G.argsort(descending=True).tolist():  # each starts where the heavier one before it ended
+        for g in penalties_G.argsort(
+            descending=True
+        ).tolist():  # each starts where the heavier one before it ended
             penalty = (penalties_G[g] * shape)[None, None, None]
-            v = solve(x, lengths_SR, labels_SK, 1 - held_SKF, penalty, offset_SKC, classes, _ROUGH, 100, v)
+            v = solve(
+                x, lengths_SR, labels_SK, 1 - held_SKF, penalty, offset_SKC, classes, _ROUGH, 100, v
+            )
             z = (x @ v.flatten(2)).view(*held_SKF.shape, classes)
             z = z if offset_SKC is None else z + offset_SKC[:, :, None].to(z)
             own = labels_SK[:, :, None, None].expand(-1, -1, count, 1)

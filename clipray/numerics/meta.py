@@ -83,10 +83,15 @@ def fit(supports: Sequence[Support], settings: MetaGate) -> list[State]:
     states = fusion.fit(supports, settings.experts)
     for state, support in zip(states, supports, strict=True):
         state.tensors["images"] = torch.tensor([float(len(support.labels_K))])
-    return [State(settings, state.tensors, state.numbers | {"learned": bool(settings.weights)}) for state in states]
+    return [
+        State(settings, state.tensors, state.numbers | {"learned": bool(settings.weights)})
+        for state in states
+    ]
 
 
-def seen(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def seen(
+    state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """What the gate sees of N images, and what it weighs.
 
     Returns:
@@ -111,7 +116,9 @@ def seen(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> tupl
     kind_E = torch.arange(2 * backbones).ge(backbones).float()
     shots = float(state.tensors["images"]) / max(1, int(seen_C.sum()))
     of_task = torch.tensor([math.log2(1 + shots) / 4, scale / 5]).expand(images, 2 * backbones, 2)
-    of_image = torch.stack([best[..., 0], best[..., 0] - best[..., 1], entropy_NE, same_NE, trust_NE, near_NE], 2)
+    of_image = torch.stack(
+        [best[..., 0], best[..., 0] - best[..., 1], entropy_NE, same_NE, trust_NE, near_NE], 2
+    )
     of_expert = torch.cat([state.tensors["evidence_E3"], gain_E[:, None], kind_E[:, None]], 1)
     own = torch.cat([of_image, of_expert.expand(images, -1, -1), of_task], dim=2)
     context = of_image[..., :CONTEXT].mean(1, keepdim=True).expand(-1, 2 * backbones, -1)
@@ -137,7 +144,9 @@ def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Ten
         return fusion.apply(state, logits_NMC, embeddings)
     weights = torch.tensor(settings.weights)
     features_NEF, logits_NEC, base_E = seen(state, logits_NMC, embeddings)
-    return weigh(gate(weights, features_NEF, settings.hidden, settings.reach), logits_NEC, base_E).to(logits_NMC)
+    return weigh(
+        gate(weights, features_NEF, settings.hidden, settings.reach), logits_NEC, base_E
+    ).to(logits_NMC)
 
 
 def episode(support: Support, query: Support, settings: MetaGate, group: str) -> Episode:
@@ -166,8 +175,12 @@ def learn(episodes: Sequence[Episode], settings: MetaGate, how: Learning) -> tup
     for step in range(how.steps):
         leaf = weights[0].detach().requires_grad_(True)
         some = [drawn() for _ in range(how.batch)]
-        features = torch.cat([one.features_QEF for one in some])  # one gate for all: classes differ, features do not
-        gates = gate(leaf, features, settings.hidden, settings.reach).split([len(one.labels_Q) for one in some])
+        features = torch.cat(
+            [one.features_QEF for one in some]
+        )  # one gate for all: classes differ, features do not
+        gates = gate(leaf, features, settings.hidden, settings.reach).split(
+            [len(one.labels_Q) for one in some]
+        )
         losses = [
             torch.nn.functional.nll_loss(weigh(gate_QE, one.logits_QEC, one.base_E), one.labels_Q)
             for gate_QE, one in zip(gates, some, strict=True)

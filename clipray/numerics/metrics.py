@@ -97,7 +97,9 @@ def _confidence(log_probs_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]
 
 def _sorted_with_ties_shared(confidence_N: Tensor, right_N: Tensor) -> tuple[Tensor, Tensor]:
     """Rising confidences, and correctness averaged over equal ones."""
-    levels, place_N, count = torch.unique(confidence_N, sorted=True, return_inverse=True, return_counts=True)
+    levels, place_N, count = torch.unique(
+        confidence_N, sorted=True, return_inverse=True, return_counts=True
+    )
     mean = torch.zeros_like(levels).index_add_(0, place_N, right_N) / count
     return levels.repeat_interleave(count), mean.repeat_interleave(count)
 

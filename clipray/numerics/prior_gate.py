@@ -46,7 +46,9 @@ def fit(supports: Sequence[Support], settings: PriorGate) -> list[State]:
     return [states[i] for i in range(len(supports))]
 
 
-def _fit_group(supports: Sequence[Support], calibrated: Sequence[State], settings: PriorGate) -> list[State]:
+def _fit_group(
+    supports: Sequence[Support], calibrated: Sequence[State], settings: PriorGate
+) -> list[State]:
     x_SKD = torch.stack([joined(s.embeddings) for s in supports])
     images, dim = x_SKD.shape[1:]
     backbones, grid = supports[0].logits_KMC.shape[1], len(settings.penalties)
@@ -56,27 +58,42 @@ def _fit_group(supports: Sequence[Support], calibrated: Sequence[State], setting
     else:
         centre_SD = x_SKD.mean(1)
         x_SKR, basis_SDR, _ = rotate(x_SKD - centre_SD[:, None])
-        z_SKMC = torch.stack([calibrate(c, s.logits_KMC.float()) for c, s in zip(calibrated, supports, strict=True)])
+        z_SKMC = torch.stack(
+            [calibrate(c, s.logits_KMC.float()) for c, s in zip(calibrated, supports, strict=True)]
+        )
         labels_SK = torch.stack([s.labels_K for s in supports])
         number_SK = torch.stack([in_turn(s.labels_K, settings.folds) for s in supports])
         held_SKF = torch.nn.functional.one_hot(number_SK).float()
-        whole = torch.cat([held_SKF, torch.zeros(*held_SKF.shape[:2], 1)], dim=2)  # the last variant holds out nothing
+        whole = torch.cat(
+            [held_SKF, torch.zeros(*held_SKF.shape[:2], 1)], dim=2
+        )  # the last variant holds out nothing
         weights_SKQ = (1 - whole).repeat_interleave(grid, dim=2)
         penalty_Q = torch.tensor(settings.penalties).repeat(whole.shape[2])
         v_SRQM = _train(x_SKR.float(), z_SKMC, labels_SK, weights_SKQ, penalty_Q, settings)
         loss_SKQ = _loss(v_SRQM, x_SKR.float(), z_SKMC, labels_SK, settings.reach)
-        held_out = (loss_SKQ.unflatten(2, (-1, grid))[:, :, :-1] * held_SKF[..., None]).sum(2)  # S×K×grid
-        plain = _loss(torch.zeros_like(v_SRQM[:, :, :1]), x_SKR.float(), z_SKMC, labels_SK, settings.reach)
+        held_out = (loss_SKQ.unflatten(2, (-1, grid))[:, :, :-1] * held_SKF[..., None]).sum(
+            2
+        )  # S×K×grid
+        plain = _loss(
+            torch.zeros_like(v_SRQM[:, :, :1]), x_SKR.float(), z_SKMC, labels_SK, settings.reach
+        )
         gain = plain - held_out
         sure_SG = gain.mean(1) - settings.standard_errors * gain.std(1) / images**0.5
         chosen = [int(g.argmax()) if g.max() > 0 else None for g in sure_SG]
         rotated = torch.stack(
-            [torch.zeros_like(v[:, 0]) if g is None else v[:, -grid + g] for v, g in zip(v_SRQM, chosen, strict=True)]
+            [
+                torch.zeros_like(v[:, 0]) if g is None else v[:, -grid + g]
+                for v, g in zip(v_SRQM, chosen, strict=True)
+            ]
         )
         v_SDM = (basis_SDR @ rotated.double()).float()
     states = []
     for v_DM, centre_D, state, g in zip(v_SDM, centre_SD, calibrated, chosen, strict=True):
-        tensors = {"v_DM": v_DM.clone(), "centre_D": centre_D.clone(), "beta_M": state.tensors["beta_M"]}
+        tensors = {
+            "v_DM": v_DM.clone(),
+            "centre_D": centre_D.clone(),
+            "beta_M": state.tensors["beta_M"],
+        }
         numbers = {"penalty": None if g is None else settings.penalties[g]}
         states.append(State(settings, tensors, numbers))
     return states
@@ -95,7 +112,12 @@ def _loss(v_SRQM: Tensor, x_SKR: Tensor, z_SKMC: Tensor, labels_SK: Tensor, reac
 
 
 def _train(
-    x_SKR: Tensor, z_SKMC: Tensor, labels_SK: Tensor, weights_SKQ: Tensor, penalty_Q: Tensor, settings: PriorGate
+    x_SKR: Tensor,
+    z_SKMC: Tensor,
+    labels_SK: Tensor,
+    weights_SKQ: Tensor,
+    penalty_Q: Tensor,
+    settings: PriorGate,
 ) -> Tensor:
     sets, _, rank = x_SKR.shape
     v = x_SKR.new_zeros(sets, rank, len(penalty_Q), z_SKMC.shape[2])

@@ -22,7 +22,11 @@ class Draw(NamedTuple):
 
 
 def draws(
-    image_ids: Sequence[str], labels_N: np.ndarray, classes: int, shots: Sequence[int], seeds: Sequence[int]
+    image_ids: Sequence[str],
+    labels_N: np.ndarray,
+    classes: int,
+    shots: Sequence[int],
+    seeds: Sequence[int],
 ) -> list[Draw]:
     """Support sets for every seed and number of shots.
 
@@ -47,7 +51,9 @@ def draws(
     labels = np.asarray(labels_N)
     if len(np.unique(ids)) != len(ids):
         raise ValueError("image ids must be unique")
-    counts = np.bincount(labels[(labels >= 0) & (labels < classes)].astype(np.int64), minlength=classes)
+    counts = np.bincount(
+        labels[(labels >= 0) & (labels < classes)].astype(np.int64), minlength=classes
+    )
     by_id = np.argsort(ids, kind="stable")
     by_id = by_id[(labels[by_id] >= 0) & (labels[by_id] < classes)]
     found = []
@@ -64,4 +70,6 @@ def draws(
 
 
 def _place(seed: int, image_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{image_id}".encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed}/{image_id}".encode(), digest_size=8).digest(), "big"
+    )

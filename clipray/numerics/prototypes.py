@@ -73,18 +73,24 @@ def joined(embeddings: Sequence[Tensor]) -> Tensor:
 def fit_ncm_concat(supports: Sequence[Support], settings: Prototypes) -> list[State]:
     """Class means of the concatenated embeddings."""
     return [
-        _means([joined(s.embeddings)], s.labels_K, s.logits_KMC.shape[2], settings) for s in supports
+        _means([joined(s.embeddings)], s.labels_K, s.logits_KMC.shape[2], settings)
+        for s in supports
     ]  # one "backbone"
 
 
 def ncm_concat(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """log softmax of the cosine to the class means of the concatenated embeddings; zero-shot logits are not used."""
-    return torch.log_softmax(cosines(state, [joined(embeddings)])[:, 0] / state.settings.temperature, dim=1)
+    return torch.log_softmax(
+        cosines(state, [joined(embeddings)])[:, 0] / state.settings.temperature, dim=1
+    )
 
 
 def fit_proto_avg(supports: Sequence[Support], settings: Prototypes) -> list[State]:
     """Class means in each backbone's own space."""
-    return [_means([unit(e) for e in s.embeddings], s.labels_K, s.logits_KMC.shape[2], settings) for s in supports]
+    return [
+        _means([unit(e) for e in s.embeddings], s.labels_K, s.logits_KMC.shape[2], settings)
+        for s in supports
+    ]
 
 
 def proto_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
@@ -105,7 +111,10 @@ def _means(spaces: list[Tensor], labels_K: Tensor, classes: int, settings: Proto
 def cosines(state: State, spaces: Sequence[Tensor]) -> Tensor:
     """cosines_NMC to the class means; −1, the least there is, for a class without support images."""
     seen_C = state.tensors["count_C"] > 0
-    all_of = [unit(x - state.tensors[f"centre_D/{m}"]) @ state.tensors[f"means_CD/{m}"].T for m, x in enumerate(spaces)]
+    all_of = [
+        unit(x - state.tensors[f"centre_D/{m}"]) @ state.tensors[f"means_CD/{m}"].T
+        for m, x in enumerate(spaces)
+    ]
     return torch.where(seen_C, torch.stack(all_of, 1), -1.0)
 
 
@@ -123,7 +132,11 @@ def affinity(keys_KD: Tensor, labels_K: Tensor, x_ND: Tensor, beta: float, class
 def fit_tip(supports: Sequence[Support], settings: Tip) -> list[State]:
     """The cache: unit keys of every backbone and the labels."""
     return [
-        State(settings, {f"keys_KD/{m}": unit(e) for m, e in enumerate(s.embeddings)} | {"labels_K": s.labels_K})
+        State(
+            settings,
+            {f"keys_KD/{m}": unit(e) for m, e in enumerate(s.embeddings)}
+            | {"labels_K": s.labels_K},
+        )
         for s in supports
     ]
 
@@ -133,7 +146,13 @@ def tip_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> T
     settings, classes = state.settings, logits_NMC.shape[2]
     cache_NMC = torch.stack(
         [
-            affinity(state.tensors[f"keys_KD/{m}"], state.tensors["labels_K"], unit(e), settings.beta, classes)
+            affinity(
+                state.tensors[f"keys_KD/{m}"],
+                state.tensors["labels_K"],
+                unit(e),
+                settings.beta,
+                classes,
+            )
             for m, e in enumerate(embeddings)
         ],
         dim=1,
@@ -161,7 +180,9 @@ def probe_concat(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor])
     return torch.log_softmax(probe(state, joined(embeddings)), dim=1)
 
 
-def fit_probes(xs: Sequence[Tensor], ys: Sequence[Tensor], classes: int, settings: Probe) -> list[State]:
+def fit_probes(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], classes: int, settings: Probe
+) -> list[State]:
     """Linear probes on unit features K×D, those of one shape in one tensor program."""
     groups: dict[tuple, list[int]] = {}
     splits = [folds(y, settings.folds) for y in ys]
@@ -179,7 +200,9 @@ def fit_probes(xs: Sequence[Tensor], ys: Sequence[Tensor], classes: int, setting
             classes,
             tolerance=settings.tolerance,
         )
-        for i, w_DC, centre_D, penalty in zip(group, w_SDC, centres, penalty_S.tolist(), strict=True):
+        for i, w_DC, centre_D, penalty in zip(
+            group, w_SDC, centres, penalty_S.tolist(), strict=True
+        ):
             tensors = {"w_DC": w_DC.float().contiguous(), "centre_D": centre_D}
             states[i] = State(settings, tensors, {"penalty": penalty})
     return [states[i] for i in range(len(xs))]

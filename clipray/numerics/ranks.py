@@ -55,19 +55,27 @@ def ranks(scores_XY: Tensor, alpha: float = 0.05) -> Ranks:
         statistic, p = stats.friedmanchisquare(*scores.T)
     else:
         statistic, p = float("nan"), float("nan")
-    q = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2) if methods > 1 else float("nan")
+    q = (
+        stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2)
+        if methods > 1
+        else float("nan")
+    )
     difference = q * np.sqrt(methods * (methods + 1) / (6 * sets))
     return Ranks(mean.tolist(), float(statistic), float(p), float(difference))
 
 
-def gain(scores_X: Tensor, reference_X: Tensor, tie: float = 0.0, resamples: int = 10_000, seed: int = 0) -> Gain:
+def gain(
+    scores_X: Tensor, reference_X: Tensor, tie: float = 0.0, resamples: int = 10_000, seed: int = 0
+) -> Gain:
     """Mean difference over X data sets, and how many are won, tied (|difference| ≤ tie) and lost.
 
     >>> gain(torch.tensor([0.5, 0.7, 0.2]), torch.tensor([0.4, 0.7, 0.3]))[3:]
     (1, 1, 1)
     """
     difference = scores_X.double() - reference_X.double()
-    drawn = torch.randint(len(difference), (resamples, len(difference)), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(
+        len(difference), (resamples, len(difference)), generator=torch.Generator().manual_seed(seed)
+    )
     low, high = percentiles(difference[drawn].mean(1))
     wins, losses = int((difference > tie).sum()), int((difference < -tie).sum())
     return Gain(float(difference.mean()), low, high, wins, len(difference) - wins - losses, losses)
@@ -80,8 +88,12 @@ def correlation(a_X: Tensor, b_X: Tensor, resamples: int = 2000, seed: int = 0) 
     1.0
     """
     pair = torch.stack([a_X.double(), b_X.double()])
-    drawn = torch.randint(pair.shape[1], (resamples, pair.shape[1]), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(
+        pair.shape[1], (resamples, pair.shape[1]), generator=torch.Generator().manual_seed(seed)
+    )
     sample = pair[:, drawn]
     centred = sample - sample.mean(2, keepdim=True)
     product, squares = (centred[0] * centred[1]).sum(1), centred.square().sum(2)
-    return Interval(float(torch.corrcoef(pair)[0, 1]), *percentiles(product / (squares[0] * squares[1]).sqrt()))
+    return Interval(
+        float(torch.corrcoef(pair)[0, 1]), *percentiles(product / (squares[0] * squares[1]).sqrt())
+    )

@@ -55,7 +55,9 @@ def memory(support: Support) -> dict[str, Tensor]:
     return keys | {"right_KM": right_KM.to(torch.uint8)}
 
 
-def nearest(tensors: dict[str, Tensor], embeddings: Sequence[Tensor], k: int, leave_self_out: bool = False) -> Tensor:
+def nearest(
+    tensors: dict[str, Tensor], embeddings: Sequence[Tensor], k: int, leave_self_out: bool = False
+) -> Tensor:
     """Rows of the k support images nearest to each image by cosine, N×M×k, nearest first, each in its own space."""
     found = []
     for m, e in enumerate(embeddings):
@@ -81,13 +83,19 @@ def competence(right_NMk: Tensor, rule: str) -> Tensor:
         if rule == "ola":
             weights_NM = (weights_NM == weights_NM.amax(1, keepdim=True)).float()
     total_N1 = weights_NM.sum(1, keepdim=True)
-    return torch.where(total_N1 > 0, weights_NM / total_N1.clamp_min(1e-30), 1 / weights_NM.shape[1])
+    return torch.where(
+        total_N1 > 0, weights_NM / total_N1.clamp_min(1e-30), 1 / weights_NM.shape[1]
+    )
 
 
 def mixed(weights_NM: Tensor, logits_NMC: Tensor) -> Tensor:
     """log Σ_m w_m p_m: a soft vote, so ties of hard votes do not arise."""
-    log_w = weights_NM.log().clamp_min(-80)  # a weight of 0 leaves a trace, so that no class has probability 0
-    return torch.log_softmax((torch.log_softmax(logits_NMC, -1) + log_w[..., None]).logsumexp(1), dim=-1)
+    log_w = weights_NM.log().clamp_min(
+        -80
+    )  # a weight of 0 leaves a trace, so that no class has probability 0
+    return torch.log_softmax(
+        (torch.log_softmax(logits_NMC, -1) + log_w[..., None]).logsumexp(1), dim=-1
+    )
 
 
 def neighbours(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
@@ -128,7 +136,11 @@ def features(
         mean = v.mean(2, keepdim=True)
         return torch.cat([v, mean.expand(-1, -1, k - v.shape[2]), mean], dim=2)
 
-    parts = [padded(right, settings.neighbours), padded(own, settings.neighbours), padded(similar, settings.profiles)]
+    parts = [
+        padded(right, settings.neighbours),
+        padded(own, settings.neighbours),
+        padded(similar, settings.profiles),
+    ]
     return torch.cat([*parts, p_NMC.amax(2, keepdim=True)], dim=2)
 
 
@@ -142,12 +154,22 @@ def fit_meta_des(supports: Sequence[Support], settings: MetaDes) -> list[State]:
         count = 2 * (settings.neighbours + 1) + settings.profiles + 2
         mean_F, w_F2 = torch.zeros(count), torch.zeros(count + 1, 2)
         if len(s.labels_K) > 1:
-            x = features(tensors, s.logits_KMC.float(), s.embeddings, settings, leave_self_out=True).flatten(0, 1)
+            x = features(
+                tensors, s.logits_KMC.float(), s.embeddings, settings, leave_self_out=True
+            ).flatten(0, 1)
             mean_F = x.mean(0)
             x = torch.cat([x - mean_F, torch.ones(len(x), 1)], dim=1)
             x_SKR, basis_SDR, lengths_SR = rotate(x[None])
             penalty, ones = torch.full((1, 1, 1, 1), settings.penalty), torch.ones(1, len(x), 1)
-            v = solve(x_SKR, lengths_SR, tensors["right_KM"].long().flatten()[None], ones, penalty, None, classes=2)
+            v = solve(
+                x_SKR,
+                lengths_SR,
+                tensors["right_KM"].long().flatten()[None],
+                ones,
+                penalty,
+                None,
+                classes=2,
+            )
             w_F2 = (basis_SDR @ v[:, :, 0])[0].float()
         states.append(State(settings, tensors | {"mean_F": mean_F, "w_F2": w_F2}))
     return states
@@ -158,9 +180,14 @@ def meta_des(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> 
     settings, tensors = state.settings, state.tensors
     if len(tensors["right_KM"]) == 0:
         return mixed(torch.full_like(logits_NMC[..., 0], 1 / logits_NMC.shape[1]), logits_NMC)
-    x = features(tensors, logits_NMC.float(), embeddings, settings, leave_self_out=False) - tensors["mean_F"]
+    x = (
+        features(tensors, logits_NMC.float(), embeddings, settings, leave_self_out=False)
+        - tensors["mean_F"]
+    )
     sure_NM = torch.softmax(x @ tensors["w_F2"][:-1] + tensors["w_F2"][-1], dim=-1)[..., 1]
     kept_NM = torch.where(sure_NM >= settings.threshold, sure_NM, 0.0)
     total_N1 = kept_NM.sum(1, keepdim=True)
-    weights_NM = torch.where(total_N1 > 0, kept_NM / total_N1.clamp_min(1e-30), 1 / kept_NM.shape[1])
+    weights_NM = torch.where(
+        total_N1 > 0, kept_NM / total_N1.clamp_min(1e-30), 1 / kept_NM.shape[1]
+    )
     return mixed(weights_NM.to(logits_NMC), logits_NMC)

@@ -27,7 +27,9 @@ def neighbour_overlap(x_ND: Tensor, y_NE: Tensor, k: int = 10, block: int = 1024
     """
     x, y, images = unit(x_ND), unit(y_NE), len(x_ND)
     if images <= k:
-        raise ValueError(f"{k} neighbours of {images} images: there must be more images than neighbours")
+        raise ValueError(
+            f"{k} neighbours of {images} images: there must be more images than neighbours"
+        )
     shared = 0
     for start in range(0, images, block):
         rows = torch.arange(start, min(start + block, images))

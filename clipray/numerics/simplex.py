@@ -49,7 +49,12 @@ def log_mix(w_QM: Tensor, log_p_KMC: Tensor, space: str) -> Tensor:
 
 
 def simplex_weights(
-    log_p_KMC: Tensor, labels_K: Tensor, weights_QK: Tensor, counts_Q: Tensor, space: str, steps: int = 100
+    log_p_KMC: Tensor,
+    labels_K: Tensor,
+    weights_QK: Tensor,
+    counts_Q: Tensor,
+    space: str,
+    steps: int = 100,
 ) -> Tensor:
     """w_QM ≥ 0 with Σ_m w = 1 that minimises Σ_k weights_k · NLL_k(w) − counts / M · Σ_m log w_m, for Q problems.
 
@@ -84,9 +89,9 @@ def simplex_weights(
             p = torch.softmax(torch.einsum("qm,kmc->qkc", w, log_p), dim=2)
             mean = torch.einsum("qkc,kmc->qkm", p, log_p)
             first = (weight[..., None] * (mean - own_KM)).sum(1)
-            square = torch.stack(
-                [torch.einsum("qk,qkc,kc,knc->qn", weight, p, log_p[:, m], log_p) for m in range(backbones)], 1
-            )
+            each_m = log_p.unbind(1)
+            rule = "qk,qkc,kc,knc->qn"
+            square = torch.stack([torch.einsum(rule, weight, p, z, log_p) for z in each_m], 1)
             second = square - torch.einsum("qk,qkm,qkn->qmn", weight, mean, mean)
         return first - count / w, second + torch.diag_embed(count / w.square())
 
@@ -95,7 +100,8 @@ def simplex_weights(
     for _ in range(steps):
         first, second = derivatives(w)
         solved = torch.linalg.solve(second, torch.stack([first, torch.ones_like(first)], dim=2))
-        along = solved[..., 0] - solved[..., 1] * (solved[..., 0].sum(1) / solved[..., 1].sum(1))[:, None]
+        balance = solved[..., 0].sum(1) / solved[..., 1].sum(1)
+        along = solved[..., 0] - solved[..., 1] * balance[:, None]
         slope = (first * along).sum(1)
         length = (0.99 / (along / w).amax(1).clamp_min(0.99))[:, None]
         for _ in range(30):
@@ -115,8 +121,13 @@ def fit_convex(supports: Sequence[Support], settings: Convex) -> list[State]:
     """Convex weights on calibrated backbones; the strength of the prior by cross-validation, all folds at once."""
     counts = torch.tensor(settings.prior_counts, dtype=torch.float64)
     states = []
-    for support, calibrated in zip(supports, fit_calibrated(supports, settings.temperatures), strict=True):
-        log_p, y = torch.log_softmax(calibrate(calibrated, support.logits_KMC.double()), dim=-1), support.labels_K
+    for support, calibrated in zip(
+        supports, fit_calibrated(supports, settings.temperatures), strict=True
+    ):
+        log_p, y = (
+            torch.log_softmax(calibrate(calibrated, support.logits_KMC.double()), dim=-1),
+            support.labels_K,
+        )
         held_FK = torch.nn.functional.one_hot(in_turn(y, settings.folds)).T.double()
         chosen = counts[:1]
         if len(held_FK) > 1:
@@ -128,7 +139,9 @@ def fit_convex(supports: Sequence[Support], settings: Convex) -> list[State]:
             chosen = counts[loss_G.argmin()][None]
         w_M = simplex_weights(log_p, y, torch.ones(1, len(y)), chosen, settings.space)[0]
         tensors = {"w_M": w_M, "beta_M": calibrated.tensors["beta_M"]}
-        states.append(State(settings, tensors, {"weights": w_M.tolist(), "prior_count": float(chosen)}))
+        states.append(
+            State(settings, tensors, {"weights": w_M.tolist(), "prior_count": float(chosen)})
+        )
     return states
 
 
@@ -150,11 +163,18 @@ def convex(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) 
 def fit_greedy(supports: Sequence[Support], settings: Greedy) -> list[State]:
     """Each round adds the backbone that leaves the average with the least support NLL; the lower number wins ties."""
     states = []
-    for support, calibrated in zip(supports, fit_calibrated(supports, settings.temperatures), strict=True):
+    for support, calibrated in zip(
+        supports, fit_calibrated(supports, settings.temperatures), strict=True
+    ):
         log_p = torch.log_softmax(calibrate(calibrated, support.logits_KMC.double()), dim=-1)
         backbones = log_p.shape[1]
-        own_KM = log_p.gather(2, support.labels_K[:, None, None].expand(-1, backbones, 1))[..., 0].exp()
-        total_K, chosen_M = torch.zeros(len(own_KM), dtype=torch.float64), torch.zeros(backbones, dtype=torch.float64)
+        own_KM = log_p.gather(2, support.labels_K[:, None, None].expand(-1, backbones, 1))[
+            ..., 0
+        ].exp()
+        total_K, chosen_M = (
+            torch.zeros(len(own_KM), dtype=torch.float64),
+            torch.zeros(backbones, dtype=torch.float64),
+        )
         for _ in range(settings.rounds):
             best = int((total_K[:, None] + own_KM).clamp_min(1e-300).log().sum(0).argmax())
             total_K, chosen_M[best] = total_K + own_KM[:, best], chosen_M[best] + 1

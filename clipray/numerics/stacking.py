@@ -79,7 +79,9 @@ def fit_genetic(supports: Sequence[Support], settings: Genetic) -> list[State]:
     return [states[i] for i in range(len(supports))]
 
 
-def _evolve(z_SKMC: Tensor, labels_SK: Tensor, generators: list[torch.Generator], settings: Genetic) -> Tensor:
+def _evolve(
+    z_SKMC: Tensor, labels_SK: Tensor, generators: list[torch.Generator], settings: Genetic
+) -> Tensor:
     backbones, size = z_SKMC.shape[2], settings.population
     keep = max(2, round(settings.elite * size))
 
@@ -90,13 +92,17 @@ def _evolve(z_SKMC: Tensor, labels_SK: Tensor, generators: list[torch.Generator]
         return torch.stack([torch.randint(keep, (2, size - keep), generator=g) for g in generators])
 
     def mask() -> Tensor:
-        return torch.stack([torch.rand(size - keep, backbones, generator=g) < 0.5 for g in generators])
+        return torch.stack(
+            [torch.rand(size - keep, backbones, generator=g) < 0.5 for g in generators]
+        )
 
     genes_SPM = settings.spread * normal(size, backbones)
     genes_SPM[:, 0] = 0
     row = torch.arange(len(generators))[:, None]
     for _ in range(settings.generations):
-        genes_SPM = genes_SPM[row, _fitness(genes_SPM, z_SKMC, labels_SK).argsort(dim=1, descending=True, stable=True)]
+        genes_SPM = genes_SPM[
+            row, _fitness(genes_SPM, z_SKMC, labels_SK).argsort(dim=1, descending=True, stable=True)
+        ]
         mother, father = parents().unbind(1)
         children = torch.where(mask(), genes_SPM[row, mother], genes_SPM[row, father])
         children = children + settings.mutation * normal(size - keep, backbones)
@@ -117,4 +123,6 @@ def _fitness(genes_SPM: Tensor, z_SKMC: Tensor, labels_SK: Tensor) -> Tensor:
 
 def weighted_logits(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
     """log softmax of Σ_m w_m z_m."""
-    return torch.log_softmax(torch.einsum("m,nmc->nc", state.tensors["w_M"].to(logits_NMC), logits_NMC), dim=1)
+    return torch.log_softmax(
+        torch.einsum("m,nmc->nc", state.tensors["w_M"].to(logits_NMC), logits_NMC), dim=1
+    )

@@ -29,7 +29,9 @@ class Support:
     def __post_init__(self) -> None:
         images, backbones, classes = self.logits_KMC.shape
         if self.labels_K.shape != (images,):
-            raise ValueError(f"{images} rows of logits, but labels of shape {tuple(self.labels_K.shape)}")
+            raise ValueError(
+                f"{images} rows of logits, but labels of shape {tuple(self.labels_K.shape)}"
+            )
         if self.embeddings and [len(e) for e in self.embeddings] != [images] * backbones:
             raise ValueError(f"embeddings must be {backbones} tensors of {images} rows")
         if images and not 0 <= int(self.labels_K.min()) <= int(self.labels_K.max()) < classes:
@@ -38,7 +40,9 @@ class Support:
     def take(self, rows: Tensor) -> "Support":
         """The support set of these rows only (positions or a mask)."""
         parts = {"logits_KMC": self.logits_KMC[rows], "labels_K": self.labels_K[rows]}
-        return dataclasses.replace(self, **parts, embeddings=tuple(e[rows] for e in self.embeddings))
+        return dataclasses.replace(
+            self, **parts, embeddings=tuple(e[rows] for e in self.embeddings)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,9 @@ def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
     for key, value in changes.items():
         now = getattr(settings, key, None)
         nested = dataclasses.is_dataclass(now) and isinstance(value, Mapping)
-        values[key] = changed(now, value) if nested else tuple(value) if isinstance(value, list) else value
+        values[key] = (
+            changed(now, value) if nested else tuple(value) if isinstance(value, list) else value
+        )
     return dataclasses.replace(settings, **values)
 
 

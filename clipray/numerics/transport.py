@@ -68,7 +68,10 @@ def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Ten
     spaces = [unit(x - x.mean(0)) for x in spaces] if len(plan) > 1 else spaces
     for _ in range(settings.rounds):
         weight_CN = plan.exp().T.to(spaces[0])
-        opinion = [torch.log_softmax(x @ unit(weight_CN @ x).T / settings.temperature, dim=1) for x in spaces]
+        opinion = [
+            torch.log_softmax(x @ unit(weight_CN @ x).T / settings.temperature, dim=1)
+            for x in spaces
+        ]
         score = text_NC + settings.visual * torch.stack(opinion).mean(0).to(text_NC)
         plan = sinkhorn(score, log_share_C, settings.epsilon, settings.iterations)
     return plan

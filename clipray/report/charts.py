@@ -62,7 +62,12 @@ def gains(table: pd.DataFrame, methods: Sequence[str], oracle: pd.Series, agains
         oracle: dataset → the oracle's gain over the same reference.
         against: the column of the gain: `on_support` or `on_test`.
     """
-    wide = table.pivot_table(index="dataset", columns="method", values=against).reindex(columns=list(methods)) * 100
+    wide = (
+        table.pivot_table(index="dataset", columns="method", values=against).reindex(
+            columns=list(methods)
+        )
+        * 100
+    )
     wide = wide.sort_values(methods[0])
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(6.4, 0.95 + 0.27 * len(wide))
@@ -70,8 +75,21 @@ def gains(table: pd.DataFrame, methods: Sequence[str], oracle: pd.Series, agains
         axes.hlines(place, 0, wide[methods[0]], color=SERIES[0], alpha=0.35, linewidth=2)
         first = table[table["method"] == methods[0]].set_index("dataset").reindex(wide.index)
         shift = first[against] - first["top1"]
-        axes.hlines(place, (first["low"] + shift) * 100, (first["high"] + shift) * 100, color=SERIES[0], linewidth=0.9)
-        axes.plot(oracle.reindex(wide.index) * 100, place, "|", color=MUTED, markersize=9, label="oracle (bound)")
+        axes.hlines(
+            place,
+            (first["low"] + shift) * 100,
+            (first["high"] + shift) * 100,
+            color=SERIES[0],
+            linewidth=0.9,
+        )
+        axes.plot(
+            oracle.reindex(wide.index) * 100,
+            place,
+            "|",
+            color=MUTED,
+            markersize=9,
+            label="oracle (bound)",
+        )
         for i in reversed(range(len(methods))):
             face = SERIES[i] if i == 0 else PAPER
             axes.plot(
@@ -107,7 +125,9 @@ def against_shots(curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) 
         where = {k: i for i, k in enumerate(shots)}
         for curve, colour, marker in zip(curves, SERIES, MARKERS, strict=False):
             x, y = [where[k] for k in curve.shots], [100 * v for v in curve.top1]
-            low, high = ([v + s * 100 * d for v, d in zip(y, curve.std, strict=True)] for s in (-1, 1))
+            low, high = (
+                [v + s * 100 * d for v, d in zip(y, curve.std, strict=True)] for s in (-1, 1)
+            )
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.8)
             ends.append((y[-1], curve.name, colour))
@@ -142,11 +162,17 @@ def heat_map(matrix: pd.DataFrame, title: str, name: str, signed: bool) -> Chart
                     continue
                 shade = 0.1 + 0.8 * (abs(value) - low) / ((high - low) or 1)
                 colour = SERIES[1] if signed and value < 0 else SERIES[0]
-                axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=colour, alpha=shade, linewidth=0))
+                axes.add_patch(
+                    Rectangle(
+                        (j - 0.48, i - 0.46), 0.96, 0.92, facecolor=colour, alpha=shade, linewidth=0
+                    )
+                )
                 text = f"{value:.2f}".replace("-", "−") if signed else f"{100 * value:.0f}"
                 ink = PAPER if shade > 0.72 else INK
                 axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=8.5)
-        axes.set_xticks(range(size), list(matrix.columns), rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_xticks(
+            range(size), list(matrix.columns), rotation=35, ha="right", rotation_mode="anchor"
+        )
         axes.set_yticks(range(size), list(matrix.index))
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
@@ -170,7 +196,15 @@ def headroom(best: pd.Series, oracle: pd.Series, fused: pd.Series, fuser: str) -
         axes.hlines(place, best, oracle, color=SERIES[2], alpha=0.35, linewidth=5)
         axes.plot(oracle, place, "|", color=MUTED, markersize=9, label="oracle (bound)")
         axes.plot(fused, place, "o", color=SERIES[0], markersize=5.5, label=fuser)
-        axes.plot(best, place, "|", color=SERIES[2], markersize=9, markeredgewidth=2, label="best single on test")
+        axes.plot(
+            best,
+            place,
+            "|",
+            color=SERIES[2],
+            markersize=9,
+            markeredgewidth=2,
+            label="best single on test",
+        )
         axes.set_yticks(list(place), list(order))
         axes.set_ylim(-0.6, len(order) - 0.4)
         axes.grid(axis="x", color=RULE, linewidth=0.7)
@@ -196,7 +230,9 @@ def scatter(gain: pd.Series, share: pd.Series, method: str, correlation: str) ->
         axes.axhline(0, color=MUTED, linewidth=1)
         axes.plot(both["x"], both["y"], "o", color=SERIES[0], markersize=5.5)
         for name, (x, y) in both.iterrows():
-            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", color=MUTED, fontsize=7.5)
+            axes.annotate(
+                name, (x, y), xytext=(4, 3), textcoords="offset points", color=MUTED, fontsize=7.5
+            )
         axes.grid(color=RULE, linewidth=0.7)
         axes.tick_params(axis="y", labelcolor=MUTED)
         axes.margins(x=0.12)
@@ -242,7 +278,9 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an SVG element whose ids are its own and whose colours are the page's."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -254,4 +292,6 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', text).group(1))
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     head = f'<svg role="img" aria-label="{label}" style="max-width:{width * 1.45:.0f}px"'
-    return re.sub(r'<svg\b([^>]*?) width="[^"]*"|<svg\b', lambda m: head + (m.group(1) or ""), text, count=1)
+    return re.sub(
+        r'<svg\b([^>]*?) width="[^"]*"|<svg\b', lambda m: head + (m.group(1) or ""), text, count=1
+    )

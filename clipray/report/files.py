@@ -12,7 +12,12 @@ PAGE, TABLE = "report.html", "leaderboard.md"
 
 
 def write(
-    store: Store, name: str, scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table | None = None
+    store: Store,
+    name: str,
+    scores: pa.Table,
+    failures: pa.Table,
+    about: dict,
+    standings: pa.Table | None = None,
 ) -> dict[str, str]:
     """Write a campaign's scores and failures, and its report beside them, under `reports/<name>`.
 
@@ -42,7 +47,12 @@ def write(
 
 
 def draw(
-    store: Store, folder: str, scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table
+    store: Store,
+    folder: str,
+    scores: pa.Table,
+    failures: pa.Table,
+    about: dict,
+    standings: pa.Table,
 ) -> dict[str, str]:
     """Write the page and the Markdown table into a folder of `store`; their addresses."""
     from clipray.report.page import render
@@ -59,7 +69,9 @@ def campaigns(store: Store) -> list[str]:
     return sorted(name for name in store.names(FOLDER) if store.exists(f"{FOLDER}/{name}/{SCORES}"))
 
 
-def read(store: Store, folder: str, scores: str = SCORES) -> tuple[pa.Table, pa.Table, dict, pa.Table]:
+def read(
+    store: Store, folder: str, scores: str = SCORES
+) -> tuple[pa.Table, pa.Table, dict, pa.Table]:
     """Scores, failures, settings and standings from a folder; all but the scores are empty where they are missing."""
 
     def table(file: str, empty: pa.Schema) -> pa.Table:

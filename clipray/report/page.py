@@ -17,9 +17,19 @@ SHOWN_FAILURES = 200
 SHOWN_METHODS = 4  # in charts and in the table per dataset
 PAIRS = (  # metric, title, signed, what row and column mean
     ("disagreement", "Disagreement, %", False, "Images that exactly one of the two has right."),
-    ("double_fault", "Double fault, %", False, "Images that both have wrong: what no choice between them can mend."),
+    (
+        "double_fault",
+        "Double fault, %",
+        False,
+        "Images that both have wrong: what no choice between them can mend.",
+    ),
     ("rescue", "Rescue, %", False, "Of the images the column has wrong, those the row has right."),
-    ("yule_q", "Yule's Q", True, "1: right and wrong together; 0: independent; below 0: they complete each other."),
+    (
+        "yule_q",
+        "Yule's Q",
+        True,
+        "1: right and wrong together; 0: independent; below 0: they complete each other.",
+    ),
 )
 ALIASES = {"rescue": ("rescue", "rescue_rate"), "yule_q": ("yule_q", "q_statistic")}
 IN_WORDS = {
@@ -29,7 +39,9 @@ IN_WORDS = {
 }
 
 
-def render(scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table | None = None) -> str:
+def render(
+    scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table | None = None
+) -> str:
     """The report as HTML that needs nothing from elsewhere.
 
     Args:
@@ -43,7 +55,11 @@ def render(scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Tabl
     found = summary.headline(scores)
     campaign = about.get("campaign", {})
     head = found.get("head") or (rows[0].head if rows else "")
-    stands = {(s["head"], s["method"], s["shots"]): s for s in standings.to_pylist()} if standings else {}
+    stands = (
+        {(s["head"], s["method"], s["shots"]): s for s in standings.to_pylist()}
+        if standings
+        else {}
+    )
     context = {
         "name": campaign.get("name", "campaign"),
         "headline": found,
@@ -62,7 +78,9 @@ def render(scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Tabl
         "failures_in_all": len(failures),
         "methods": IN_WORDS | about.get("methods", {}),
         "settings": yaml.safe_dump(campaign, sort_keys=False) if campaign else "",
-        "provenance": {key: value for key, value in about.items() if key not in ("campaign", "methods")},
+        "provenance": {
+            key: value for key, value in about.items() if key not in ("campaign", "methods")
+        },
     }
     return _template().render(context)
 
@@ -70,7 +88,10 @@ def render(scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Tabl
 @functools.cache
 def _template() -> Any:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "percent": summary.percent,
@@ -89,14 +110,26 @@ def _tiles(scores: pa.Table, failures: pa.Table, found: dict) -> list[tuple[str,
     counts = summary.counts(scores)
     tiles = []
     if "gain" in found:
-        tiles.append((summary.points(found["gain"]), f"points: {found['method']} over the best single backbone"))
+        tiles.append(
+            (
+                summary.points(found["gain"]),
+                f"points: {found['method']} over the best single backbone",
+            )
+        )
         tiles.append((f"{found['wins']} of {found['compared']}", "datasets on which it is better"))
     if "oracle_gain" in found:
-        tiles.append((summary.points(found["oracle_gain"]), "points: the oracle, what is there to gain"))
+        tiles.append(
+            (summary.points(found["oracle_gain"]), "points: the oracle, what is there to gain")
+        )
     tiles.append((f"{found['backbones']}", "backbones"))
     images = f"{int(counts['n_scored'].sum()):,}".replace(",", " ")
     missing = int((counts["n_expected"] - counts["n_scored"]).sum())
-    tiles.append((images, "test images scored" + (f", {missing} could not be" if missing else ", all there were")))
+    tiles.append(
+        (
+            images,
+            "test images scored" + (f", {missing} could not be" if missing else ", all there were"),
+        )
+    )
     return tiles
 
 
@@ -141,17 +174,24 @@ def _charts(scores: pa.Table, rows: list[Row], head: str, stands: dict) -> dict[
         gain = _series(table, methods[0], shots, against)
         drawn["scatter"] = charts.scatter(gain, share, methods[0], tables.correlation(stand))
     if len({row.shots for row in rows if row.kind == "fused" and row.shots}) > 1:
-        drawn["shots"] = charts.against_shots(_curves(rows, head, methods[: SHOWN_METHODS - 1]), _levels(rows, head))
+        drawn["shots"] = charts.against_shots(
+            _curves(rows, head, methods[: SHOWN_METHODS - 1]), _levels(rows, head)
+        )
     return drawn
 
 
 def _curves(rows: list[Row], head: str, methods: list[str]) -> list[charts.Curve]:
     curves = []
     for method in [*methods, ON_SUPPORT]:
-        line = sorted((r for r in rows if (r.head, r.method) == (head, method) and r.shots), key=lambda r: r.shots)
+        line = sorted(
+            (r for r in rows if (r.head, r.method) == (head, method) and r.shots),
+            key=lambda r: r.shots,
+        )
         if line:
             std = [row.top1_std or 0.0 for row in line]
-            curves.append(charts.Curve(method, [row.shots for row in line], [row.top1 for row in line], std))
+            curves.append(
+                charts.Curve(method, [row.shots for row in line], [row.top1 for row in line], std)
+            )
     return curves
 
 
@@ -169,7 +209,13 @@ def _pairs(scores: pa.Table, head: str) -> list[dict]:
         for name in ALIASES.get(metric, (metric,)):
             matrix = summary.pair_means(scores, name, head)
             if not matrix.isna().all(axis=None):
-                found.append({"title": title, "words": words, "chart": charts.heat_map(matrix, title, metric, signed)})
+                found.append(
+                    {
+                        "title": title,
+                        "words": words,
+                        "chart": charts.heat_map(matrix, title, metric, signed),
+                    }
+                )
                 break
     return found
 
@@ -195,7 +241,10 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
     across = [ON_SUPPORT] * bool(shots) + [row.method for row in _top(rows, head, shots)] + [ORACLE]
     values = {method: _series(table, method, shots).to_dict() for method in dict.fromkeys(across)}
     singles = table[(table["kind"] == "single") & (table["shots"] == table["shots"].min())]
-    share, unclear = summary.measures_of_set(scores, "complementarity", head), summary.alike_names(scores)
+    share, unclear = (
+        summary.measures_of_set(scores, "complementarity", head),
+        summary.alike_names(scores),
+    )
     lines = []
     for dataset, count in summary.counts(scores).iterrows():
         own = singles[singles["dataset"] == dataset].sort_values("top1")

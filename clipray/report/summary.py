@@ -44,14 +44,22 @@ class Row(NamedTuple):
 def clean(scores: pa.Table) -> pd.DataFrame:
     """The score rows of unperturbed test images."""
     frame = scores.to_pandas()
-    return frame[(frame["perturbation"] == "none") & (frame["severity"] == 0) & (frame["split"] == "test")]
+    return frame[
+        (frame["perturbation"] == "none") & (frame["severity"] == 0) & (frame["split"] == "test")
+    ]
 
 
 def kind_of(method: str) -> str:
     """What a method is, by its name."""
     if method in BOUNDS:
         return "bound"
-    return "reference" if method == ON_SUPPORT else "single" if method.startswith("single/") else "fused"
+    return (
+        "reference"
+        if method == ON_SUPPORT
+        else "single"
+        if method.startswith("single/")
+        else "fused"
+    )
 
 
 def per_dataset(scores: pa.Table) -> pd.DataFrame:
@@ -64,7 +72,11 @@ def per_dataset(scores: pa.Table) -> pd.DataFrame:
     frame = clean(scores)
     frame = frame[(frame["metric"] == "top1") & ~frame["method"].str.startswith(("pair/", "set"))]
     keys = ["head", "method", "shots", "dataset"]
-    table = frame.groupby(keys)["value"].agg(top1="mean", low="min", high="max", seeds="count").reset_index()
+    table = (
+        frame.groupby(keys)["value"]
+        .agg(top1="mean", low="min", high="max", seeds="count")
+        .reset_index()
+    )
     table["kind"] = table["method"].map(kind_of)
     place = ["head", "shots", "dataset"]
     support = table[table["method"] == ON_SUPPORT].set_index(place)["top1"]
@@ -125,14 +137,21 @@ def _seed_spread(scores: pa.Table) -> dict[tuple, float]:
 def backbones(scores: pa.Table) -> list[str]:
     """The backbones' names, from the most accurate down."""
     table = per_dataset(scores)
-    means = table[table["kind"] == "single"].groupby("method")["top1"].mean().sort_values(ascending=False)
+    means = (
+        table[table["kind"] == "single"]
+        .groupby("method")["top1"]
+        .mean()
+        .sort_values(ascending=False)
+    )
     return [method.removeprefix("single/") for method in means.index]
 
 
 def best_fused(rows: list[Row], shots: int | None = None) -> Row | None:
     """The fused row with the greatest gain: over the reference with labels, over the best on test without."""
     fused = [row for row in rows if row.kind == "fused" and (shots is None or row.shots == shots)]
-    return max(fused, key=lambda row: compared(row).mean if compared(row) else -math.inf, default=None)
+    return max(
+        fused, key=lambda row: compared(row).mean if compared(row) else -math.inf, default=None
+    )
 
 
 def compared(row: Row) -> Gain | None:
@@ -149,18 +168,28 @@ def headline(scores: pa.Table) -> dict:
         fuser, `text` and the counts.
     """
     rows, names = leaderboard(scores), backbones(scores)
-    found: dict = {"text": [], "backbones": len(names), "datasets": max((row.datasets for row in rows), default=0)}
+    found: dict = {
+        "text": [],
+        "backbones": len(names),
+        "datasets": max((row.datasets for row in rows), default=0),
+    }
     fused = [row for row in rows if row.kind == "fused"]
     most = max((row.shots for row in fused), default=0)
     best = best_fused(rows, most)
     if best is not None and compared(best) is not None:
         found |= {"method": best.method, "head": best.head, "shots": best.shots}
         gained = compared(best)
-        found |= {"gain": gained.mean, "wins": gained.wins, "compared": gained.wins + gained.ties + gained.losses}
+        found |= {
+            "gain": gained.mean,
+            "wins": gained.wins,
+            "compared": gained.wins + gained.ties + gained.losses,
+        }
         found["text"].append(_sentence(best, len(names)))
         rivals = sum(row.shots == most for row in fused)
         if rivals > 1:
-            found["text"].append(f"{best.method} is the best of {rivals} fusers there, judged by these very results.")
+            found["text"].append(
+                f"{best.method} is the best of {rivals} fusers there, judged by these very results."
+            )
     free = best_fused(rows, 0)
     if most and free is not None and free.on_test is not None:
         found["text"].append(
@@ -175,7 +204,9 @@ def headline(scores: pa.Table) -> dict:
             f"{points(oracle.on_test.mean)} points: that is how much the backbones complement each other."
         )
     if not found["text"]:
-        found["text"].append(f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused.")
+        found["text"].append(
+            f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused."
+        )
     if unclear := alike_names(scores):
         worst = max(unclear, key=lambda dataset: unclear[dataset][0])
         share, name = unclear[worst]
@@ -189,9 +220,13 @@ def headline(scores: pa.Table) -> dict:
 def _sentence(best: Row, backbones: int) -> str:
     against = compared(best)
     labels = (
-        f"at {best.shots} labelled image{'s' if best.shots > 1 else ''} per class" if best.shots else "without labels"
+        f"at {best.shots} labelled image{'s' if best.shots > 1 else ''} per class"
+        if best.shots
+        else "without labels"
     )
-    picked = "picked with the same labels" if best.shots else "of each test set, known only in hindsight"
+    picked = (
+        "picked with the same labels" if best.shots else "of each test set, known only in hindsight"
+    )
     total = against.wins + against.ties + against.losses
     where = "on the one dataset" if total == 1 else f"on average over {total} datasets"
     wins = "all" if against.wins == total else "none" if not against.wins else f"{against.wins}"
@@ -203,7 +238,11 @@ def _sentence(best: Row, backbones: int) -> str:
 
 
 def _moves(gained: float) -> str:
-    return f"gains {points(gained)} points" if gained >= 0 else f"loses {points(-gained).lstrip('+')} points"
+    return (
+        f"gains {points(gained)} points"
+        if gained >= 0
+        else f"loses {points(-gained).lstrip('+')} points"
+    )
 
 
 def points(fraction: float) -> str:
@@ -220,7 +259,11 @@ def percent(fraction: float | None) -> str:
 def pair_means(scores: pa.Table, metric: str, head: str) -> pd.DataFrame:
     """A pair measure, mean over datasets, as a matrix: row a, column b of `pair/<a>/<b>`; NaN where not given."""
     frame = clean(scores)
-    frame = frame[(frame["metric"] == metric) & (frame["head"] == head) & frame["method"].str.startswith("pair/")]
+    frame = frame[
+        (frame["metric"] == metric)
+        & (frame["head"] == head)
+        & frame["method"].str.startswith("pair/")
+    ]
     names = backbones(scores)
     known = {f"pair/{a}/{b}": (a, b) for a in names for b in names}
     matrix = pd.DataFrame(math.nan, index=names, columns=names, dtype=float)
@@ -233,14 +276,20 @@ def pair_means(scores: pa.Table, metric: str, head: str) -> pd.DataFrame:
 def measures_of_set(scores: pa.Table, metric: str, head: str) -> dict[str, float]:
     """dataset → a measure of the whole set of backbones."""
     frame = clean(scores)
-    frame = frame[(frame["metric"] == metric) & (frame["head"] == head) & frame["method"].isin(["set", ORACLE])]
+    frame = frame[
+        (frame["metric"] == metric)
+        & (frame["head"] == head)
+        & frame["method"].isin(["set", ORACLE])
+    ]
     return frame.groupby("dataset")["value"].mean().to_dict()
 
 
 def alike_names(scores: pa.Table) -> dict[str, tuple[float, str]]:
     """dataset → the greatest share of class names that a backbone's text tower cannot tell apart, and the backbone."""
     frame = clean(scores)
-    frame = frame[(frame["metric"] == "alike_names") & (frame["value"] > 0)].sort_values("value", kind="stable")
+    frame = frame[(frame["metric"] == "alike_names") & (frame["value"] > 0)].sort_values(
+        "value", kind="stable"
+    )
     last = frame.groupby("dataset").tail(1)
     names = last["method"].str.removeprefix("single/")
     return dict(zip(last["dataset"], zip(last["value"], names, strict=True), strict=True))

@@ -41,7 +41,9 @@ def interval(gain: Gain | None) -> str:
     """`+1.2 [+0.3, +2.1]`, or a dash."""
     if gain is None:
         return "–"
-    return points(gain.mean) + (f" [{points(gain.low)}, {points(gain.high)}]" if gain.low is not None else "")
+    return points(gain.mean) + (
+        f" [{points(gain.low)}, {points(gain.high)}]" if gain.low is not None else ""
+    )
 
 
 def correlation(stand: dict) -> str:
@@ -54,7 +56,10 @@ def markdown(scores: pa.Table) -> str:
     """The leaderboard as a Markdown table, its caption below."""
     rows = leaderboard(scores)
     shots = columns(rows)
-    lines = ["| method | " + " | ".join(map(shots_name, shots)) + " |", "|---|" + "---:|" * len(shots)]
+    lines = [
+        "| method | " + " | ".join(map(shots_name, shots)) + " |",
+        "|---|" + "---:|" * len(shots),
+    ]
     for head, method, kind, cells in matrix(rows):
         name = f"`{method}`" + (" (bound)" if kind == "bound" else "") + _head(rows, head)
         lines.append(f"| {name} | " + " | ".join(_cell(cells.get(k)) for k in shots) + " |")
@@ -78,7 +83,11 @@ def console_table(scores: pa.Table) -> "Table":
             table.add_section()
         before = (head, kind)
         name = method + (" (bound)" if kind == "bound" else "") + _head(rows, head)
-        table.add_row(name, *(_coloured(cells.get(k)) for k in shots), style="dim" if kind == "bound" else None)
+        table.add_row(
+            name,
+            *(_coloured(cells.get(k)) for k in shots),
+            style="dim" if kind == "bound" else None,
+        )
     return table
 
 

@@ -16,7 +16,18 @@ from clipray.sources import bundled, drawn, folder, parquet, wds
 from clipray.sources.chunks import Chunk, Sample, lines, resolve
 
 __all__ = [
-    *("FORMATS", "Chunk", "Sample", "classnames", "digest", "fetch", "image_id", "index", "listing", "location"),
+    *(
+        "FORMATS",
+        "Chunk",
+        "Sample",
+        "classnames",
+        "digest",
+        "fetch",
+        "image_id",
+        "index",
+        "listing",
+        "location",
+    ),
     *("number_repeats", "scan", "templates"),
 ]
 
@@ -28,7 +39,9 @@ def listing(dataset: Dataset, split: str, data_root: str) -> list[Chunk]:
         ConfigError: the split is not there; the message says what is, and what to write.
     """
     if split not in dataset.splits:
-        raise ConfigError(f"dataset {dataset.name} has no {split} split; it has: {', '.join(dataset.splits)}")
+        raise ConfigError(
+            f"dataset {dataset.name} has no {split} split; it has: {', '.join(dataset.splits)}"
+        )
     return _format(dataset).listing(dataset, split, location(dataset, data_root))
 
 
@@ -53,7 +66,9 @@ def location(dataset: Dataset, data_root: str) -> str:
 
 def digest(chunks: Sequence[Chunk]) -> str:
     """16 hex digits that change when a file is added, removed, renamed or rewritten; not when the whole moves."""
-    return fingerprint([[c.format, c.uri.rpartition("/")[2], c.start, c.count, c.files, c.state] for c in chunks])
+    return fingerprint(
+        [[c.format, c.uri.rpartition("/")[2], c.start, c.count, c.files, c.state] for c in chunks]
+    )
 
 
 def classnames(dataset: Dataset, data_root: str) -> list[str]:
@@ -96,7 +111,9 @@ def templates(dataset: Dataset, data_root: str) -> list[str]:
     found = [text if "{c}" in text else text.replace("{}", "{c}", 1) for text in found]
     for text in found:
         if "{c}" not in text:
-            raise ConfigError(f"dataset {dataset.name}: template {text!r} has no {{c}} where the class name goes")
+            raise ConfigError(
+                f"dataset {dataset.name}: template {text!r} has no {{c}} where the class name goes"
+            )
     return found
 
 
@@ -151,7 +168,9 @@ def number_repeats(tables: Sequence[pa.Table]) -> pa.Table:
 
 def _format(dataset: Dataset) -> object:
     if dataset.format not in FORMATS:
-        raise ConfigError(f"dataset {dataset.name}: format {dataset.format!r} is unknown; known: {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"dataset {dataset.name}: format {dataset.format!r} is unknown; known: {', '.join(FORMATS)}"
+        )
     return FORMATS[dataset.format]
 
 

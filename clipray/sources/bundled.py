@@ -24,9 +24,13 @@ def classes(dataset: Dataset, uri: str) -> list[str]:
 def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     """One chunk."""
     if dataset.uri != "digits":
-        raise ConfigError(f"dataset {dataset.name}: uri {dataset.uri!r} is unknown to format sklearn; known: digits")
+        raise ConfigError(
+            f"dataset {dataset.name}: uri {dataset.uri!r} is unknown to format sklearn; known: digits"
+        )
     if dataset.splits[split] not in SPLITS:
-        raise ConfigError(f"dataset {dataset.name}: split {dataset.splits[split]!r} is unknown; known: train, test")
+        raise ConfigError(
+            f"dataset {dataset.name}: split {dataset.splits[split]!r} is unknown; known: train, test"
+        )
     start, count = SPLITS[dataset.splits[split]]
     return [Chunk("sklearn", "digits", start, count, (), {}, "scikit-learn")]
 

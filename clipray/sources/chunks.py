@@ -14,7 +14,9 @@ import fsspec
 from clipray.config import Dataset
 from clipray.errors import ConfigError
 
-READ_AT_ONCE = 32  # files or ranges asked for together; fsspec reads them concurrently from an object store
+READ_AT_ONCE = (
+    32  # files or ranges asked for together; fsspec reads them concurrently from an object store
+)
 GONE = (
     FileNotFoundError,
     IsADirectoryError,
@@ -96,20 +98,33 @@ def entries(uri: str) -> dict[str, dict]:
         found = fs.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    named = {os.path.basename(info["name"].rstrip("/")): info for info in found if info["name"].rstrip("/") != path}
+    named = {
+        os.path.basename(info["name"].rstrip("/")): info
+        for info in found
+        if info["name"].rstrip("/") != path
+    }
     return {name: named[name] for name in sorted(named) if name and not name.startswith(".")}
 
 
 def is_folder(info: dict) -> bool:
     """Whether an entry is a folder or a link to one."""
-    return info["type"] == "directory" or (info.get("islink", False) and os.path.isdir(info["name"]))
+    return info["type"] == "directory" or (
+        info.get("islink", False) and os.path.isdir(info["name"])
+    )
 
 
 def state(infos: Iterable[dict]) -> str:
     """A digest of files' names, sizes and times (or etags): equal means unchanged."""
     digest = hashlib.blake2b(digest_size=8)
     for info in infos:
-        version = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info), "")
+        version = next(
+            (
+                info[key]
+                for key in ("ETag", "etag", "mtime", "LastModified", "created")
+                if key in info
+            ),
+            "",
+        )
         digest.update(f"{os.path.basename(info['name'])}\0{info['size']}\0{version}\0".encode())
     return digest.hexdigest()
 
@@ -129,15 +144,23 @@ def read_files(uris: Sequence[str]) -> Iterator[bytes | Exception]:
     yield from _read(uris, None, None)
 
 
-def read_ranges(uri: str, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[bytes | Exception]:
+def read_ranges(
+    uri: str, offsets: Sequence[int], sizes: Sequence[int]
+) -> Iterator[bytes | Exception]:
     """The bytes at each (offset, size) of one file in order; an `EOFError` where the file ends before them."""
     ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
     for found, size in zip(_read([uri] * len(ends), offsets, ends), sizes, strict=True):
         short = isinstance(found, bytes) and len(found) != size
-        yield EOFError(f"the file ends before this image does ({len(found)} of {size} bytes)") if short else found
+        yield (
+            EOFError(f"the file ends before this image does ({len(found)} of {size} bytes)")
+            if short
+            else found
+        )
 
 
-def _read(uris: Sequence[str], starts: Sequence[int] | None, ends: Sequence[int] | None) -> Iterator[bytes | Exception]:
+def _read(
+    uris: Sequence[str], starts: Sequence[int] | None, ends: Sequence[int] | None
+) -> Iterator[bytes | Exception]:
     for first in range(0, len(uris), READ_AT_ONCE):
         part = slice(first, first + READ_AT_ONCE)
         fs, _ = open_fs(uris[first])
@@ -154,7 +177,9 @@ def nothing_for(dataset: Dataset, split: str, uri: str, wanted: str) -> ConfigEr
     """The error of a split that is not there: what was looked for, what is there, what to write."""
     there = list(entries(uri))
     found = (
-        f"there is: {', '.join(there[:12])}{', …' if len(there) > 12 else ''}" if there else "there is no such folder"
+        f"there is: {', '.join(there[:12])}{', …' if len(there) > 12 else ''}"
+        if there
+        else "there is no such folder"
     )
     others = [other for other in dataset.splits if other != split]
     remedy = f"`splits: [{', '.join(others)}]` if the set has no {split} split, " if others else ""

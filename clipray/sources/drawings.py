@@ -16,8 +16,23 @@ VERSION = 1
 SIZE = 48
 LARGE = 2 * SIZE
 FONTS = (
-    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif"),
-    *("DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmb10", "cmr10"),
+    *(
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSans-Oblique",
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSerif",
+    ),
+    *(
+        "DejaVuSerif-Bold",
+        "DejaVuSerif-Italic",
+        "STIXGeneral",
+        "STIXGeneralBol",
+        "STIXGeneralItalic",
+        "cmb10",
+        "cmr10",
+    ),
     *("cmss10", "cmtt10"),
 )
 COLOURS = {
@@ -47,7 +62,9 @@ def glyph(text: str, rng: np.random.Generator) -> Image.Image:
     ink, paper = int(rng.integers(170, 256)), int(rng.integers(0, 60))
     canvas = _canvas((paper,) * 3)
     _write(canvas, text, (ink,) * 3, LARGE * rng.uniform(0.55, 0.9), rng, spread=0.08)
-    return _finish(canvas.rotate(rng.normal(0, 7), Image.Resampling.BICUBIC, fillcolor=(paper,) * 3), rng, 8)
+    return _finish(
+        canvas.rotate(rng.normal(0, 7), Image.Resampling.BICUBIC, fillcolor=(paper,) * 3), rng, 8
+    )
 
 
 def printed_glyph(text: str, rng: np.random.Generator) -> Image.Image:
@@ -55,7 +72,9 @@ def printed_glyph(text: str, rng: np.random.Generator) -> Image.Image:
     paper, ink = rng.integers(190, 256, 3), rng.integers(0, 90, 3)
     canvas = _canvas(_rgb(paper))
     _write(canvas, text, _rgb(ink), LARGE * rng.uniform(0.55, 0.9), rng, spread=0.08)
-    return _finish(canvas.rotate(rng.normal(0, 7), Image.Resampling.BICUBIC, fillcolor=_rgb(paper)), rng, 15)
+    return _finish(
+        canvas.rotate(rng.normal(0, 7), Image.Resampling.BICUBIC, fillcolor=_rgb(paper)), rng, 15
+    )
 
 
 def shape(name: str, rng: np.random.Generator) -> Image.Image:
@@ -70,14 +89,18 @@ def shape(name: str, rng: np.random.Generator) -> Image.Image:
     points = _outline(name) * radius
     turn = rng.uniform(0, 2 * math.pi) if name not in ("crescent", "heart") else rng.normal(0, 0.3)
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    ImageDraw.Draw(canvas).polygon([tuple(point) for point in points @ matrix.T + centre], fill=_rgb(fill))
+    ImageDraw.Draw(canvas).polygon(
+        [tuple(point) for point in points @ matrix.T + centre], fill=_rgb(fill)
+    )
     return _finish(canvas, rng, 12)
 
 
 def texture(name: str, rng: np.random.Generator) -> Image.Image:
     """A pattern over the whole image in two colours, of any angle and scale."""
     y, x = np.mgrid[0:LARGE, 0:LARGE] / LARGE - 0.5
-    turn = rng.uniform(0, math.pi) if name in ("striped", "wavy", "zigzagged") else rng.normal(0, 0.2)
+    turn = (
+        rng.uniform(0, math.pi) if name in ("striped", "wavy", "zigzagged") else rng.normal(0, 0.2)
+    )
     x, y = x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)
     x, y = x + rng.uniform(), y + rng.uniform()
     value = TEXTURES[name](x, y, rng.uniform(3.5, 8), rng)
@@ -94,8 +117,13 @@ def colour(name: str, rng: np.random.Generator) -> Image.Image:
     ground = np.full(3, rng.uniform(60, 200)) + rng.normal(0, 12, 3)
     y, x = np.mgrid[0:LARGE, 0:LARGE] / LARGE - 0.5
     angle = np.arctan2(y, x)
-    wobble = 1 + sum(rng.uniform(-0.12, 0.12) * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5))
-    inside = np.hypot(x - rng.uniform(-0.1, 0.1), y - rng.uniform(-0.1, 0.1)) < rng.uniform(0.25, 0.4) * wobble
+    wobble = 1 + sum(
+        rng.uniform(-0.12, 0.12) * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5)
+    )
+    inside = (
+        np.hypot(x - rng.uniform(-0.1, 0.1), y - rng.uniform(-0.1, 0.1))
+        < rng.uniform(0.25, 0.4) * wobble
+    )
     light = 1 + rng.uniform(-0.25, 0.25) * x + rng.uniform(-0.25, 0.25) * y
     pixels = np.where(inside[..., None], tone, ground) * light[..., None]
     return _finish(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), rng, 12)
@@ -105,7 +133,9 @@ def sign(name: str, rng: np.random.Generator) -> Image.Image:
     """A traffic sign before a plain ground, a little turned, in day or dusk."""
     canvas = _canvas(_rgb(rng.integers(40, 200, 3)))
     draw, middle, radius = ImageDraw.Draw(canvas), LARGE / 2, LARGE * rng.uniform(0.36, 0.47)
-    red, blue, yellow, white, black = (_rgb(np.array(COLOURS[c])) for c in ("red", "blue", "yellow", "white", "black"))
+    red, blue, yellow, white, black = (
+        _rgb(np.array(COLOURS[c])) for c in ("red", "blue", "yellow", "white", "black")
+    )
 
     def plate(outline: str, fill: tuple, scale: float, turn: float = 0.0) -> None:
         points = _outline(outline) * radius * scale
@@ -126,14 +156,27 @@ def sign(name: str, rng: np.random.Generator) -> Image.Image:
     elif name == "no entry":
         plate("circle", red, 1)
         draw.rectangle(
-            [middle - radius * 0.7, middle - radius * 0.17, middle + radius * 0.7, middle + radius * 0.17], white
+            [
+                middle - radius * 0.7,
+                middle - radius * 0.17,
+                middle + radius * 0.7,
+                middle + radius * 0.17,
+            ],
+            white,
         )
     elif name == "priority road":
         plate("square", white, 1, math.pi / 4), plate("square", yellow, 0.72, math.pi / 4)
     else:
         plate("circle", blue, 1)
-        plate("arrow", white, 0.62, {"ahead only": 0.0, "turn right": math.pi / 2, "turn left": -math.pi / 2}[name])
-    turned = canvas.rotate(rng.normal(0, 6), Image.Resampling.BICUBIC, fillcolor=canvas.getpixel((0, 0)))
+        plate(
+            "arrow",
+            white,
+            0.62,
+            {"ahead only": 0.0, "turn right": math.pi / 2, "turn left": -math.pi / 2}[name],
+        )
+    turned = canvas.rotate(
+        rng.normal(0, 6), Image.Resampling.BICUBIC, fillcolor=canvas.getpixel((0, 0))
+    )
     dusk = np.asarray(turned) * rng.uniform(0.45, 1.05)
     return _finish(Image.fromarray(dusk.clip(0, 255).astype(np.uint8)), rng, 14)
 
@@ -150,22 +193,34 @@ def _rgb(values: np.ndarray) -> tuple[int, int, int]:
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     import matplotlib  # its data folder holds the fonts; pyplot is not imported
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size
+    )
 
 
 def _write(
-    canvas: Image.Image, text: str, ink: tuple, size: float, rng: np.random.Generator, spread: float, font: str = ""
+    canvas: Image.Image,
+    text: str,
+    ink: tuple,
+    size: float,
+    rng: np.random.Generator,
+    spread: float,
+    font: str = "",
 ) -> None:
     """Text in the middle, moved by `spread` (a fraction of the image)."""
     place = [LARGE * (0.5 + rng.uniform(-spread, spread)) for _ in range(2)]
     name = font or FONTS[rng.integers(len(FONTS))]
-    ImageDraw.Draw(canvas).text(place, text, fill=ink, font=_font(name, round(size / 4) * 4), anchor="mm")
+    ImageDraw.Draw(canvas).text(
+        place, text, fill=ink, font=_font(name, round(size / 4) * 4), anchor="mm"
+    )
 
 
 def _finish(image: Image.Image, rng: np.random.Generator, noise: float) -> Image.Image:
     """Shrunk to 48×48 with Gaussian noise of up to `noise` grey levels."""
     pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=float)
-    return Image.fromarray((pixels + rng.normal(0, rng.uniform(0, noise), pixels.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (pixels + rng.normal(0, rng.uniform(0, noise), pixels.shape)).clip(0, 255).astype(np.uint8)
+    )
 
 
 def _polygon(corners: int, inner: float = 0.0) -> np.ndarray:
@@ -185,11 +240,22 @@ def _outline(name: str) -> np.ndarray:
                 *((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)),
                 *((0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
             ],
-            "arrow": [(0, -1), (0.75, -0.1), (0.25, -0.1), (0.25, 1), (-0.25, 1), (-0.25, -0.1), (-0.75, -0.1)],
+            "arrow": [
+                (0, -1),
+                (0.75, -0.1),
+                (0.25, -0.1),
+                (0.25, 1),
+                (-0.25, 1),
+                (-0.25, -0.1),
+                (-0.75, -0.1),
+            ],
         }
         return np.array(arm[name])
     if name == "heart":
-        x, y = 16 * np.sin(t) ** 3, 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        x, y = (
+            16 * np.sin(t) ** 3,
+            13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t),
+        )
         return np.stack([x, -y], axis=1) / 17
     if name == "crescent":
         half = np.linspace(-2.2, 2.2, 30)
@@ -219,7 +285,9 @@ def _clouds(x: np.ndarray, y: np.ndarray, k: float, rng: np.random.Generator) ->
 TEXTURES = {
     "striped": lambda x, y, k, rng: _wave(k * x),
     "chequered": lambda x, y, k, rng: (_wave(k * x / 2) != _wave(k * y / 2)).astype(float),
-    "polka-dotted": lambda x, y, k, rng: (np.hypot((k * x) % 1 - 0.5, (k * y) % 1 - 0.5) < 0.3).astype(float),
+    "polka-dotted": lambda x, y, k, rng: (
+        np.hypot((k * x) % 1 - 0.5, (k * y) % 1 - 0.5) < 0.3
+    ).astype(float),
     "grid": lambda x, y, k, rng: (((k * x) % 1 < 0.18) | ((k * y) % 1 < 0.18)).astype(float),
     "wavy": lambda x, y, k, rng: _wave(k * x + 0.5 * np.sin(2 * math.pi * k * y / 3)),
     "zigzagged": lambda x, y, k, rng: _wave(k * x + np.abs((k * y) % 2 - 1)),
@@ -235,14 +303,40 @@ DRAWINGS = {
     "glyph-digits": Drawing(tuple("0123456789"), glyph),
     "glyph-letters": Drawing(tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), printed_glyph),
     "coloured-shapes": Drawing(
-        ("circle", "oval", "triangle", "square", "pentagon", "star", "heart", "cross", "crescent", "arrow"), shape
+        (
+            "circle",
+            "oval",
+            "triangle",
+            "square",
+            "pentagon",
+            "star",
+            "heart",
+            "cross",
+            "crescent",
+            "arrow",
+        ),
+        shape,
     ),
     "textures": Drawing(tuple(TEXTURES), texture),
     "colours": Drawing(tuple(COLOURS), colour),
     "road-signs": Drawing(
         (
-            *("speed limit 30", "speed limit 50", "speed limit 70", "speed limit 100", "stop", "yield"),
-            *("general caution", "no entry", "priority road", "ahead only", "turn right", "turn left"),
+            *(
+                "speed limit 30",
+                "speed limit 50",
+                "speed limit 70",
+                "speed limit 100",
+                "stop",
+                "yield",
+            ),
+            *(
+                "general caution",
+                "no entry",
+                "priority road",
+                "ahead only",
+                "turn right",
+                "turn left",
+            ),
         ),
         sign,
     ),

@@ -37,7 +37,9 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
             f"dataset {dataset.name}: options.{min(unknown)} is unknown; known: {', '.join(KNOWN_OPTIONS)}"
         )
     if dataset.splits[split] not in COUNTS:
-        raise ConfigError(f"dataset {dataset.name}: split {dataset.splits[split]!r} is unknown; known: train, test")
+        raise ConfigError(
+            f"dataset {dataset.name}: split {dataset.splits[split]!r} is unknown; known: train, test"
+        )
     part = dataset.splits[split]
     total = int(dataset.options.get(part, COUNTS[part]))
     options = {"split": part, "seed": int(dataset.options.get("seed", 0))}
@@ -65,14 +67,22 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 def _drawing(uri: str, name: str) -> drawings.Drawing:
     if uri not in drawings.DRAWINGS:
         known = ", ".join(drawings.DRAWINGS)
-        raise ConfigError(f"dataset {name}: uri {uri!r} is no set that the project draws; known: {known}")
+        raise ConfigError(
+            f"dataset {name}: uri {uri!r} is no set that the project draws; known: {known}"
+        )
     return drawings.DRAWINGS[uri]
 
 
 def _draw(chunk: Chunk, number: int) -> bytes:
     drawing = drawings.DRAWINGS[chunk.uri]
-    seed = [chunk.options["seed"], zlib.crc32(f"{chunk.uri}/{chunk.options['split']}".encode()), number]
-    image = drawing.paint(drawing.classes[number % len(drawing.classes)], np.random.default_rng(seed))
+    seed = [
+        chunk.options["seed"],
+        zlib.crc32(f"{chunk.uri}/{chunk.options['split']}".encode()),
+        number,
+    ]
+    image = drawing.paint(
+        drawing.classes[number % len(drawing.classes)], np.random.default_rng(seed)
+    )
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from clipray.config import Dataset
-from clipray.sources.chunks import Chunk, Sample, entries, is_folder, join, nothing_for, open_fs, read_files, state
+from clipray.sources.chunks import (
+    Chunk,
+    Sample,
+    entries,
+    is_folder,
+    join,
+    nothing_for,
+    open_fs,
+    read_files,
+    state,
+)
 
 CHUNK = 1024
 
@@ -32,7 +42,12 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
         if name in present:
             found += [(f"{name}/{path}", label, info) for path, info in _files(join(folder, name))]
     if not found:
-        raise nothing_for(dataset, split, folder if present else uri, f"{dataset.splits[split]}/<class folder>/<image>")
+        raise nothing_for(
+            dataset,
+            split,
+            folder if present else uri,
+            f"{dataset.splits[split]}/<class folder>/<image>",
+        )
     return [
         Chunk(
             format="folder",
@@ -66,15 +81,28 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 def _files(uri: str) -> list[tuple[str, dict]]:
     """(path below `uri`, info) of every file that is not hidden, however deep, sorted; links are followed."""
     fs, root = open_fs(uri)
-    if fs.protocol in ("file", ("file", "local")):  # fsspec's local find does not follow a link to a folder
+    if fs.protocol in (
+        "file",
+        ("file", "local"),
+    ):  # fsspec's local find does not follow a link to a folder
         found = []
         for name, info in entries(uri).items():
             below = _files(join(uri, name)) if is_folder(info) else None
-            found += [(name, info)] if below is None else [(f"{name}/{path}", deep) for path, deep in below]
+            found += (
+                [(name, info)]
+                if below is None
+                else [(f"{name}/{path}", deep) for path, deep in below]
+            )
         return found
     root = root.rstrip("/") + "/"
-    named = [(info["name"].removeprefix(root), info) for info in fs.find(root, detail=True).values()]
+    named = [
+        (info["name"].removeprefix(root), info) for info in fs.find(root, detail=True).values()
+    ]
     return sorted(
-        ((path, info) for path, info in named if path and not any(part.startswith(".") for part in path.split("/"))),
+        (
+            (path, info)
+            for path, info in named
+            if path and not any(part.startswith(".") for part in path.split("/"))
+        ),
         key=lambda item: item[0].split("/"),
     )

@@ -16,7 +16,17 @@ import pyarrow.parquet as pq
 
 from clipray.config import Dataset
 from clipray.errors import ConfigError
-from clipray.sources.chunks import Chunk, Sample, entries, is_folder, join, nothing_for, open_fs, read_files, state
+from clipray.sources.chunks import (
+    Chunk,
+    Sample,
+    entries,
+    is_folder,
+    join,
+    nothing_for,
+    open_fs,
+    read_files,
+    state,
+)
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "path")
 LABEL_COLUMNS = ("label", "labels", "cls")
@@ -30,9 +40,13 @@ def classes(dataset: Dataset, uri: str) -> list[str] | None:
             with _open(path) as file:
                 schema = pq.read_schema(file)
             features = (
-                json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+                json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+                .get("info", {})
+                .get("features", {})
             )
-            names = features.get(_column(dataset, schema, "label", LABEL_COLUMNS, path), {}).get("names")
+            names = features.get(_column(dataset, schema, "label", LABEL_COLUMNS, path), {}).get(
+                "names"
+            )
             return list(names) if isinstance(names, list) else None
     return None
 
@@ -53,7 +67,9 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
             with _open(path) as file:
                 footer = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"dataset {dataset.name}: {path} is not a complete parquet file: {error}") from error
+            raise ConfigError(
+                f"dataset {dataset.name}: {path} is not a complete parquet file: {error}"
+            ) from error
         options = _columns(dataset, footer.schema.to_arrow_schema(), path) | {"folder": uri}
         for group in range(footer.num_row_groups):
             count = footer.row_group(group).num_rows
@@ -90,15 +106,27 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 
 def _files(dataset: Dataset, split: str, uri: str) -> list[tuple[str, dict]]:
     name = dataset.splits[split]
-    patterns = [name] if name.endswith(".parquet") else [f"{name}{rest}.parquet" for rest in ("", "-*", "_*", ".*")]
+    patterns = (
+        [name]
+        if name.endswith(".parquet")
+        else [f"{name}{rest}.parquet" for rest in ("", "-*", "_*", ".*")]
+    )
     for folder in (uri, join(uri, "data")):
         there = entries(folder)
-        found = [each for each in there if any(fnmatch.fnmatchcase(each, pattern) for pattern in patterns)]
+        found = [
+            each
+            for each in there
+            if any(fnmatch.fnmatchcase(each, pattern) for pattern in patterns)
+        ]
         if found:
             return [(join(folder, each), there[each]) for each in found]
         if name in there and is_folder(there[name]):
             below = entries(join(folder, name))
-            return [(join(folder, name, each), below[each]) for each in below if each.endswith(".parquet")]
+            return [
+                (join(folder, name, each), below[each])
+                for each in below
+                if each.endswith(".parquet")
+            ]
     return []
 
 
@@ -114,7 +142,12 @@ def _columns(dataset: Dataset, schema: pa.Schema, path: str) -> dict[str, Any]:
             " `options: {labels: [<each string, in label order>]}`, or name another column: `options: {label: …}`."
         )
     kind = schema.field(image).type
-    if not (pa.types.is_struct(kind) or _is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    if not (
+        pa.types.is_struct(kind)
+        or _is_text(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    ):
         raise ConfigError(
             f"dataset {dataset.name}: column {image!r} of {path} holds {kind}, not image bytes, struct<bytes, path> or"
             " paths.\n  Name another column: `options: {image: …}`."
@@ -122,7 +155,9 @@ def _columns(dataset: Dataset, schema: pa.Schema, path: str) -> dict[str, Any]:
     return {"image": image, "label": label, "labels": labels}
 
 
-def _column(dataset: Dataset, schema: pa.Schema, kind: str, usual: tuple[str, ...], path: str) -> str:
+def _column(
+    dataset: Dataset, schema: pa.Schema, kind: str, usual: tuple[str, ...], path: str
+) -> str:
     wanted = (dataset.options[kind],) if kind in dataset.options else usual
     for name in wanted:
         if name in schema.names:

@@ -15,11 +15,37 @@ import pyarrow as pa
 
 from clipray.config import Dataset
 from clipray.errors import ConfigError
-from clipray.sources.chunks import Chunk, Sample, entries, join, lines, nothing_for, open_fs, read_ranges, state
+from clipray.sources.chunks import (
+    Chunk,
+    Sample,
+    entries,
+    join,
+    lines,
+    nothing_for,
+    open_fs,
+    read_ranges,
+    state,
+)
 
 IMAGE_SUFFIXES = frozenset(
     [
-        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm"),
+        *(
+            "jpg",
+            "jpeg",
+            "jpe",
+            "jfif",
+            "png",
+            "apng",
+            "webp",
+            "gif",
+            "bmp",
+            "dib",
+            "tif",
+            "tiff",
+            "ppm",
+            "pgm",
+            "pbm",
+        ),
         *("pnm", "pfm", "jp2", "j2k", "avif", "ico", "tga", "img", "image"),
     ]
 )
@@ -45,14 +71,18 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     present = entries(folder)
     tars = sorted((name for name in present if name.endswith(".tar")), key=_natural)
     if not tars:
-        raise nothing_for(dataset, split, folder if present else uri, f"{dataset.splits[split]}/<k>.tar")
+        raise nothing_for(
+            dataset, split, folder if present else uri, f"{dataset.splits[split]}/<k>.tar"
+        )
     promised = lines(join(folder, "nshards.txt")) if "nshards.txt" in present else None
     if promised and promised[0] != str(len(tars)):
         raise ConfigError(
             f"dataset {dataset.name}: {folder}/nshards.txt promises {promised[0]} tars, there are {len(tars)}"
             f" ({tars[0]} … {tars[-1]}).\n  Fetch the missing ones, or correct nshards.txt."
         )
-    return [Chunk("wds", join(folder, name), 0, None, (), {}, state([present[name]])) for name in tars]
+    return [
+        Chunk("wds", join(folder, name), 0, None, (), {}, state([present[name]])) for name in tars
+    ]
 
 
 def scan(chunk: Chunk) -> Iterator[Sample]:
@@ -62,7 +92,9 @@ def scan(chunk: Chunk) -> Iterator[Sample]:
     row = 0
     with fs.open(path, "rb", block_size=BLOCK) as file:
         broken: list[str] = []
-        for key, members in itertools.groupby(_members(file, broken), key=lambda member: member.key):
+        for key, members in itertools.groupby(
+            _members(file, broken), key=lambda member: member.key
+        ):
             sample = _sample(row, f"{tar_name}/{key}", list(members))
             if sample is not None:
                 yield sample
@@ -102,7 +134,9 @@ def _members(file: object, broken: list[str]) -> Iterator[Member]:
         data = file.read(info.size)
         stem, _, suffix = name.partition(".")
         key = info.name.removesuffix(name) + stem
-        yield Member(key, suffix.lower(), info.offset_data, data if len(data) == info.size else None)
+        yield Member(
+            key, suffix.lower(), info.offset_data, data if len(data) == info.size else None
+        )
         if len(data) != info.size:
             broken.append(f"the tar breaks off at byte {info.offset_data + len(data)}")
             return

@@ -34,7 +34,12 @@ def write(store: Store, encoder: "Encoder", device: str) -> None:
     """Measure a loaded backbone and store its card, unless it has one."""
     spec, precision = encoder.spec, encoder.precision
     if read(store, spec, precision) is None:
-        store.finish(address(store, spec, precision), what(spec, precision), card=measure(encoder), device=device)
+        store.finish(
+            address(store, spec, precision),
+            what(spec, precision),
+            card=measure(encoder),
+            device=device,
+        )
 
 
 def measure(encoder: "Encoder") -> dict:
@@ -61,7 +66,11 @@ def measure(encoder: "Encoder") -> dict:
 
 def cost(card: dict) -> dict[str, float]:
     """What one image costs: `gflops`, `latency_ms` and `memory_mb`, those that the card knows."""
-    names = {"gflops": ("image_gflops", 1), "latency_ms": ("seconds_per_image", 1000), "memory_mb": ("memory_mb", 1)}
+    names = {
+        "gflops": ("image_gflops", 1),
+        "latency_ms": ("seconds_per_image", 1000),
+        "memory_mb": ("memory_mb", 1),
+    }
     return {name: card[key] * unit for name, (key, unit) in names.items() if key in card}
 
 
@@ -71,7 +80,9 @@ def gflops(encoder: "Encoder") -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know what is inside the fused kernel
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # the counter does not know what is inside the fused kernel
     try:
         with FlopCounterMode(display=False) as counter:
             encoder.images(blank(encoder, 1), 1)

@@ -24,10 +24,14 @@ def choices(search: Search) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema.CHOICES)
 
 
-def _choice(search: Search, wanted: Wanted, study: Study, scope: tuple, cells: list[Cell]) -> Iterator[dict]:
+def _choice(
+    search: Search, wanted: Wanted, study: Study, scope: tuple, cells: list[Cell]
+) -> Iterator[dict]:
     """The best of what is fitted to the end on all of a scope's support sets; of equals the first, so the defaults."""
     records, metric = search.records, search.config.metric
-    scored = {asked.configuration: _ends(records, asked.configuration, cells) for asked in study.tried}
+    scored = {
+        asked.configuration: _ends(records, asked.configuration, cells) for asked in study.tried
+    }
     scored = {one: rows for one, rows in scored.items() if rows}
     if not scored:
         return
@@ -55,19 +59,40 @@ def best_campaign(search: Search, table: pa.Table) -> dict:
     """The campaign that scores the chosen settings beside the defaults: what `jobs.run` takes."""
     config = search.config
     left_out = {"searches", "compute"} | (set(type(config).model_fields) - set(_campaign_fields()))
-    whole = config.model_dump(mode="json", exclude=left_out, exclude_defaults=True) | {"name": f"{config.name}-best"}
+    whole = config.model_dump(mode="json", exclude=left_out, exclude_defaults=True) | {
+        "name": f"{config.name}-best"
+    }
     fusers, heads = [], []
     for wanted in config.searches:
         rows = [row for row in table.to_pylist() if row["search"] == wanted.name]
-        start = {"name": f"{wanted.name}-defaults", "fuser": wanted.fuser, "settings": dict(wanted.settings)}
+        start = {
+            "name": f"{wanted.name}-defaults",
+            "fuser": wanted.fuser,
+            "settings": dict(wanted.settings),
+        }
         fusers.append(start if wanted.settings else wanted.fuser)
-        fusers.append({"name": wanted.name, "fuser": wanted.fuser, **_method(rows, "settings", wanted.settings)})
+        fusers.append(
+            {
+                "name": wanted.name,
+                "fuser": wanted.fuser,
+                **_method(rows, "settings", wanted.settings),
+            }
+        )
         heads.append(wanted.head)
         if wanted.head_space or wanted.head_settings:
             name = f"{wanted.name}-{wanted.head}"
-            heads.append({"name": name, "head": wanted.head, **_method(rows, "head_settings", wanted.head_settings)})
+            heads.append(
+                {
+                    "name": name,
+                    "head": wanted.head,
+                    **_method(rows, "head_settings", wanted.head_settings),
+                }
+            )
     unique = [one for i, one in enumerate(fusers) if one not in fusers[:i]]
-    return whole | {"heads": [one for i, one in enumerate(heads) if one not in heads[:i]], "fusers": unique}
+    return whole | {
+        "heads": [one for i, one in enumerate(heads) if one not in heads[:i]],
+        "fusers": unique,
+    }
 
 
 def _campaign_fields() -> list[str]:
@@ -78,7 +103,9 @@ def _campaign_fields() -> list[str]:
 
 def _method(rows: list[dict], key: str, otherwise: Any) -> dict:
     """Settings for all datasets, and those for one or for one support set."""
-    everywhere = next((json.loads(row[key]) for row in rows if row["dataset"] is None), dict(otherwise))
+    everywhere = next(
+        (json.loads(row[key]) for row in rows if row["dataset"] is None), dict(otherwise)
+    )
     chosen = [
         {name: row[name] for name in ("dataset", "shots", "seed") if row[name] is not None}
         | {"settings": json.loads(row[key])}

@@ -21,7 +21,9 @@ def address(store: Store, spec: Backbone, precision: str, dataset: str, prompts:
     return store.address("classifiers", dataset, spec.name, what=what)
 
 
-def prepare(store: Store, spec: Backbone, precision: str, device: str, prompts: dict[str, dict]) -> None:
+def prepare(
+    store: Store, spec: Backbone, precision: str, device: str, prompts: dict[str, dict]
+) -> None:
     """Load a backbone once; write its card and the classifiers that are missing.
 
     Args:
@@ -38,7 +40,9 @@ def prepare(store: Store, spec: Backbone, precision: str, device: str, prompts: 
 
 def _table(names: list[str], weights_CD: np.ndarray) -> pa.Table:
     flat = pa.array(weights_CD.astype(np.float32).ravel())
-    return pa.table({"name": names, "weight": pa.FixedSizeListArray.from_arrays(flat, weights_CD.shape[1])})
+    return pa.table(
+        {"name": names, "weight": pa.FixedSizeListArray.from_arrays(flat, weights_CD.shape[1])}
+    )
 
 
 def read(store: Store, place: str) -> np.ndarray:
@@ -50,7 +54,11 @@ def read(store: Store, place: str) -> np.ndarray:
 
 
 def missing(
-    store: Store, specs: list[Backbone], precision: str, datasets: list[Dataset], prompts: dict[str, dict]
+    store: Store,
+    specs: list[Backbone],
+    precision: str,
+    datasets: list[Dataset],
+    prompts: dict[str, dict],
 ) -> dict[str, dict[str, dict]]:
     """For each backbone with something missing: the datasets' prompts that it has no classifier for."""
     work = {}
@@ -58,7 +66,8 @@ def missing(
         wanted = {
             dataset.name: prompts[dataset.name]
             for dataset in datasets
-            if store.manifest(address(store, spec, precision, dataset.name, prompts[dataset.name])) is None
+            if store.manifest(address(store, spec, precision, dataset.name, prompts[dataset.name]))
+            is None
         }
         if wanted or cards.read(store, spec, precision) is None:
             work[spec.name] = wanted

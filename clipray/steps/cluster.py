@@ -66,7 +66,12 @@ def lost(error: BaseException) -> str | None:
     """What to tell of an error that means that workers died more often than they may; None for any other error."""
     import ray.exceptions as known
 
-    kinds = (known.RayActorError, known.WorkerCrashedError, known.NodeDiedError, known.OutOfMemoryError)
+    kinds = (
+        known.RayActorError,
+        known.WorkerCrashedError,
+        known.NodeDiedError,
+        known.OutOfMemoryError,
+    )
     while error is not None:
         if isinstance(error, kinds):
             return (
@@ -120,7 +125,9 @@ def device(compute: Compute, resources: dict[str, float]) -> str:
     return "cuda" if resources.get("GPU", 0) >= 1 else "cpu"
 
 
-def tasks(function: Callable, items: list[tuple], num_cpus: float, num_gpus: float, retries: int) -> Iterator[tuple]:
+def tasks(
+    function: Callable, items: list[tuple], num_cpus: float, num_gpus: float, retries: int
+) -> Iterator[tuple]:
     """Run function(*item) as Ray tasks; yields (position, result) as they end, in any order."""
     import ray
 

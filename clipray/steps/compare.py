@@ -54,20 +54,28 @@ def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:
     store = Store(campaign.workspace)
     published = store.read_json(f"{files.FOLDER}/{campaign.name}/{MARK}")
     if published is None:
-        raise ConfigError(f"campaign {campaign.name} has no results in {store.uri}: run `python -m jobs.run` first")
+        raise ConfigError(
+            f"campaign {campaign.name} has no results in {store.uri}: run `python -m jobs.run` first"
+        )
     rows, known = [], set()
     for dataset, place in published["result"]["outcomes"].items():
         folder = place.removeprefix(store.uri).lstrip("/")
         table = store.read_table(f"{folder}/{OUTCOMES}", COLUMNS)
         known |= {
-            Choice(*key.values()) for key in table.select(COLUMNS[:3]).group_by(COLUMNS[:3]).aggregate([]).to_pylist()
+            Choice(*key.values())
+            for key in table.select(COLUMNS[:3]).group_by(COLUMNS[:3]).aggregate([]).to_pylist()
         }
         a, b = (correctness(table, chosen) for chosen in (one, other))
         if a and b:
             rows.append({"dataset": dataset, **paired(a, b)})
     if not rows:
-        missing = [str(chosen) for chosen in (one, other) if chosen not in known] or [str(one), str(other)]
-        raise ConfigError(f"no outcomes of {' and '.join(missing)}; known: {', '.join(map(str, sorted(known)))}")
+        missing = [str(chosen) for chosen in (one, other) if chosen not in known] or [
+            str(one),
+            str(other),
+        ]
+        raise ConfigError(
+            f"no outcomes of {' and '.join(missing)}; known: {', '.join(map(str, sorted(known)))}"
+        )
     return rows
 
 
@@ -81,12 +89,16 @@ def correctness(table: pa.Table, chosen: Choice) -> dict[int, Any]:
     import torch
 
     expression = pa.compute.field("head") == chosen.head
-    expression &= (pa.compute.field("method") == chosen.method) & (pa.compute.field("shots") == chosen.shots)
+    expression &= (pa.compute.field("method") == chosen.method) & (
+        pa.compute.field("shots") == chosen.shots
+    )
     found = {}
     own = table.filter(expression).sort_by("image_id")
     for seed in sorted(set(own["seed"].to_pylist())):
         part = own.filter(pa.compute.equal(own["seed"], seed))
-        found[seed] = torch.from_numpy((part["label"].to_numpy() == part["prediction"].to_numpy()).copy())
+        found[seed] = torch.from_numpy(
+            (part["label"].to_numpy() == part["prediction"].to_numpy()).copy()
+        )
     return found
 
 

@@ -20,7 +20,9 @@ from clipray.errors import ConfigError, ErrorBudget
 from clipray.steps.index import Index
 from clipray.store import Store
 
-SHARD_ROWS = 256  # images a shard: never changes with the cluster, so that file names and batches do not
+SHARD_ROWS = (
+    256  # images a shard: never changes with the cluster, so that file names and batches do not
+)
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ def plan(store: Store, specs: list[Backbone], campaign: Campaign, index: Index) 
     """What is left to do for a split; complete artefacts are not looked into."""
     whats = {spec.name: what(spec, campaign, index) for spec in specs}
     addresses = {
-        name: store.address("embeddings", index.dataset, index.split, name, what=whats[name]) for name in whats
+        name: store.address("embeddings", index.dataset, index.split, name, what=whats[name])
+        for name in whats
     }
     open_ones = [name for name in addresses if store.manifest(addresses[name]) is None]
     there = {name: store.names(addresses[name]) for name in open_ones}
-    todo = {shard: [name for name in open_ones if shard not in there[name]] for shard, _ in index.shards(SHARD_ROWS)}
+    todo = {
+        shard: [name for name in open_ones if shard not in there[name]]
+        for shard, _ in index.shards(SHARD_ROWS)
+    }
     return Work(index, addresses, whats, todo)
 
 
@@ -109,9 +115,16 @@ def decode(table: pa.Table, groups: dict[str, images.Preprocess], max_pixels: in
         errors.append(None)
         for group, crop in zip(wanted, shard, strict=True):
             crops[group].append(crop.tobytes())
-    task["rows"] = task["rows"].select(["image_id", "label"]).append_column("error", pa.array(errors, pa.string()))
+    task["rows"] = (
+        task["rows"]
+        .select(["image_id", "label"])
+        .append_column("error", pa.array(errors, pa.string()))
+    )
     del task["chunks"]
-    columns = {_column(group): pa.array([b"".join(parts)], pa.large_binary()) for group, parts in crops.items()}
+    columns = {
+        _column(group): pa.array([b"".join(parts)], pa.large_binary())
+        for group, parts in crops.items()
+    }
     for group in set(groups.values()) - set(wanted):
         columns[_column(group)] = pa.array([b""], pa.large_binary())
     return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})
@@ -134,8 +147,16 @@ def _bytes(task: dict) -> Iterator[bytes | Exception | None]:
 class Embedder:
     """One actor of a backbone's pool."""
 
-    def __init__(self, store: Store, spec: Backbone, precision: str, device: str, batch_size: int, last: bool):
-        self.store, self.spec, self.precision, self.batch_size, self.last = store, spec, precision, batch_size, last
+    def __init__(
+        self, store: Store, spec: Backbone, precision: str, device: str, batch_size: int, last: bool
+    ):
+        self.store, self.spec, self.precision, self.batch_size, self.last = (
+            store,
+            spec,
+            precision,
+            batch_size,
+            last,
+        )
         self.encoder = backbones.load(spec, precision, device)
         self.column = _column(self.encoder.preprocess)
 
@@ -144,7 +165,9 @@ class Embedder:
         task = pickle.loads(table["task"][0].as_py())
         if self.spec.name in task["todo"]:
             size = (*self.encoder.preprocess.size, 3)
-            crops_NHWC = np.frombuffer(table[self.column][0].as_buffer(), np.uint8).reshape(-1, *size)
+            crops_NHWC = np.frombuffer(table[self.column][0].as_buffer(), np.uint8).reshape(
+                -1, *size
+            )
             embeddings_ND = self.encoder.images(crops_NHWC, self.batch_size)
             part = embedded(task["rows"], embeddings_ND, self.encoder.dim, self.precision)
             self.store.write_table(task["places"][self.spec.name], part)
@@ -167,7 +190,9 @@ def embedded(rows: pa.Table, embeddings_ND: np.ndarray, dim: int, precision: str
     errors[np.flatnonzero(good)[~finite]] = "the embedding is not finite"
     null_ND = np.repeat(np.array([error is not None for error in errors]), dim)
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), mask=null_ND), dim)
-    return pa.table([rows["image_id"], rows["label"], column, pa.array(errors, pa.string())], schema=layout)
+    return pa.table(
+        [rows["image_id"], rows["label"], column, pa.array(errors, pa.string())], schema=layout
+    )
 
 
 def run(
@@ -209,7 +234,14 @@ def run(
         last = following is None or groups[following] != groups[name]
         dataset = dataset.map_batches(
             Embedder,
-            fn_constructor_args=(store, entries[name], campaign.precision, device, compute.batch_size, last),
+            fn_constructor_args=(
+                store,
+                entries[name],
+                campaign.precision,
+                device,
+                compute.batch_size,
+                last,
+            ),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=pools[name].size),
@@ -224,7 +256,10 @@ def run(
             task = pickle.loads(cell.as_py())
             failed = len(task["rows"]) - task["rows"]["error"].null_count
             budget.spend(task["dataset"], task["split"], failed)
-            yield {**{key: task[key] for key in ("dataset", "split", "shard")}, "images": len(task["rows"])}
+            yield {
+                **{key: task[key] for key in ("dataset", "split", "shard")},
+                "images": len(task["rows"]),
+            }
 
 
 def _group(card: dict) -> images.Preprocess:
@@ -237,7 +272,9 @@ class Budget:
 
     def __init__(self, works: list[Work], allowed: float):
         self.allowed = {
-            (work.index.dataset, work.index.split): allowed * len(work.index) if allowed < 1 else allowed
+            (work.index.dataset, work.index.split): allowed * len(work.index)
+            if allowed < 1
+            else allowed
             for work in works
         }
         self.failed = dict.fromkeys(self.allowed, 0)
@@ -261,10 +298,18 @@ def finish(store: Store, work: Work) -> list[dict]:
             continue
         lacking = set(names) - store.names(place)
         if lacking:
-            raise ConfigError(f"{store.place(place)} lacks {len(lacking)} shards, {min(lacking)} among them")
-        table = pa.concat_tables(store.read_table(f"{place}/{n}", ["image_id", "label", "error"]) for n in names)
-        if sorted(table["image_id"].to_pylist()) != sorted(work.index.table["image_id"].to_pylist()):
-            raise ConfigError(f"{store.place(place)} holds other images than its index: remove it and run again")
+            raise ConfigError(
+                f"{store.place(place)} lacks {len(lacking)} shards, {min(lacking)} among them"
+            )
+        table = pa.concat_tables(
+            store.read_table(f"{place}/{n}", ["image_id", "label", "error"]) for n in names
+        )
+        if sorted(table["image_id"].to_pylist()) != sorted(
+            work.index.table["image_id"].to_pylist()
+        ):
+            raise ConfigError(
+                f"{store.place(place)} holds other images than its index: remove it and run again"
+            )
         failed = table.filter(table["error"].is_valid())
         errors = dict(zip(failed["image_id"].to_pylist(), failed["error"].to_pylist(), strict=True))
         store.finish(place, work.whats[backbone], images=len(table), shards=names, errors=errors)
@@ -276,7 +321,9 @@ def failures(store: Store, work: Work) -> list[dict]:
     errors = {}
     for place in work.addresses.values():
         errors |= store.manifest(place)["errors"]
-    keys = work.index.table.filter(pa.compute.is_in(work.index.table["image_id"], pa.array(list(errors), pa.string())))
+    keys = work.index.table.filter(
+        pa.compute.is_in(work.index.table["image_id"], pa.array(list(errors), pa.string()))
+    )
     return [
         {
             "dataset": work.index.dataset,

@@ -36,12 +36,17 @@ class Task:
     seeds: int
     folds: int
     save_fusers: bool = False
-    costs: tuple[dict, ...] = ()  # of each backbone, see `cost.method_cost`; what was measured is not what was asked
+    costs: tuple[
+        dict, ...
+    ] = ()  # of each backbone, see `cost.method_cost`; what was measured is not what was asked
 
     @property
     def what(self) -> dict:
         """The WHAT: the task itself, and the code that turns it into numbers."""
-        return {"task": {key: value for key, value in self.__dict__.items() if key != "costs"}, "code": code()}
+        return {
+            "task": {key: value for key, value in self.__dict__.items() if key != "costs"},
+            "code": code(),
+        }
 
 
 def entries(campaign: Campaign) -> tuple[Fuser, ...]:
@@ -63,7 +68,10 @@ def check(campaign: Campaign) -> None:
     from clipray.numerics.fusers import FUSERS, settings_of
 
     heads, fusers = named_heads(campaign.heads), entries(campaign)
-    for key, methods, known, make in (("head", heads, HEADS, head_of), ("fuser", fusers, FUSERS, settings_of)):
+    for key, methods, known, make in (
+        ("head", heads, HEADS, head_of),
+        ("fuser", fusers, FUSERS, settings_of),
+    ):
         for method in methods:
             kind = getattr(method, key)
             if kind not in known:
@@ -114,7 +122,9 @@ def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
     for place, table in zip(places, tables, strict=True):
         if not (table["image_id"].equals(ids) and table["label"].equals(labels)):
             raise ValueError(f"{place} holds other images or labels than {places[0]}")
-    kept = pa.compute.and_(pa.compute.greater_equal(labels, 0), pa.compute.less(labels, classes)).fill_null(False)
+    kept = pa.compute.and_(
+        pa.compute.greater_equal(labels, 0), pa.compute.less(labels, classes)
+    ).fill_null(False)
     for table in tables:
         kept = pa.compute.and_(kept, table["error"].is_null())
     matrices = []
@@ -135,7 +145,9 @@ def evaluate(store: Store, task: Task, place: str) -> None:
     import torch
 
     weights = tuple(torch.from_numpy(classifiers.read(store, c)) for c in task.classifiers)
-    splits = {name: read_split(store, places, len(weights[0])) for name, places in task.embeddings.items()}
+    splits = {
+        name: read_split(store, places, len(weights[0])) for name, places in task.embeddings.items()
+    }
     test = splits["test"]
     scores = Scores(task.dataset, test.image_ids, test.labels_N, task.expected)
     drawn = draw(task, splits, len(weights[0]))
@@ -147,16 +159,25 @@ def evaluate(store: Store, task: Task, place: str) -> None:
     store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())
     store.write_table(f"{place}/{SCORES}", scores.scores())
     short = {one.shots: len(one.short) for one in drawn if one.seed == 0}
-    store.finish(place, task.what, rows=len(scores.rows), classes_with_fewer_images_than_shots=short)
+    store.finish(
+        place, task.what, rows=len(scores.rows), classes_with_fewer_images_than_shots=short
+    )
 
 
-def save(store: Store, place: str, task: Task, head: str, fitted: dict[tuple[int, int], dict]) -> None:
+def save(
+    store: Store, place: str, task: Task, head: str, fitted: dict[tuple[int, int], dict]
+) -> None:
     """Write the fitted fusers of one head.
 
     Args:
         fitted: by (shots, seed), then by the fuser's name.
     """
-    about = {"dataset": task.dataset, "head": head, "backbones": task.backbones, "classifiers": task.classifiers}
+    about = {
+        "dataset": task.dataset,
+        "head": head,
+        "backbones": task.backbones,
+        "classifiers": task.classifiers,
+    }
     entries = {entry.name: entry for entry in task.fusers}
     for (shots, seed), states in fitted.items():
         for name, state in states.items():
@@ -173,7 +194,10 @@ def draw(task: Task, splits: dict[str, Split], classes: int) -> list:
 
     if "train" not in splits or not task.shots:
         return []
-    train, tested = splits["train"], {image_id.split(".")[0] for image_id in splits["test"].image_ids}
+    train, tested = (
+        splits["train"],
+        {image_id.split(".")[0] for image_id in splits["test"].image_ids},
+    )
     seen = np.array([image_id.split(".")[0] in tested for image_id in train.image_ids])
     labels_N = np.where(seen, -1, train.labels_N.numpy())
     return draws(train.image_ids, labels_N, classes, task.shots, range(task.seeds))

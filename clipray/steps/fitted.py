@@ -39,7 +39,12 @@ def read(store: Store, file: str) -> tuple[Fuser, "State", dict]:
     from clipray.numerics.fusers import from_parts
 
     data = store.read(file)
-    length = int.from_bytes(data[:8], "little")  # safetensors: 8 bytes of length, the header as JSON, the tensors
-    header = {name: json.loads(value) for name, value in json.loads(data[8 : 8 + length])["__metadata__"].items()}
+    length = int.from_bytes(
+        data[:8], "little"
+    )  # safetensors: 8 bytes of length, the header as JSON, the tensors
+    header = {
+        name: json.loads(value)
+        for name, value in json.loads(data[8 : 8 + length])["__metadata__"].items()
+    }
     entry = Fuser(**header["fuser"])
     return entry, from_parts(entry.fuser, load(data), header["state"]), header["about"]

@@ -36,9 +36,17 @@ class Problem:
 
 def what(task: Task, config: Tune) -> dict:
     """The WHAT of a dataset's problem."""
-    data = {"embeddings": task.embeddings["train"], "classifiers": task.classifiers, "scales": task.scales}
+    data = {
+        "embeddings": task.embeddings["train"],
+        "classifiers": task.classifiers,
+        "scales": task.scales,
+    }
     inside = config.selection == INSIDE
-    return data | {"inside": inside, "queries": None if inside else config.queries, "folds": config.folds}
+    return data | {
+        "inside": inside,
+        "queries": None if inside else config.queries,
+        "folds": config.folds,
+    }
 
 
 def address(store: Store, task: Task, config: Tune) -> str:
@@ -59,21 +67,34 @@ def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem
     weights = tuple(classifiers.read(store, one) for one in task.classifiers)
     train = evaluate.read_split(store, task.embeddings["train"], len(weights[0]))
     parts, skipped = {}, []
-    found = draws(train.image_ids, train.labels_N.numpy(), len(weights[0]), config.shots, range(config.seeds))
+    found = draws(
+        train.image_ids, train.labels_N.numpy(), len(weights[0]), config.shots, range(config.seeds)
+    )
     for draw in found:
         own = _parts(train, draw, config)
         if own:
             parts[Cell(task.dataset, draw.shots, draw.seed)] = own
         else:
-            skipped.append({"shots": draw.shots, "seed": draw.seed, "reason": "no image is left to score on"})
-    used = np.unique(np.concatenate([rows for own in parts.values() for pair in own for rows in pair] or [np.zeros(0)]))
+            skipped.append(
+                {"shots": draw.shots, "seed": draw.seed, "reason": "no image is left to score on"}
+            )
+    used = np.unique(
+        np.concatenate(
+            [rows for own in parts.values() for pair in own for rows in pair] or [np.zeros(0)]
+        )
+    )
     used = used.astype(np.int64)
-    parts = {cell: [tuple(np.searchsorted(used, rows) for rows in pair) for pair in own] for cell, own in parts.items()}
+    parts = {
+        cell: [tuple(np.searchsorted(used, rows) for rows in pair) for pair in own]
+        for cell, own in parts.items()
+    }
     embeddings = tuple(e_ND.numpy()[used] for e_ND in train.embeddings)
     cells = [[cell.shots, cell.seed, len(own)] for cell, own in parts.items()]
     if store.manifest(place) is None:
         store.finish(place, what(task, config), cells=cells, skipped=skipped)
-    return Problem(embeddings, train.labels_N.numpy()[used], weights, task.scales, parts, config.folds), place
+    return Problem(
+        embeddings, train.labels_N.numpy()[used], weights, task.scales, parts, config.folds
+    ), place
 
 
 def _parts(train: Split, draw: Any, config: Tune) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -85,7 +106,10 @@ def _parts(train: Split, draw: Any, config: Tune) -> list[tuple[np.ndarray, np.n
     rows_K = np.sort(draw.rows_K)
     if config.selection == INSIDE:
         number_K = in_turn(train.labels_N[torch.from_numpy(rows_K)], config.folds).numpy()
-        pairs = [(rows_K[number_K != fold], rows_K[number_K == fold]) for fold in range(number_K.max(initial=-1) + 1)]
+        pairs = [
+            (rows_K[number_K != fold], rows_K[number_K == fold])
+            for fold in range(number_K.max(initial=-1) + 1)
+        ]
     else:
         rest = np.setdiff1d(np.arange(len(train.image_ids)), rows_K)
         order = np.random.default_rng(draw.seed).permutation(len(rest))[: config.queries]
@@ -115,7 +139,9 @@ def cases(problem: Problem, cell: Cell, head: str, settings: dict) -> list[tuple
         first = Draw(cell.shots, cell.seed, np.arange(len(fit_rows)), {})
         shots = views.shots(first, images, weights, problem.scales)
         held = tuple(e_ND[len(fit_rows) :] for e_ND in images.embeddings)
-        logits_NMC = views.logits(kind, kind.fit(shots, kind.settings), held, weights, problem.scales)
+        logits_NMC = views.logits(
+            kind, kind.fit(shots, kind.settings), held, weights, problem.scales
+        )
         found.append(
             (
                 views.support(kind, shots, problem.folds),

@@ -42,7 +42,9 @@ class Index:
             yield f"{start:09d}.parquet", self.table.slice(start, rows)
 
 
-def index(store: Store, dataset: Dataset, split: str, data_root: str, mapper: Mapper, limit: int = 0) -> Index:
+def index(
+    store: Store, dataset: Dataset, split: str, data_root: str, mapper: Mapper, limit: int = 0
+) -> Index:
     """The index of a split, read from the store if its source has not changed, else made and kept there.
 
     Args:

@@ -12,7 +12,10 @@ from clipray.store import Store
 if TYPE_CHECKING:
     from clipray.numerics.meta import Episode, MetaGate
 
-FUSER, HEAD = "nlc_meta", "zero_shot"  # whatever the head it is applied to: its features hold for any logits
+FUSER, HEAD = (
+    "nlc_meta",
+    "zero_shot",
+)  # whatever the head it is applied to: its features hold for any logits
 EPISODES = "episodes.safetensors"
 LEAST = 3  # other datasets; with fewer, the gate stays untaught
 SHOTS, SEEDS, QUERIES, FEWEST = (1, 2, 4, 8, 16), 2, 128, 16
@@ -26,7 +29,9 @@ def taught(store: Store, tasks: list[Task], compute: Compute, verbose: bool) -> 
     """
     known = {task.dataset: task for task in tasks if "train" in task.embeddings}
     entries = {entry.name: entry for task in tasks for entry in task.fusers if _untaught(entry)}
-    weights = {name: _weights(store, entry, known, compute, verbose) for name, entry in entries.items()}
+    weights = {
+        name: _weights(store, entry, known, compute, verbose) for name, entry in entries.items()
+    }
     return [_with_weights(task, weights) for task in tasks]
 
 
@@ -37,7 +42,11 @@ def _untaught(entry: Fuser) -> bool:
 def _with_weights(task: Task, weights: dict[str, dict[str, list]]) -> Task:
     def with_own(entry: Fuser) -> Fuser:
         own = weights.get(entry.name, {}).get(task.dataset)
-        return entry.model_copy(update={"settings": entry.settings | {"weights": own}}) if own else entry
+        return (
+            entry.model_copy(update={"settings": entry.settings | {"weights": own}})
+            if own
+            else entry
+        )
 
     return replace(task, fusers=tuple(with_own(entry) for entry in task.fusers))
 
@@ -50,17 +59,27 @@ def _weights(
 
     settings = settings_of(FUSER, entry.settings)
     told = {name: what(task, settings) for name, task in known.items()}
-    sources = {name: store.address("meta", name, "episodes", what=one) for name, one in told.items()}
+    sources = {
+        name: store.address("meta", name, "episodes", what=one) for name, one in told.items()
+    }
     lessons = {}
     for name in known:
         others = sorted(source for other, source in sources.items() if other != name)
         if len(others) >= LEAST:
             lesson = {"episodes": others, "settings": settings, "code": evaluate.code()}
             lessons[name] = (store.address("meta", name, "weights", what=lesson), others, lesson)
-    missing = [(store, *lesson, settings) for lesson in lessons.values() if store.manifest(lesson[0]) is None]
+    missing = [
+        (store, *lesson, settings)
+        for lesson in lessons.values()
+        if store.manifest(lesson[0]) is None
+    ]
     if missing:
         cluster.connect(compute, verbose)
-        parts = [(store, sources[n], known[n], told[n], settings) for n in known if store.manifest(sources[n]) is None]
+        parts = [
+            (store, sources[n], known[n], told[n], settings)
+            for n in known
+            if store.manifest(sources[n]) is None
+        ]
         _each(make_episodes, parts, "episodes of other datasets", compute)
         _each(learn, missing, "learning from them", compute)
     return {name: store.manifest(place)["weights"] for name, (place, *_) in lessons.items()}
@@ -74,9 +93,19 @@ def _each(function: Any, items: list[tuple], words: str, compute: Compute) -> No
 
 def what(task: Task, settings: "MetaGate") -> dict:
     """The WHAT of a dataset's episodes."""
-    data = {"embeddings": task.embeddings["train"], "classifiers": task.classifiers, "scales": task.scales}
+    data = {
+        "embeddings": task.embeddings["train"],
+        "classifiers": task.classifiers,
+        "scales": task.scales,
+    }
     draws = {"shots": SHOTS, "seeds": SEEDS, "queries": QUERIES, "fewest": FEWEST}
-    return {"dataset": task.dataset, **data, **draws, "experts": settings.experts, "code": evaluate.code()}
+    return {
+        "dataset": task.dataset,
+        **data,
+        **draws,
+        "experts": settings.experts,
+        "code": evaluate.code(),
+    }
 
 
 def make_episodes(store: Store, place: str, task: Task, told: dict, settings: "MetaGate") -> None:
@@ -85,7 +114,11 @@ def make_episodes(store: Store, place: str, task: Task, told: dict, settings: "M
 
     tensors = {}
     for number, one in enumerate(episodes(store, task, settings)):
-        named = {"features_QEF": one.features_QEF, "logits_QEC": one.logits_QEC, "base_E": one.base_E}
+        named = {
+            "features_QEF": one.features_QEF,
+            "logits_QEC": one.logits_QEC,
+            "base_E": one.base_E,
+        }
         tensors |= {f"{number}/{key}": value.contiguous() for key, value in named.items()}
         tensors[f"{number}/labels_Q"] = one.labels_Q.contiguous()
     store.write(f"{place}/{EPISODES}", save(tensors))
@@ -103,12 +136,17 @@ def episodes(store: Store, task: Task, settings: "MetaGate") -> list["Episode"]:
     from clipray.numerics.support import Support
 
     weights = tuple(torch.from_numpy(classifiers.read(store, place)) for place in task.classifiers)
-    train, head = evaluate.read_split(store, task.embeddings["train"], len(weights[0])), FITTED_HEADS[HEAD]
+    train, head = (
+        evaluate.read_split(store, task.embeddings["train"], len(weights[0])),
+        FITTED_HEADS[HEAD],
+    )
     states = head.fit([None] * len(weights), head.settings)
     logits_NMC = views.logits(head, states, train.embeddings, weights, task.scales)
     whole = Support(logits_NMC, train.embeddings, train.labels_N)
     found = []
-    for draw in draws(train.image_ids, train.labels_N.numpy(), len(weights[0]), SHOTS, range(SEEDS)):
+    for draw in draws(
+        train.image_ids, train.labels_N.numpy(), len(weights[0]), SHOTS, range(SEEDS)
+    ):
         rest = np.setdiff1d(np.arange(len(train.image_ids)), draw.rows_K)
         rest = np.random.default_rng(draw.seed).permutation(rest)[:QUERIES]
         if len(rest) >= FEWEST:
@@ -128,5 +166,7 @@ def learn(store: Store, place: str, others: list[str], lesson: dict, settings: "
         tensors = load(store.read(f"{source}/{EPISODES}"))
         for number in sorted({name.partition("/")[0] for name in tensors}, key=int):
             fields = [field for field in meta.Episode._fields if field != "group"]
-            found.append(meta.Episode(*(tensors[f"{number}/{field}"] for field in fields), group=source))
+            found.append(
+                meta.Episode(*(tensors[f"{number}/{field}"] for field in fields), group=source)
+            )
     store.finish(place, lesson, weights=list(meta.learn(found, settings, meta.Learning())))

@@ -22,7 +22,9 @@ def share(costs: dict[str, float], cpus: float, gpus: float, compute: Compute) -
     """
     named = {name: compute.pools[name] for name in costs if name in compute.pools}
     free = {name: cost for name, cost in costs.items() if name not in named}
-    left_cpus = cpus - compute.decode_cpus - sum(pool.size * pool.num_cpus for pool in named.values())
+    left_cpus = (
+        cpus - compute.decode_cpus - sum(pool.size * pool.num_cpus for pool in named.values())
+    )
     left_gpus = gpus - sum(pool.size * pool.num_gpus for pool in named.values())
     pools = named | (_on_gpus(free, left_gpus, left_cpus) if gpus else _on_cpus(free, left_cpus))
     check(pools, cpus, gpus, compute.decode_cpus)
@@ -33,7 +35,9 @@ def _on_cpus(costs: dict[str, float], cpus: float) -> dict[str, Pool]:
     if not costs:
         return {}
     if cpus >= len(costs):
-        return {name: Pool(size=size, num_cpus=1) for name, size in apportion(costs, int(cpus)).items()}
+        return {
+            name: Pool(size=size, num_cpus=1) for name, size in apportion(costs, int(cpus)).items()
+        }
     each = math.floor(100 * max(0.0, cpus) / len(costs)) / 100
     return {name: Pool(size=1, num_cpus=each) for name in costs}
 

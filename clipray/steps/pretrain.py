@@ -44,8 +44,15 @@ def pretrain(config: Pretrain, verbose: bool = False) -> dict:
     name = f"{config.name}-{fingerprint(what(config))}"
     train, held_out, captions = corpus(config)
     if train.count() < config.batch_size:
-        raise ConfigError(f"corpus {config.corpus}: {train.count()} training images are fewer than one batch")
-    settings = {"config": config.model_dump(), "captions": captions, "n": train.count(), "name": name}
+        raise ConfigError(
+            f"corpus {config.corpus}: {train.count()} training images are fewer than one batch"
+        )
+    settings = {
+        "config": config.model_dump(),
+        "captions": captions,
+        "n": train.count(),
+        "name": name,
+    }
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
@@ -66,21 +73,27 @@ def pretrain(config: Pretrain, verbose: bool = False) -> dict:
         result = trainer.fit()
     done = export(config, result.checkpoint)
     history = store.read_json(f"{FOLDER}/{name}/{HISTORY}") or []
-    Path(done["weights"]).with_name("README.md").write_text(model_card(config, history, settings["n"]))
+    Path(done["weights"]).with_name("README.md").write_text(
+        model_card(config, history, settings["n"])
+    )
     return done | {"run": store.place(f"{FOLDER}/{name}"), "mlflow": track(config, name, history)}
 
 
 def check(config: Pretrain, resources: dict[str, float]) -> None:
     """`ConfigError` where the workers do not fit into the cluster, or a step cannot be shared out among them."""
     if config.batch_size % config.workers:
-        raise ConfigError(f"batch_size {config.batch_size} is not a multiple of workers {config.workers}")
+        raise ConfigError(
+            f"batch_size {config.batch_size} is not a multiple of workers {config.workers}"
+        )
     if config.workers * config.cpus_per_worker > resources.get("CPU", 0):
         raise ConfigError(
             f"{config.workers} workers of {config.cpus_per_worker:g} CPUs do not fit into a cluster of "
             f"{resources.get('CPU', 0):g}: lower workers or cpus_per_worker"
         )
     if config.use_gpu and config.workers > resources.get("GPU", 0):
-        raise ConfigError(f"{config.workers} workers on GPUs, but the cluster has {resources.get('GPU', 0):g}")
+        raise ConfigError(
+            f"{config.workers} workers on GPUs, but the cluster has {resources.get('GPU', 0):g}"
+        )
 
 
 @contextmanager
@@ -118,9 +131,19 @@ def track(config: Pretrain, name: str, history: list[dict]) -> dict:
     """Record the training as one MLflow run: every epoch a step."""
     from clipray.tracking import Metric, Record, record
 
-    metrics = [Metric(key, value, row["epoch"]) for row in history for key, value in row.items() if key != "epoch"]
+    metrics = [
+        Metric(key, value, row["epoch"])
+        for row in history
+        for key, value in row.items()
+        if key != "epoch"
+    ]
     artifacts = {"model/model.safetensors": str(backbones.local_path(config.output))}
-    done = record(f"pretrain/{name}", config.workspace, config.tracking, Record(what(config), metrics, (), artifacts))
+    done = record(
+        f"pretrain/{name}",
+        config.workspace,
+        config.tracking,
+        Record(what(config), metrics, (), artifacts),
+    )
     return {key: value for key, value in done.items() if key != "written"}
 
 
@@ -198,16 +221,28 @@ def corpus(config: Pretrain):
     preprocess = images.Preprocess((size, size), "bicubic", "shortest", 0)
     rows = ray.data.read_parquet(config.corpus, columns=[config.image, config.caption])
     if not {config.image, config.caption} <= set(rows.schema().names):
-        raise ConfigError(f"corpus {config.corpus} has no columns {config.image} and {config.caption}")
+        raise ConfigError(
+            f"corpus {config.corpus} has no columns {config.image} and {config.caption}"
+        )
     decoded = rows.repartition(target_num_rows_per_block=2048).map_batches(
-        partial(decode, image=config.image, caption=config.caption, preprocess=preprocess, held_out=config.held_out),
+        partial(
+            decode,
+            image=config.image,
+            caption=config.caption,
+            preprocess=preprocess,
+            held_out=config.held_out,
+        ),
         batch_size=512,
     )
     if config.cache:
         decoded = decoded.random_shuffle(seed=config.seed).materialize()
     train, held = (decoded.map_batches(partial(part, held_out=flag)) for flag in (False, True))
     held = held.materialize()
-    return (train.materialize() if config.cache else train), held, sorted(held.unique("caption"))[:HELD_OUT_CAPTIONS]
+    return (
+        (train.materialize() if config.cache else train),
+        held,
+        sorted(held.unique("caption"))[:HELD_OUT_CAPTIONS],
+    )
 
 
 def decode(
@@ -224,7 +259,11 @@ def decode(
         share = int.from_bytes(hashlib.blake2b(data, digest_size=4).digest()) / 2**32
         rows.append((crop, text, share < held_out))
     crops, texts, held = zip(*rows, strict=True) if rows else ((), (), ())
-    return {"crop": np.array(crops, np.uint8), "caption": np.array(texts, object), "held_out": np.array(held, bool)}
+    return {
+        "crop": np.array(crops, np.uint8),
+        "caption": np.array(texts, object),
+        "held_out": np.array(held, bool),
+    }
 
 
 def part(batch: dict, held_out: bool) -> dict[str, np.ndarray]:

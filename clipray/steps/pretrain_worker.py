@@ -26,13 +26,17 @@ def train_worker(settings: dict) -> None:
     torch.set_num_threads(max(1, config.threads))
     model = backbones.untrained(config.architecture).to(memory_format=torch.channels_last)
     wrapped = ray.train.torch.prepare_model(model)
-    optimizer = torch.optim.AdamW(groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98), eps=1e-6
+    )
     steps = max(1, settings["n"] // config.batch_size)
     done = restore(model, optimizer)
     tokenizer = backbones.tokenizer(config.architecture)
     for epoch in range(done, config.epochs):
         start, losses = time.perf_counter(), []
-        torch.manual_seed(hash((config.seed, epoch, rank)))  # a continued run draws what an unbroken one does
+        torch.manual_seed(
+            hash((config.seed, epoch, rank))
+        )  # a continued run draws what an unbroken one does
         wrapped.train()
         batches = ray.train.get_dataset_shard("train").iter_batches(
             batch_size=config.batch_size // world,
@@ -42,7 +46,9 @@ def train_worker(settings: dict) -> None:
         )
         for step, batch in zip(range(steps), batches, strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * schedule(epoch * steps + step, config.warmup_steps, config.epochs * steps)
+                group["lr"] = config.lr * schedule(
+                    epoch * steps + step, config.warmup_steps, config.epochs * steps
+                )
             losses.append(train_step(wrapped, model, optimizer, batch, tokenizer, config))
         metrics = {
             "epoch": epoch + 1,
@@ -50,14 +56,23 @@ def train_worker(settings: dict) -> None:
             "images_per_second": len(losses) * config.batch_size / (time.perf_counter() - start),
             "held_out_top1": held_out_accuracy(model, settings["captions"], tokenizer),
         }
-        checkpoint(model, optimizer, metrics, Store(config.workspace), f"{FOLDER}/{settings['name']}/{HISTORY}")
+        checkpoint(
+            model,
+            optimizer,
+            metrics,
+            Store(config.workspace),
+            f"{FOLDER}/{settings['name']}/{HISTORY}",
+        )
 
 
 def groups(model, weight_decay: float) -> list[dict]:
     """Parameter groups: weight decay on matrices, but not on the token table, so that unseen rows stay zero."""
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n != backbones.TABLE]
     others = [p for n, p in model.named_parameters() if p.ndim <= 1 or n == backbones.TABLE]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
 
 
 def schedule(step: int, warmup: int, total: int) -> float:
@@ -79,16 +94,22 @@ def train_step(wrapped, model, optimizer, batch: dict, tokenizer, config: Pretra
 
     device = next(model.parameters()).device
     texts, inverse = np.unique(batch["caption"].astype(str), return_inverse=True)
-    pixels = augmented(shifted(normalised(batch["crop"], model, device), config.shift), config.jitter)
+    pixels = augmented(
+        shifted(normalised(batch["crop"], model, device), config.shift), config.jitter
+    )
     amp = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
     with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
         image_BD, text_UD, scale = wrapped(pixels, tokenizer(list(texts)).to(device))
     caption_U = torch.tensor([_number(text) for text in texts], device=device)
     inverse = torch.from_numpy(inverse).to(device)
-    image_BD, text_BD, caption_B = gathered(image_BD.float(), text_UD.float()[inverse], caption_U[inverse])
+    image_BD, text_BD, caption_B = gathered(
+        image_BD.float(), text_UD.float()[inverse], caption_U[inverse]
+    )
     loss = contrastive_loss(image_BD, text_BD, caption_B, scale)
     optimizer.zero_grad(set_to_none=True)
-    (loss * world_size()).backward()  # DDP averages over workers; each holds its own rows' share of the gradient
+    (
+        loss * world_size()
+    ).backward()  # DDP averages over workers; each holds its own rows' share of the gradient
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     with torch.no_grad():
@@ -128,7 +149,9 @@ def normalised(crops: np.ndarray, model, device):
     import torch
 
     config = model.visual.preprocess_cfg
-    mean, std = (torch.tensor(config[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (
+        torch.tensor(config[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std")
+    )
     pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(device).permute(0, 3, 1, 2).float()
     return (pixels / 255 - mean) / std
 
@@ -137,7 +160,9 @@ def augmented(pixels, jitter: float):
     """Contrast and brightness changed by up to a fraction `jitter` (in units of the normalised input)."""
     import torch
 
-    contrast, brightness = (torch.rand(2, len(pixels), 1, 1, 1, device=pixels.device) * 2 - 1) * jitter
+    contrast, brightness = (
+        torch.rand(2, len(pixels), 1, 1, 1, device=pixels.device) * 2 - 1
+    ) * jitter
     return pixels * (1 + contrast) + brightness
 
 
@@ -158,8 +183,12 @@ def held_out_accuracy(model, captions: list[str], tokenizer) -> float:
         position = {caption: number for number, caption in enumerate(captions)}
         right, total = 0, 0
         for batch in ray.train.get_dataset_shard("held_out").iter_batches(batch_size=256):
-            image_ND = normalize(model.encode_image(normalised(batch["crop"], model, device)).float(), dim=-1)
-            target = torch.tensor([position.get(caption, -1) for caption in batch["caption"]], device=device)
+            image_ND = normalize(
+                model.encode_image(normalised(batch["crop"], model, device)).float(), dim=-1
+            )
+            target = torch.tensor(
+                [position.get(caption, -1) for caption in batch["caption"]], device=device
+            )
             right += int(((image_ND @ text_CD.T).argmax(1) == target).sum())
             total += int((target >= 0).sum())
     counts = torch.tensor([right, total], device=device)
@@ -178,7 +207,11 @@ def checkpoint(model, optimizer, metrics: dict, store: Store, history: str) -> N
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "metrics": metrics}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "metrics": metrics,
+        }
         torch.save(state, Path(folder) / "state.pt")
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
     earlier = [row for row in store.read_json(history) or [] if row["epoch"] < metrics["epoch"]]

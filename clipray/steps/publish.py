@@ -27,7 +27,9 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
     before = store.read_json(f"{folder}/{MARK}") or {}
     if before.get("mark") == mark:
         return before["result"] | {"changed": False}
-    scores = pa.concat_tables(store.read_table(f"{place}/{evaluate.SCORES}") for place in places.values())
+    scores = pa.concat_tables(
+        store.read_table(f"{place}/{evaluate.SCORES}") for place in places.values()
+    )
     failures = pa.Table.from_pylist(todo.failures, schema=schema.FAILURES)
     stands = standings(scores)
     made = files.write(store, campaign.name, scores, failures, about(todo), stands)
@@ -37,7 +39,10 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
         **made,
         "outcomes": {name: store.place(p) for name, p in places.items()},
     }
-    result |= {"mlflow": track(todo, places, scores, stands, made), "headline": headline(todo, scores)}
+    result |= {
+        "mlflow": track(todo, places, scores, stands, made),
+        "headline": headline(todo, scores),
+    }
     store.write_json(f"{folder}/{MARK}", {"mark": mark, "result": result})
     return result | {"changed": True}
 
@@ -46,7 +51,9 @@ def about(todo: Plan) -> dict:
     """Settings and provenance, as the report shows them."""
     return {
         "campaign": todo.campaign.model_dump(mode="json"),
-        "images": {f"{dataset}/{split}": len(work.index) for (dataset, split), work in todo.works.items()},
+        "images": {
+            f"{dataset}/{split}": len(work.index) for (dataset, split), work in todo.works.items()
+        },
         **provenance(),
     }
 
@@ -59,7 +66,9 @@ def headline(todo: Plan, scores: pa.Table) -> dict:
     return report.headline(scores) | {"images": images, "failed_images": len(todo.failures)}
 
 
-def track(todo: Plan, places: dict[str, str], scores: pa.Table, stands: pa.Table, made: dict[str, str]) -> dict:
+def track(
+    todo: Plan, places: dict[str, str], scores: pa.Table, stands: pa.Table, made: dict[str, str]
+) -> dict:
     """Record the campaign's run, which sums up all datasets, and one run per dataset; where they are."""
     from clipray.tracking import Record, record
 
@@ -72,8 +81,15 @@ def track(todo: Plan, places: dict[str, str], scores: pa.Table, stands: pa.Table
         "config.yaml": yaml.safe_dump(campaign.model_dump(mode="json"), sort_keys=False).encode(),
     }
     what = campaign.model_dump(mode="json", exclude={"compute", "tracking", "workspace", "name"})
-    parent = Record(what, summary(scores, stands), artifacts=artifacts, tags={"clipray.provenance": provenance()})
-    children = {dataset.name: child(todo, dataset.name, places[dataset.name]) for dataset in todo.datasets}
+    parent = Record(
+        what,
+        summary(scores, stands),
+        artifacts=artifacts,
+        tags={"clipray.provenance": provenance()},
+    )
+    children = {
+        dataset.name: child(todo, dataset.name, places[dataset.name]) for dataset in todo.datasets
+    }
     found = record(campaign.name, todo.store.uri, campaign.tracking, parent, children)
     return {key: value for key, value in found.items() if key != "written"}
 
@@ -92,12 +108,18 @@ def summary(scores: pa.Table, stands: pa.Table) -> list:
         if row.on_support:
             for name in ("wins", "ties", "losses"):
                 value = getattr(row.on_support, name)
-                metrics.append(Metric(f"{name}_on_support/{row.head}/{row.method}", value, row.shots))
+                metrics.append(
+                    Metric(f"{name}_on_support/{row.head}/{row.method}", value, row.shots)
+                )
     for row in stands.to_pylist():
         place = f"{row['head']}/{row['method']}"
         metrics.append(Metric(f"mean_rank/{place}", row["mean_rank"], row["shots"]))
         if row["correlation"] is not None:
-            metrics.append(Metric(f"gain_complementarity_correlation/{place}", row["correlation"], row["shots"]))
+            metrics.append(
+                Metric(
+                    f"gain_complementarity_correlation/{place}", row["correlation"], row["shots"]
+                )
+            )
     return metrics
 
 
@@ -110,15 +132,25 @@ def child(todo: Plan, dataset: str, place: str):
     keys = ["metric", "head", "method", "shots"]
     means = frame.groupby(keys)["value"].mean().reset_index()
     metrics = [
-        Metric(f"{row.metric}/{row.head}/{row.method}", row.value, row.shots) for row in means.itertuples(index=False)
+        Metric(f"{row.metric}/{row.head}/{row.method}", row.value, row.shots)
+        for row in means.itertuples(index=False)
     ]
     names = todo.prompts[dataset]
     works = {split: work for (name, split), work in todo.works.items() if name == dataset}
-    params = {"dataset": dataset, "classes": len(names["classnames"]), "templates": names["templates"]}
+    params = {
+        "dataset": dataset,
+        "classes": len(names["classnames"]),
+        "templates": names["templates"],
+    }
     params |= {f"{split}_images": len(work.index) for split, work in works.items()}
     uri = next(entry.uri or entry.format for entry in todo.datasets if entry.name == dataset)
     inputs = [
         Input(dataset, work.index.content, f"{uri}#{split}", split, {"images": len(work.index)})
         for split, work in works.items()
     ]
-    return Record(params, metrics, inputs, {"scores/scores.parquet": store.place(f"{place}/{evaluate.SCORES}")})
+    return Record(
+        params,
+        metrics,
+        inputs,
+        {"scores/scores.parquet": store.place(f"{place}/{evaluate.SCORES}")},
+    )

@@ -90,7 +90,12 @@ class Records:
         """Keep rows; they reach the store within SECONDS, or at `flush`."""
         for fit in fits:
             key = self.key(fit.configuration, fit.cell)
-            row = {**fit._asdict(), **fit.cell._asdict(), "key": key, "configuration": fit.configuration.text}
+            row = {
+                **fit._asdict(),
+                **fit.cell._asdict(),
+                "key": key,
+                "configuration": fit.configuration.text,
+            }
             del row["cell"]
             if fit.progress not in self.rows.setdefault(key, {}):
                 self.rows[key][fit.progress] = row
@@ -106,9 +111,14 @@ class Records:
     def flush(self) -> None:
         """Write what waits."""
         stamp = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"  # in order of time: a study's history is read in its order
-        for kind, rows, form in (("fits", self.waiting, schema.FITS), ("trials", self.asked, schema.TRIALS)):
+        for kind, rows, form in (
+            ("fits", self.waiting, schema.FITS),
+            ("trials", self.asked, schema.TRIALS),
+        ):
             if rows:
-                self.store.write_table(f"{self.place}/{kind}-{stamp}.parquet", pa.Table.from_pylist(rows, schema=form))
+                self.store.write_table(
+                    f"{self.place}/{kind}-{stamp}.parquet", pa.Table.from_pylist(rows, schema=form)
+                )
                 rows.clear()
         self.last = time.monotonic()
 
@@ -118,16 +128,21 @@ class Records:
         own = [
             row
             for row in every
-            if row["configuration"] in configurations and Cell(row["dataset"], row["shots"], row["seed"]) in cells
+            if row["configuration"] in configurations
+            and Cell(row["dataset"], row["shots"], row["seed"]) in cells
         ]
         order = ("configuration", "dataset", "shots", "seed", "progress")
-        return pa.Table.from_pylist(sorted(own, key=lambda row: [row[k] for k in order]), schema=schema.FITS)
+        return pa.Table.from_pylist(
+            sorted(own, key=lambda row: [row[k] for k in order]), schema=schema.FITS
+        )
 
 
 def score(rows: Iterable[dict | Any], metric: str) -> float:
     """The mean over datasets of the mean over a dataset's rows; NaN where a row has an error."""
     by_dataset: dict[str, list[float]] = {}
     for row in rows:
-        by_dataset.setdefault(row["dataset"], []).append(float("nan") if row["error"] else row[metric])
+        by_dataset.setdefault(row["dataset"], []).append(
+            float("nan") if row["error"] else row[metric]
+        )
     means = [sum(values) / len(values) for values in by_dataset.values()]
     return sum(means) / len(means) if means else float("nan")

@@ -33,7 +33,9 @@ class Plan:
     @property
     def busy(self) -> list[str]:
         """Backbones with images to embed."""
-        todo = {name for work in self.works.values() for names in work.todo.values() for name in names}
+        todo = {
+            name for work in self.works.values() for names in work.todo.values() for name in names
+        }
         return [spec.name for spec in self.specs if spec.name in todo]
 
 
@@ -56,7 +58,9 @@ def plan(campaign: Campaign, verbose: bool = False) -> Plan:
     works = {}
     for dataset in datasets:
         for split in dataset.splits:
-            found = index(store, dataset, split, campaign.data_root, reader(campaign.compute), campaign.limit)
+            found = index(
+                store, dataset, split, campaign.data_root, reader(campaign.compute), campaign.limit
+            )
             if not len(found):
                 raise ConfigError(f"dataset {dataset.name}: its {split} split holds no image")
             works[dataset.name, split] = embed.plan(store, specs, campaign, found)
@@ -102,7 +106,9 @@ def embed_images(todo: Plan) -> None:
         gpus = resources.get("GPU", 0) if device == "cuda" else 0
         pools = share(costs, resources["CPU"], gpus, compute)
         with progress("images", todo.images, "images") as advance:
-            for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
+            for done in embed.run(
+                todo.store, works, todo.specs, todo.campaign, known, pools, device
+            ):
                 advance(done["images"])
     for work in works:
         todo.failures += embed.finish(todo.store, work)
@@ -122,7 +128,8 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
                 dataset=dataset.name,
                 backbones=tuple(names),
                 classifiers=tuple(
-                    classifiers.address(todo.store, spec, precision, dataset.name, prompts) for spec in todo.specs
+                    classifiers.address(todo.store, spec, precision, dataset.name, prompts)
+                    for spec in todo.specs
                 ),
                 scales=tuple((known[name]["scale"], known[name]["bias"]) for name in names),
                 embeddings={
@@ -162,7 +169,10 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
 
 def _size(todo: Plan, task: evaluate.Task) -> int:
     """How long an evaluation takes, roughly: support images × classes, for every logit is looked at."""
-    train, classes = todo.works.get((task.dataset, "train")), len(todo.prompts[task.dataset]["classnames"])
+    train, classes = (
+        todo.works.get((task.dataset, "train")),
+        len(todo.prompts[task.dataset]["classnames"]),
+    )
     support = min(len(train.index), classes * max(task.shots)) if train and task.shots else 0
     return (support + 1) * classes
 
@@ -173,11 +183,18 @@ def describe(todo: Plan) -> list[str]:
     for (dataset, split), work in todo.works.items():
         left = f"{work.images} to embed" if work.images else "embedded"
         lines.append(f"  {dataset}/{split}: {len(work.index)} images, {left}")
-    lines.append(f"text classifiers to compute: {sum(len(sets) for sets in todo.classifiers.values())}")
+    lines.append(
+        f"text classifiers to compute: {sum(len(sets) for sets in todo.classifiers.values())}"
+    )
     unknown, seconds = [], 0.0
     for spec in todo.specs:
         card = cards.read(todo.store, spec, todo.campaign.precision)
-        images = sum(len(rows) for w in todo.works.values() for n, rows in w.shards() if spec.name in w.todo[n])
+        images = sum(
+            len(rows)
+            for w in todo.works.values()
+            for n, rows in w.shards()
+            if spec.name in w.todo[n]
+        )
         if images and card is None:
             unknown.append(spec.name)
         seconds += images * card["seconds_per_image"] if card else 0.0

@@ -26,7 +26,12 @@ class Scores:
     """
 
     def __init__(self, dataset: str, image_ids: Sequence[str], labels_N: Any, expected: int):
-        self.dataset, self.image_ids, self.labels_N, self.expected = dataset, list(image_ids), labels_N, expected
+        self.dataset, self.image_ids, self.labels_N, self.expected = (
+            dataset,
+            list(image_ids),
+            labels_N,
+            expected,
+        )
         self.rows: list[dict] = []
         self.parts: list[pa.Table] = []
         self.right: dict[tuple, Any] = {}  # (head, method, shots, seed) -> 0/1 per image
@@ -78,20 +83,34 @@ class Scores:
         from clipray.numerics.complementarity import headroom_captured
 
         head, _, shots, seed = place
-        on_test = (head, ON_TEST, shots, seed) if (head, ON_TEST, shots, seed) in self.right else (head, ON_TEST, 0, 0)
+        on_test = (
+            (head, ON_TEST, shots, seed)
+            if (head, ON_TEST, shots, seed) in self.right
+            else (head, ON_TEST, 0, 0)
+        )
         oracle = (head, "oracle", *on_test[2:])
-        for metric, reference in (("gain_on_support", (head, REFERENCE, shots, seed)), ("gain_on_test", on_test)):
+        for metric, reference in (
+            ("gain_on_support", (head, REFERENCE, shots, seed)),
+            ("gain_on_test", on_test),
+        ):
             if reference in self.right and reference != place:
                 difference = paired_bootstrap(self.right[place], self.right[reference], RESAMPLES)
                 self._row(place, metric, difference.difference, difference.low, difference.high)
                 if metric == "gain_on_support":
-                    self._row(place, "p_on_support", mcnemar(self.right[place], self.right[reference])[2])
+                    self._row(
+                        place, "p_on_support", mcnemar(self.right[place], self.right[reference])[2]
+                    )
         if on_test in self.right and oracle in self.right:
             means = [float(self.right[one].mean()) for one in (place, on_test, oracle)]
             self._row(place, "headroom_captured", headroom_captured(*means))
 
     def _row(
-        self, place: tuple, metric: str, value: float, low: float | None = None, high: float | None = None
+        self,
+        place: tuple,
+        metric: str,
+        value: float,
+        low: float | None = None,
+        high: float | None = None,
     ) -> None:
         head, method, shots, seed = place
         self.rows.append(
@@ -115,13 +134,18 @@ class Scores:
 
     def _outcomes(self, place: tuple, prediction_N: np.ndarray, confidence_N: np.ndarray) -> None:
         n = len(self.image_ids)
-        constants = dict(zip(("head", "method", "shots", "seed"), place, strict=True)) | {"dataset": self.dataset}
+        constants = dict(zip(("head", "method", "shots", "seed"), place, strict=True)) | {
+            "dataset": self.dataset
+        }
         columns = {
             "image_id": self.image_ids,
             "label": self.labels_N.numpy().astype(np.int32),
             "prediction": prediction_N.astype(np.int32),
             "confidence": confidence_N.astype(np.float32),
         } | {
-            name: pa.repeat(pa.scalar(value, schema.OUTCOMES.field(name).type), n) for name, value in constants.items()
+            name: pa.repeat(pa.scalar(value, schema.OUTCOMES.field(name).type), n)
+            for name, value in constants.items()
         }
-        self.parts.append(pa.table([columns[name] for name in schema.OUTCOMES.names], schema=schema.OUTCOMES))
+        self.parts.append(
+            pa.table([columns[name] for name in schema.OUTCOMES.names], schema=schema.OUTCOMES)
+        )

@@ -25,21 +25,30 @@ class Configuration:
     @cached_property
     def text(self) -> str:
         """All of it, as one line of JSON."""
-        return _dump([self.head, json.loads(self.head_settings), self.fuser, json.loads(self.settings)])
+        return _dump(
+            [self.head, json.loads(self.head_settings), self.fuser, json.loads(self.settings)]
+        )
 
 
 def configuration(search: Search, chosen: Mapping[str, Any]) -> Configuration:
     """The search's method under some values of its space; none: its defaults."""
     ours = {name: value for name, value in chosen.items() if not name.startswith(HEAD)}
-    heads = {name.removeprefix(HEAD): value for name, value in chosen.items() if name.startswith(HEAD)}
-    settings, of_head = _merged(search.settings, _nested(ours)), _merged(search.head_settings, _nested(heads))
+    heads = {
+        name.removeprefix(HEAD): value for name, value in chosen.items() if name.startswith(HEAD)
+    }
+    settings, of_head = (
+        _merged(search.settings, _nested(ours)),
+        _merged(search.head_settings, _nested(heads)),
+    )
     return Configuration(search.head, _dump(of_head), search.fuser, _dump(settings))
 
 
 def spans(search: Search) -> dict[str, Span]:
     """The spaces of the fuser and of the head as one."""
     of_head = {
-        HEAD + name: span.model_copy(update={"when": {HEAD + key: values for key, values in span.when.items()}})
+        HEAD + name: span.model_copy(
+            update={"when": {HEAD + key: values for key, values in span.when.items()}}
+        )
         for name, span in search.head_space.items()
     }
     return {**search.space, **of_head}
@@ -57,7 +66,9 @@ def suggest(trial: Any, search: Search) -> dict[str, Any]:
         elif span.int_:
             chosen[name] = trial.suggest_int(name, *span.int_)
         else:
-            chosen[name] = trial.suggest_float(name, *(span.uniform or span.loguniform), log=span.uniform is None)
+            chosen[name] = trial.suggest_float(
+                name, *(span.uniform or span.loguniform), log=span.uniform is None
+            )
     return chosen
 
 
@@ -74,7 +85,9 @@ def told(search: Search, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         elif span.int_:
             kinds[name] = IntDistribution(*span.int_)
         else:
-            kinds[name] = FloatDistribution(*(span.uniform or span.loguniform), log=span.uniform is None)
+            kinds[name] = FloatDistribution(
+                *(span.uniform or span.loguniform), log=span.uniform is None
+            )
     return params, kinds
 
 
@@ -106,9 +119,13 @@ def check(config: Tune) -> None:
     for number, search in enumerate(config.searches):
         where = f"searches.{number} ({search.name})"
         if search.fuser not in FUSERS:
-            raise ConfigError(f"{where}: there is no fuser {search.fuser!r}; known: {', '.join(FUSERS)}")
+            raise ConfigError(
+                f"{where}: there is no fuser {search.fuser!r}; known: {', '.join(FUSERS)}"
+            )
         if search.head not in FITTED_HEADS:
-            raise ConfigError(f"{where}: there is no head {search.head!r}; known: {', '.join(FITTED_HEADS)}")
+            raise ConfigError(
+                f"{where}: there is no head {search.head!r}; known: {', '.join(FITTED_HEADS)}"
+            )
         if not search.space and not search.head_space:
             raise ConfigError(f"{where}: its space is empty")
         if config.scheduler != "none" and FUSERS[search.fuser].path is None:
@@ -117,7 +134,12 @@ def check(config: Tune) -> None:
                               f" (iterative are {some})")  # fmt: skip
         for own, key, fixed, space in (
             (FUSERS[search.fuser].settings, "space", search.settings, search.space),
-            (FITTED_HEADS[search.head].settings, "head_space", search.head_settings, search.head_space),
+            (
+                FITTED_HEADS[search.head].settings,
+                "head_space",
+                search.head_settings,
+                search.head_space,
+            ),
         ):
             check_settings(own, fixed, f"{where}.{'head_' * (key != 'space')}settings")
             _check_space(own, space, f"{where}.{key}", config.sampler)
@@ -127,14 +149,20 @@ def _check_space(settings: Any, space: Mapping[str, Span], where: str, sampler: 
     above: dict[str, Span] = {}
     for name, span in space.items():
         if sampler == "grid" and (span.uniform or span.loguniform):
-            raise ConfigError(f"{where}.{name}: a grid needs values to list: give choice or int, or sampler: random")
+            raise ConfigError(
+                f"{where}.{name}: a grid needs values to list: give choice or int, or sampler: random"
+            )
         for value in span.choice or span.int_ or span.uniform or span.loguniform:
             check_settings(settings, _nested({name: value}), where)
         for key, values in span.when.items():
             if key not in above:
-                raise ConfigError(f"{where}.{name}.when: {key!r} must stand above it in the same space")
+                raise ConfigError(
+                    f"{where}.{name}.when: {key!r} must stand above it in the same space"
+                )
             if missing := [value for value in values if value not in (above[key].choice or values)]:
-                raise ConfigError(f"{where}.{name}.when.{key}: {missing[0]!r} is none of its choices")
+                raise ConfigError(
+                    f"{where}.{name}.when.{key}: {missing[0]!r} is none of its choices"
+                )
         above[name] = span
 
 
@@ -155,7 +183,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(base[key], over[key]) for key in base if isinstance(base.get(key), dict) and key in over}
+    both = {
+        key: _merged(base[key], over[key])
+        for key in base
+        if isinstance(base.get(key), dict) and key in over
+    }
     return {**base, **over, **both}
 
 

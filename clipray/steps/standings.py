@@ -47,5 +47,9 @@ def _rows(table: Any, share: dict[str, float]) -> Iterator[dict]:
         if len(gains) >= LEAST and gains.std() > 0:
             shares = torch.tensor([share[dataset] for dataset in gains.index])
             tied = ranks.correlation(torch.tensor(gains.to_numpy()), shares)
-            row |= {"correlation": tied.value, "correlation_low": tied.low, "correlation_high": tied.high}
+            row |= {
+                "correlation": tied.value,
+                "correlation_low": tied.low,
+                "correlation_high": tied.high,
+            }
         yield row

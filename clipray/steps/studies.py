@@ -46,8 +46,14 @@ class Study:
     def __init__(self, search: Search, config: Tune, cells: Sequence[Cell], records: Records):
         self.search, self.config, self.cells, self.records = search, config, tuple(cells), records
         self.adaptive = adaptive(config)
-        how = config.model_dump(include={"metric", "sampler", "scheduler", "reports", "selection", "seed"})
-        told = {"search": search, "how": how, "cells": sorted((records.sources[c.dataset], *c[1:]) for c in cells)}
+        how = config.model_dump(
+            include={"metric", "sampler", "scheduler", "reports", "selection", "seed"}
+        )
+        told = {
+            "search": search,
+            "how": how,
+            "cells": sorted((records.sources[c.dataset], *c[1:]) for c in cells),
+        }
         self.key = fingerprint(told)
         self.grid = _shuffled(spaces.grid(search), config.seed) if config.sampler == "grid" else []
         self.samples = config.samples or len(self.grid)
@@ -67,10 +73,14 @@ class Study:
         sampler = sampler or optuna.samplers.RandomSampler(seed=seed)
         pruner = {
             "none": optuna.pruners.NopPruner,
-            "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+            "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=1, reduction_factor=3
+            ),
             "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
         }[self.config.scheduler]()
-        return optuna.create_study(direction="minimize" if low else "maximize", sampler=sampler, pruner=pruner)
+        return optuna.create_study(
+            direction="minimize" if low else "maximize", sampler=sampler, pruner=pruner
+        )
 
     def _remember(self, row: dict) -> None:
         chosen = json.loads(row["chosen"])
@@ -79,14 +89,24 @@ class Study:
         params, kinds = spaces.told(self.search, chosen)
         curve = {}
         for step in range(1, self.config.reports + 1):
-            rows = [self.records.curve(one, cell).get(step / self.config.reports) for cell in self.cells]
+            rows = [
+                self.records.curve(one, cell).get(step / self.config.reports) for cell in self.cells
+            ]
             if all(rows):
                 curve[step] = score(rows, self.config.metric)
-        state = {1.0: TrialState.COMPLETE, 0.0: TrialState.FAIL}.get(row["reached"], TrialState.PRUNED)
+        state = {1.0: TrialState.COMPLETE, 0.0: TrialState.FAIL}.get(
+            row["reached"], TrialState.PRUNED
+        )
         ends = [self.records.end(one, cell) for cell in self.cells] if row["reached"] == 1 else []
         end = score(ends, self.config.metric) if ends else None
         self.study.add_trial(
-            create_trial(state=state, params=params, distributions=kinds, value=end, intermediate_values=curve)
+            create_trial(
+                state=state,
+                params=params,
+                distributions=kinds,
+                value=end,
+                intermediate_values=curve,
+            )
         )
 
     def ask(self) -> Asked | None:
@@ -126,7 +146,10 @@ class Study:
             return
         value = None
         if reached == 1:
-            value = score([self.records.end(asked.configuration, cell) for cell in self.cells], self.config.metric)
+            value = score(
+                [self.records.end(asked.configuration, cell) for cell in self.cells],
+                self.config.metric,
+            )
         state = {1.0: TrialState.COMPLETE, 0.0: TrialState.FAIL}.get(reached, TrialState.PRUNED)
         self.study.tell(asked.trial, value, state)
         if self.adaptive:
@@ -159,7 +182,9 @@ def scopes(config: Tune, cells: Sequence[Cell]) -> dict[tuple, list[Cell]]:
     if config.selection == "per_dataset":
         return {tuple(cell): [cell] for cell in cells}
     datasets = dict.fromkeys(cell.dataset for cell in cells)
-    others = {(name, None, None): [cell for cell in cells if cell.dataset != name] for name in datasets}
+    others = {
+        (name, None, None): [cell for cell in cells if cell.dataset != name] for name in datasets
+    }
     return {(None, None, None): list(cells), **others}
 
 

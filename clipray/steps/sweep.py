@@ -39,7 +39,11 @@ class Reasons(FIFOScheduler):
     def on_trial_error(self, controller: Any, trial: Any) -> None:
         """Keep the reason."""
         error = trial.get_error()
-        self.last = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300] if error else "its worker died"
+        self.last = (
+            f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+            if error
+            else "its worker died"
+        )
 
 
 @dataclass
@@ -62,13 +66,17 @@ class Sweep(Searcher, Stopper):
         studies: of all searches and scopes. alive: of the time that is left (called before each new trial).
     """
 
-    def __init__(self, studies: Sequence[Study], records: Records, config: Tune, scheduler: Reasons):
+    def __init__(
+        self, studies: Sequence[Study], records: Records, config: Tune, scheduler: Reasons
+    ):
         super().__init__()
         self.records, self.config, self.scheduler = records, config, scheduler
         self.studies, self.again = deque(studies), deque()
         self.works: dict[str, Work] = {}
         self.start = time.monotonic()
-        self.counts = Counts(total=sum((study.samples + len(study.first)) * len(study.cells) for study in studies))
+        self.counts = Counts(
+            total=sum((study.samples + len(study.first)) * len(study.cells) for study in studies)
+        )
         self.paid: set[str] = set()
         self.cut = ""  # the budget that ended the search early
         self.best: dict[tuple[str, str], float] = {}  # by search and dataset, the best score so far
@@ -101,7 +109,9 @@ class Sweep(Searcher, Stopper):
                 if not cells:
                     self._finished(study, asked)
                     continue
-                whole = study.cells if self.config.scheduler != "none" else cells  # a report tells of all
+                whole = (
+                    study.cells if self.config.scheduler != "none" else cells
+                )  # a report tells of all
                 if work and work.cells != list(whole):
                     study.first.append(asked)  # for the next piece
                     break
@@ -151,7 +161,9 @@ class Sweep(Searcher, Stopper):
         if self.config.scheduler == "none" or len(steps) != 1:
             return bool(result.get("done"))
         (progress,) = steps
-        value = score([{**row._asdict(), "dataset": row.cell.dataset} for row in rows], self.config.metric)
+        value = score(
+            [{**row._asdict(), "dataset": row.cell.dataset} for row in rows], self.config.metric
+        )
         step = round(progress * self.config.reports)
         if value == value and work.study.stops(work.asked[0], step, value):
             work.stopped = progress
@@ -174,7 +186,9 @@ class Sweep(Searcher, Stopper):
         """Never all at once: a budget lets what runs come to its end."""
         return False
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict | None = None, error: bool = False
+    ) -> None:
         """Tell the study; give what a dead worker left undone to another, a bounded number of times."""
         work = self.works.pop(trial_id)
         if error:
@@ -186,13 +200,20 @@ class Sweep(Searcher, Stopper):
     def _died(self, work: Work) -> None:
         """The undone part again, each configuration for itself, so that a killer takes none with it."""
         for asked in work.asked:
-            left = [cell for cell in work.cells if self.records.end(asked.configuration, cell) is None]
+            left = [
+                cell for cell in work.cells if self.records.end(asked.configuration, cell) is None
+            ]
             if left and work.deaths < self.config.retries:
                 cells = work.cells if self.config.scheduler != "none" else left
                 self.again.append(Work(work.study, [asked], cells, work.deaths + 1))
                 continue
-            nan, reason = float("nan"), f"its worker died {work.deaths + 1} times ({self.scheduler.last})"
-            lost = [Fit(asked.configuration, cell, 1.0, nan, nan, 0, 0, 0.0, reason) for cell in left]
+            nan, reason = (
+                float("nan"),
+                f"its worker died {work.deaths + 1} times ({self.scheduler.last})",
+            )
+            lost = [
+                Fit(asked.configuration, cell, 1.0, nan, nan, 0, 0, 0.0, reason) for cell in left
+            ]
             for fit in lost:
                 self._pay(self.records.key(*fit[:2]), 0.0, reason)
             self.counts.done += len(lost)

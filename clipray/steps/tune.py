@@ -32,9 +32,13 @@ class Search:
     tasks: list[Task]
     records: Records
     skipped: list[dict]  # support sets that cannot be used, with the reason
-    fits: dict[Cell, int] = field(default_factory=dict)  # by support set, of one configuration: one for each fold
+    fits: dict[Cell, int] = field(
+        default_factory=dict
+    )  # by support set, of one configuration: one for each fold
     studies: dict[tuple[str, tuple], Study] = field(default_factory=dict)  # by search and scope
-    problems: dict[str, Any] = field(default_factory=dict)  # by dataset, the object reference of its `Problem`
+    problems: dict[str, Any] = field(
+        default_factory=dict
+    )  # by dataset, the object reference of its `Problem`
     counts: Any = None  # `sweep.Counts` of the last run
     cut: str = ""  # the budget that ended it
 
@@ -65,19 +69,35 @@ def prepare(config: Tune, verbose: bool, forget: bool = False) -> Search:
     run.embed_images(todo)
     tasks = [task for task in run.tasks(todo) if "train" in task.embeddings]
     if not tasks:
-        raise ConfigError("datasets: none has a train split, and there is nothing else to choose settings on")
+        raise ConfigError(
+            "datasets: none has a train split, and there is nothing else to choose settings on"
+        )
     if config.selection == "leave_one_dataset_out" and len(tasks) < 2:
-        raise ConfigError("selection: leave_one_dataset_out needs two datasets with a train split or more")
-    skipped = [{"dataset": d.name, "reason": "no train split"} for d in todo.datasets if "train" not in d.splits]
+        raise ConfigError(
+            "selection: leave_one_dataset_out needs two datasets with a train split or more"
+        )
+    skipped = [
+        {"dataset": d.name, "reason": "no train split"}
+        for d in todo.datasets
+        if "train" not in d.splits
+    ]
     return begin(config, todo.store, tasks, skipped, verbose, forget)
 
 
 def begin(
-    config: Tune, store: Store, tasks: list[Task], skipped: list[dict], verbose: bool = False, forget: bool = False
+    config: Tune,
+    store: Store,
+    tasks: list[Task],
+    skipped: list[dict],
+    verbose: bool = False,
+    forget: bool = False,
 ) -> Search:
     """Draw the support sets of datasets whose embeddings are there, and read what is recorded."""
     records = Records(
-        store, store.address("tuning", "fits", what={"code": heldout.code()}), heldout.sources(tasks, config), forget
+        store,
+        store.address("tuning", "fits", what={"code": heldout.code()}),
+        heldout.sources(tasks, config),
+        forget,
     )
     search = Search(config, store, tasks, records, skipped)
     places = {task.dataset: heldout.address(store, task, config) for task in tasks}
@@ -87,9 +107,13 @@ def begin(
         search.fits |= {Cell(name, shots, seed): parts for shots, seed, parts in listed["cells"]}
         search.skipped += [{"dataset": name, **one} for one in listed["skipped"]]
     if not search.fits:
-        raise ConfigError(f"no support set can be used: {search.skipped[0]['reason']} ({len(search.skipped)} of them)")
+        raise ConfigError(
+            f"no support set can be used: {search.skipped[0]['reason']} ({len(search.skipped)} of them)"
+        )
     for one in config.searches:
-        for scope, cells in scopes(config, search.cells).items() if adaptive(config) else (((), search.cells),):
+        for scope, cells in (
+            scopes(config, search.cells).items() if adaptive(config) else (((), search.cells),)
+        ):
             search.studies[one.name, scope] = Study(one, config, cells, records)
     return search
 
@@ -102,10 +126,14 @@ def _load(search: Search, tasks: list[Task], verbose: bool) -> None:
 
     config, store = search.config, search.store
     cluster.connect(config.compute, verbose)
-    draw = ray.remote(num_cpus=1, num_returns=2, max_retries=config.compute.max_retries)(heldout.prepare)
+    draw = ray.remote(num_cpus=1, num_returns=2, max_retries=config.compute.max_retries)(
+        heldout.prepare
+    )
     lists = {}
     for task in tasks:
-        search.problems[task.dataset], done = draw.remote(store, heldout.address(store, task, config), task, config)
+        search.problems[task.dataset], done = draw.remote(
+            store, heldout.address(store, task, config), task, config
+        )
         lists[done] = task.dataset
     with progress("support sets", len(lists), "datasets") as advance:
         left = list(lists)
@@ -125,7 +153,11 @@ def fit(search: Search, verbose: bool) -> None:
     if sweep.ready:
         try:
             with shown(sweep, search) as show:
-                _load(search, [task for task in search.tasks if task.dataset not in search.problems], verbose)
+                _load(
+                    search,
+                    [task for task in search.tasks if task.dataset not in search.problems],
+                    verbose,
+                )
                 _trials(sweep, reasons, search, show)
         finally:
             search.records.flush()
@@ -150,7 +182,9 @@ def _trials(sweep: Any, reasons: Any, search: Search, show: Any) -> None:
     config = search.config
     with tempfile.TemporaryDirectory() as place:
         tune.run(
-            tune.with_parameters(Trial, problems=search.problems, threads=max(1, int(config.trial_cpus))),
+            tune.with_parameters(
+                Trial, problems=search.problems, threads=max(1, int(config.trial_cpus))
+            ),
             name="clipray",
             resources_per_trial={"cpu": config.trial_cpus},
             num_samples=-1,
@@ -188,11 +222,14 @@ def shown(sweep: Any, search: Search) -> Iterator[Any]:
     def rows() -> list[list[str]]:
         best = [[sweep.best.get((one.name, d)) for one in search.config.searches] for d in datasets]
         return [
-            [d, *("" if v is None else f"{v:.4f}" for v in values)] for d, values in zip(datasets, best, strict=True)
+            [d, *("" if v is None else f"{v:.4f}" for v in values)]
+            for d, values in zip(datasets, best, strict=True)
         ]
 
     datasets = list(dict.fromkeys(cell.dataset for cell in search.cells))
-    with board(line, ["dataset", *(f"best {name}, {one.name}" for one in search.config.searches)], rows) as show:
+    with board(
+        line, ["dataset", *(f"best {name}, {one.name}" for one in search.config.searches)], rows
+    ) as show:
         yield show
 
 

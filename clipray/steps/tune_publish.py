@@ -21,7 +21,10 @@ def describe(search: Search) -> list[str]:
     """The plan in lines: what is searched, on what, and how many fits that is."""
     config = search.config
     sets, parts = len({cell.dataset for cell in search.cells}), sum(search.fits.values())
-    lines = [f"workspace {search.store.uri}", f"{len(search.cells)} support sets of {sets} datasets"]
+    lines = [
+        f"workspace {search.store.uri}",
+        f"{len(search.cells)} support sets of {sets} datasets",
+    ]
     for one in config.searches:
         own = [study for (name, _), study in search.studies.items() if name == one.name]
         asked = sum((study.samples + 1) * len(study.cells) for study in own)
@@ -48,18 +51,26 @@ def publish(search: Search) -> dict:
     folder = f"{files.FOLDER}/{config.name}"
     chosen = choices(search)
     fits = search.records.table(
-        {asked.configuration.text for study in search.studies.values() for asked in study.tried}, set(search.cells)
+        {asked.configuration.text for study in search.studies.values() for asked in study.tried},
+        set(search.cells),
     )
-    mark = fingerprint([chosen.to_pylist(), fits["key"].to_pylist(), fits["progress"].to_pylist(), config])
-    counts = {"fits": search.counts.done, "known": search.counts.known, "failed": search.counts.failed}
+    mark = fingerprint(
+        [chosen.to_pylist(), fits["key"].to_pylist(), fits["progress"].to_pylist(), config]
+    )
+    counts = {
+        "fits": search.counts.done,
+        "known": search.counts.known,
+        "failed": search.counts.failed,
+    }
     before = store.read_json(f"{folder}/{MARK}") or {}
     if before.get("mark") == mark:
         return before["result"] | counts
     shares = importance(search)
     campaign = best_campaign(search, chosen)
     header = f"# python -m jobs.run {store.place(f'{folder}/best.yaml')}\n# Settings chosen by the search {config.name}"
-    text = f"{header} ({config.selection}, by {config.metric}), beside the defaults.\n" + yaml.safe_dump(
-        campaign, sort_keys=False, allow_unicode=True
+    text = (
+        f"{header} ({config.selection}, by {config.metric}), beside the defaults.\n"
+        + yaml.safe_dump(campaign, sort_keys=False, allow_unicode=True)
     )
     store.write(f"{folder}/best.yaml", text.encode())
     store.write_table(f"{folder}/choices.parquet", chosen)
@@ -73,7 +84,9 @@ def publish(search: Search) -> dict:
     }
     result = {"name": config.name, "workspace": store.uri}
     result |= {key: store.place(f"{folder}/{name}") for key, name in made.items()}
-    result["chosen"] = [row for row in chosen.to_pylist() if row["dataset"] is None] or chosen.to_pylist()
+    result["chosen"] = [
+        row for row in chosen.to_pylist() if row["dataset"] is None
+    ] or chosen.to_pylist()
     result["headline"] = headline(search, chosen.to_pylist(), shares)
     result["mlflow"] = track(search, result, chosen.to_pylist(), shares)
     store.write_json(f"{folder}/{MARK}", {"mark": mark, "result": result})
@@ -101,10 +114,16 @@ def headline(search: Search, rows: list[dict], shares: dict) -> dict:
             )
         if shares.get(one.name):
             most = sorted(shares[one.name].items(), key=lambda item: -item[1])[:4]
-            text.append(f"{one.name}: what matters: " + ", ".join(f"{key} {100 * share:.0f} %" for key, share in most))
+            text.append(
+                f"{one.name}: what matters: "
+                + ", ".join(f"{key} {100 * share:.0f} %" for key, share in most)
+            )
     if search.counts.failed:
         kinds = sorted(search.counts.reasons.items(), key=lambda item: -item[1])[:3]
-        text.append(f"{search.counts.failed} fits failed: " + "; ".join(f"{n} times {why}" for why, n in kinds))
+        text.append(
+            f"{search.counts.failed} fits failed: "
+            + "; ".join(f"{n} times {why}" for why, n in kinds)
+        )
     if search.cut:
         text.append(f"ended early by its budget ({search.cut}); the same command with more goes on")
     return {"gains": found, "importance": shares, "text": text}
@@ -115,19 +134,33 @@ def track(search: Search, result: dict, rows: list[dict], shares: dict) -> dict:
     from clipray.tracking import Metric, Record, record
 
     config = search.config
-    names = {"best.yaml": "best", "tables/choices.parquet": "choices", "tables/fits.parquet": "fits_table"}
-    artifacts = {name: result[key] for name, key in names.items()} | {"importance.json": result["importance"]}
-    metrics = [Metric(f"importance/{name}/{key}", v) for name, one in shares.items() for key, v in one.items()]
+    names = {
+        "best.yaml": "best",
+        "tables/choices.parquet": "choices",
+        "tables/fits.parquet": "fits_table",
+    }
+    artifacts = {name: result[key] for name, key in names.items()} | {
+        "importance.json": result["importance"]
+    }
+    metrics = [
+        Metric(f"importance/{name}/{key}", v)
+        for name, one in shares.items()
+        for key, v in one.items()
+    ]
     for name, gains in result["headline"]["gains"].items():
         metrics += [Metric(f"gain_{metric}/{name}", values[0]) for metric, values in gains.items()]
     counts = search.counts
     metrics += [Metric(name, getattr(counts, name)) for name in ("failed", "seconds")]
     outside = {"tracking", "workspace", "name", "compute", "searches"}
     what = config.model_dump(mode="json", exclude=outside) | {
-        f"search/{one.name}": one.model_dump(mode="json", exclude_defaults=True) for one in config.searches
+        f"search/{one.name}": one.model_dump(mode="json", exclude_defaults=True)
+        for one in config.searches
     }
     parent = Record(what, metrics, artifacts=artifacts, tags={"clipray.provenance": provenance()})
-    children = {name: _dataset(search, name, rows) for name in dict.fromkeys(cell.dataset for cell in search.cells)}
+    children = {
+        name: _dataset(search, name, rows)
+        for name in dict.fromkeys(cell.dataset for cell in search.cells)
+    }
     if config.log_trials:
         children |= dict(_trials(search))
     found = record(config.name, search.store.uri, config.tracking, parent, children)
@@ -140,15 +173,24 @@ def _dataset(search: Search, dataset: str, rows: list[dict]) -> Any:
 
     params, metrics = {"dataset": dataset}, []
     wanted = {one.name: one for one in search.config.searches}
-    for row in [row for row in rows if row["dataset"] == dataset] or [row for row in rows if row["dataset"] is None]:
-        place = "/".join([row["search"], *(str(row[key]) for key in ("shots", "seed") if row[key] is not None)])
+    for row in [row for row in rows if row["dataset"] == dataset] or [
+        row for row in rows if row["dataset"] is None
+    ]:
+        place = "/".join(
+            [row["search"], *(str(row[key]) for key in ("shots", "seed") if row[key] is not None)]
+        )
         params |= {f"{key}/{place}": row[key] for key in ("settings", "head_settings")}
         metrics += [Metric(f"{key}/{place}", row[key]) for key in SCORES if row[key] is not None]
         one = wanted[row["search"]]
         chosen = Configuration(one.head, row["head_settings"], one.fuser, row["settings"])
         cells = [cell for cell in search.cells if cell.dataset == dataset]
-        cells = [c for c in cells if row["shots"] in (None, c.shots) and row["seed"] in (None, c.seed)]
-        for label, configuration in (("chosen", chosen), ("defaults", spaces.configuration(one, {}))):
+        cells = [
+            c for c in cells if row["shots"] in (None, c.shots) and row["seed"] in (None, c.seed)
+        ]
+        for label, configuration in (
+            ("chosen", chosen),
+            ("defaults", spaces.configuration(one, {})),
+        ):
             metrics += _curve(search, configuration, cells, f"{place}/{label}")
     return Record(params, metrics)
 
@@ -160,7 +202,11 @@ def _curve(search: Search, one: Any, cells: list[Cell], label: str) -> list:
     curves = [search.records.curve(one, cell) for cell in cells]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     return [
-        Metric(f"curve_{metric}/{label}", score([curve[step] for curve in curves], metric), round(100 * step))
+        Metric(
+            f"curve_{metric}/{label}",
+            score([curve[step] for curve in curves], metric),
+            round(100 * step),
+        )
         for step in steps
         for metric in ("nll", "top1")
         if not any(curve[step]["error"] for curve in curves)
@@ -176,5 +222,10 @@ def _trials(search: Search) -> list[tuple[str, Any]]:
             ends = [search.records.end(asked.configuration, cell) for cell in study.cells]
             if all(row is not None and row["error"] is None for row in ends):
                 metrics = [Metric(metric, score(ends, metric)) for metric in ("nll", "top1")]
-                found.append((f"{name}-{study.key[:6]}-{number}", Record({"search": name, **asked.chosen}, metrics)))
+                found.append(
+                    (
+                        f"{name}-{study.key[:6]}-{number}",
+                        Record({"search": name, **asked.chosen}, metrics),
+                    )
+                )
     return found

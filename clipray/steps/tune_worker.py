@@ -47,7 +47,9 @@ class Trial(Trainable):
     def setup(self, config: dict, problems: dict, threads: int) -> None:
         """Args: problems: by dataset, the object reference of its `Problem`. threads: of torch."""
         torch.set_num_threads(threads)
-        self.cases = lru_cache(maxsize=64)(lambda dataset, *key: cases_of(get(problems[dataset]), *key))
+        self.cases = lru_cache(maxsize=64)(
+            lambda dataset, *key: cases_of(get(problems[dataset]), *key)
+        )
         self.reset_config(config)
 
     def reset_config(self, config: dict) -> bool:
@@ -63,7 +65,11 @@ class Trial(Trainable):
 
 def cases_of(problem: Problem, cells: tuple[Cell, ...], head: str, settings: str) -> list:
     """(cell, support, held out) of each part of some support sets of a dataset."""
-    return [(cell, *case) for cell in cells for case in heldout.cases(problem, cell, head, json.loads(settings))]
+    return [
+        (cell, *case)
+        for cell in cells
+        for case in heldout.cases(problem, cell, head, json.loads(settings))
+    ]
 
 
 def measure(piece: Piece, cases: callable) -> Iterator[list[Fit]]:
@@ -86,7 +92,12 @@ def measure(piece: Piece, cases: callable) -> Iterator[list[Fit]]:
 
 
 def _guarded(
-    configurations: tuple[Configuration, ...], dataset: str, cells: tuple, reports: int, retries: int, cases: callable
+    configurations: tuple[Configuration, ...],
+    dataset: str,
+    cells: tuple,
+    reports: int,
+    retries: int,
+    cases: callable,
 ) -> Iterator[list[Fit]]:
     """`_curves`; where it raises, each configuration alone and again, at last as rows with the error."""
     try:
@@ -101,15 +112,25 @@ def _guarded(
         yield from _guarded(configurations, dataset, cells, reports, retries - 1, cases)
     else:
         nan = float("nan")
-        yield [Fit(one, cell, 1.0, nan, nan, 0, 0, 0.0, reason) for one in configurations for cell in cells]
+        yield [
+            Fit(one, cell, 1.0, nan, nan, 0, 0, 0.0, reason)
+            for one in configurations
+            for cell in cells
+        ]
 
 
 def _curves(
-    configurations: tuple[Configuration, ...], dataset: str, cells: tuple, reports: int, cases: callable
+    configurations: tuple[Configuration, ...],
+    dataset: str,
+    cells: tuple,
+    reports: int,
+    cases: callable,
 ) -> Iterator[list[Fit]]:
     """Fit on one dataset, all its support sets at once, and configurations too where the method allows."""
     jobs = [
-        (one, *case) for one in configurations for case in cases(dataset, cells, one.head, one.head_settings)
+        (one, *case)
+        for one in configurations
+        for case in cases(dataset, cells, one.head, one.head_settings)
     ]  # (configuration, cell, support, held out)
     start = time.perf_counter()
     parts = reports if FUSERS[jobs[0][0].fuser].path else 1
@@ -136,7 +157,9 @@ def _row(one: Configuration, cell: Cell, progress: float, nll: float, *more: flo
     return Fit(one, cell, progress, nll, *more)
 
 
-def _fitted(jobs: list[tuple[Configuration, Cell, Support, Support]], reports: int) -> Iterator[list[State]]:
+def _fitted(
+    jobs: list[tuple[Configuration, Cell, Support, Support]], reports: int
+) -> Iterator[list[State]]:
     """The fitted states, of the whole training or after each of its parts."""
     fuser = FUSERS[jobs[0][0].fuser]
     if fuser.path:
@@ -146,6 +169,8 @@ def _fitted(jobs: list[tuple[Configuration, Cell, Support, Support]], reports: i
     states = {}
     for one in dict.fromkeys(job[0] for job in jobs):
         own = [i for i, job in enumerate(jobs) if job[0] == one]
-        fitted = fuser.fit([jobs[i][2] for i in own], settings_of(one.fuser, json.loads(one.settings)))
+        fitted = fuser.fit(
+            [jobs[i][2] for i in own], settings_of(one.fuser, json.loads(one.settings))
+        )
         states |= dict(zip(own, fitted, strict=True))
     yield [states[i] for i in range(len(jobs))]

@@ -14,7 +14,9 @@ SPREAD = 16  # files that a sample is spread over at least, if there are as many
 LISTED = 5  # corrupt files and repeats named in a report; all are counted
 
 
-def validate(campaign: Campaign, datasets: Sequence[Dataset], sample: int) -> Iterator[dict[str, Any]]:
+def validate(
+    campaign: Campaign, datasets: Sequence[Dataset], sample: int
+) -> Iterator[dict[str, Any]]:
     """One report per dataset, in order.
 
     Args:
@@ -31,17 +33,31 @@ def validate(campaign: Campaign, datasets: Sequence[Dataset], sample: int) -> It
 
 
 def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any]:
-    report: dict[str, Any] = {"dataset": dataset.name, "format": dataset.format, "splits": {}, "repeats": None}
+    report: dict[str, Any] = {
+        "dataset": dataset.name,
+        "format": dataset.format,
+        "splits": {},
+        "repeats": None,
+    }
     report |= {"classes": None, "templates": None, "errors": [], "warnings": []}
     try:
-        for split in dataset.splits:  # a set that is not there at all is told before its missing class names
+        for split in (
+            dataset.splits
+        ):  # a set that is not there at all is told before its missing class names
             sources.listing(dataset, split, campaign.data_root)
         names = sources.classnames(dataset, campaign.data_root)
-        report |= {"classes": len(names), "templates": len(sources.templates(dataset, campaign.data_root))}
-        report["warnings"] += [f"class name {name!r} stands twice" for name, n in Counter(names).items() if n > 1]
+        report |= {
+            "classes": len(names),
+            "templates": len(sources.templates(dataset, campaign.data_root)),
+        }
+        report["warnings"] += [
+            f"class name {name!r} stands twice" for name, n in Counter(names).items() if n > 1
+        ]
         hashes = {}
         for split in sorted(dataset.splits):
-            report["splits"][split], hashes[split] = _split(campaign, dataset, split, len(names), sample)
+            report["splits"][split], hashes[split] = _split(
+                campaign, dataset, split, len(names), sample
+            )
             _judge(campaign, report, split)
     except (ConfigError, OSError) as error:
         report["errors"].append(str(error))
@@ -95,7 +111,9 @@ def _split(
         "corrupt_keys": corrupt[:LISTED],
         "label_range": [min(labels), max(labels)] if labels else None,
         "labels_out_of_range": sum(n for label, n in labels.items() if not 0 <= label < n_classes),
-        "per_class": [min(labels[c] for c in range(n_classes)), max(labels.values())] if labels else None,
+        "per_class": [min(labels[c] for c in range(n_classes)), max(labels.values())]
+        if labels
+        else None,
         "classes_seen": len(labels),
         "repeats": repeats,
         "sizes": [min(sides), max(sides)] if sides else None,
@@ -104,7 +122,9 @@ def _split(
     return report, hashes
 
 
-def _sample(chunks: Sequence[sources.Chunk], sample: int, left: list[str]) -> Iterator[tuple[str, sources.Sample]]:
+def _sample(
+    chunks: Sequence[sources.Chunk], sample: int, left: list[str]
+) -> Iterator[tuple[str, sources.Sample]]:
     """(hash, sample) of about `sample` images drawn from evenly spread chunks, or of all for 0; `left` gets the chunks
     that were not read whole."""
     chosen = chunks[:: max(1, len(chunks) // SPREAD)] if sample else chunks
@@ -128,7 +148,9 @@ def _part(chunk: sources.Chunk, share: int, left: list[str]) -> Iterator[sources
     rows = set(random.Random(0).sample(range(chunk.count), min(share, chunk.count)))
     left += [chunk.uri] if len(rows) < chunk.count else []
     if chunk.files:  # read those files only
-        yield from sources.scan(chunk._replace(files=[chunk.files[row] for row in sorted(rows)], count=len(rows)))
+        yield from sources.scan(
+            chunk._replace(files=[chunk.files[row] for row in sorted(rows)], count=len(rows))
+        )
     else:
         yield from (each for each in sources.scan(chunk) if each.row in rows)
 
@@ -141,9 +163,13 @@ def _judge(campaign: Campaign, report: dict[str, Any], split: str) -> None:
     if not found["classes_seen"]:
         report["errors"].append(f"{name}: no image of {found['read']} can be read")
     elif found["corrupt"] > allowed:
-        report["errors"].append(f"{name}: {found['corrupt']} of {found['read']} images cannot be read")
+        report["errors"].append(
+            f"{name}: {found['corrupt']} of {found['read']} images cannot be read"
+        )
     elif found["corrupt"]:
-        report["warnings"].append(f"{name}: {found['corrupt']} of {found['read']} images cannot be read")
+        report["warnings"].append(
+            f"{name}: {found['corrupt']} of {found['read']} images cannot be read"
+        )
     if found["corrupt"]:
         report["warnings"] += [f"{name}: {text}" for text in found["corrupt_keys"]]
     if found["labels_out_of_range"]:
@@ -168,13 +194,24 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     label range, pixels of the short side, images in both splits."""
 
     def span(pair: Sequence[int] | None) -> str:
-        return "-" if pair is None else f"{pair[0]}-{pair[1]}" if pair[0] != pair[1] else str(pair[0])
+        return (
+            "-" if pair is None else f"{pair[0]}-{pair[1]}" if pair[0] != pair[1] else str(pair[0])
+        )
 
     both = "-" if report["repeats"] is None else str(report["repeats"]["count"])
     for split, found in report["splits"].items():
         counted = "?" if found["images"] is None else str(found["images"])
         classes = f"{found['classes_seen']}/{report['classes']}"
         spans = (span(found["per_class"]), span(found["label_range"]), span(found["sizes"]))
-        yield (report["dataset"], split, counted, str(found["read"]), str(found["corrupt"]), classes, *spans, both)
+        yield (
+            report["dataset"],
+            split,
+            counted,
+            str(found["read"]),
+            str(found["corrupt"]),
+            classes,
+            *spans,
+            both,
+        )
     if not report["splits"]:
         yield (report["dataset"], *["-"] * 9)

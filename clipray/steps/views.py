@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def score_head(
-    scores: Scores, entry: "Head", task: "Task", drawn: list, splits: dict[str, "Split"], weights: tuple
+    scores: Scores,
+    entry: "Head",
+    task: "Task",
+    drawn: list,
+    splits: dict[str, "Split"],
+    weights: tuple,
 ) -> dict[tuple[int, int], dict]:
     """Fit a head and all fusers on every support set, and score them on the test images.
 
@@ -36,12 +41,16 @@ def score_head(
     name, test = entry.name, splits["test"]
     heads = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
     problems = [shots(draw, splits["train"], weights, task.scales) for draw in drawn]
-    supports = [support(head, problem, task.folds) for head, problem in zip(heads, problems, strict=True)]
+    supports = [
+        support(head, problem, task.folds) for head, problem in zip(heads, problems, strict=True)
+    ]
     fitted = fit(task, drawn, supports)
     by_draw = {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
     if FITTED_HEADS[entry.head].needs_labels:
         for draw, head, problem, states in zip(drawn, heads, problems, fitted, strict=True):
-            logits_NMC = logits(head, head.fit(problem, head.settings), test.embeddings, weights, task.scales)
+            logits_NMC = logits(
+                head, head.fit(problem, head.settings), test.embeddings, weights, task.scales
+            )
             place = (name, draw.shots, draw.seed)
             score_bounds(scores, place, task, logits_NMC)
             score_fusers(scores, place, task, apply_label_free(task, logits_NMC, test.embeddings))
@@ -62,7 +71,13 @@ def shots(draw: Any, train: "Split", weights: tuple, scales: tuple) -> list:
     from clipray.numerics.fewshot import Shots
 
     return [
-        Shots(embeddings_ND[draw.rows_K], train.labels_N[draw.rows_K], weights_CD, *scale, seed=draw.seed)
+        Shots(
+            embeddings_ND[draw.rows_K],
+            train.labels_N[draw.rows_K],
+            weights_CD,
+            *scale,
+            seed=draw.seed,
+        )
         for embeddings_ND, weights_CD, scale in zip(train.embeddings, weights, scales, strict=True)
     ]
 
@@ -74,10 +89,18 @@ def support(head: Any, problem: list, folds: int) -> Any:
     from clipray.numerics.fewshot import borrowed, cross_fitted
     from clipray.numerics.support import Support
 
-    logits_KMC = torch.stack([cross_fitted(head, one, head.settings, folds) for one in problem], dim=1)
+    logits_KMC = torch.stack(
+        [cross_fitted(head, one, head.settings, folds) for one in problem], dim=1
+    )
     embeddings = tuple(one.embeddings_KD for one in problem)
     labels_K = problem[0].labels_K
-    return Support(logits_KMC, embeddings, labels_K, seed=problem[0].seed, borrowed=borrowed(head, labels_K, folds))
+    return Support(
+        logits_KMC,
+        embeddings,
+        labels_K,
+        seed=problem[0].seed,
+        borrowed=borrowed(head, labels_K, folds),
+    )
 
 
 def logits(head: Any, states: list, embeddings: tuple, weights: tuple, scales: tuple) -> Any:
@@ -85,7 +108,9 @@ def logits(head: Any, states: list, embeddings: tuple, weights: tuple, scales: t
     import torch
 
     every = zip(states, embeddings, weights, scales, strict=True)
-    return torch.stack([head.apply(state, e_ND, w_CD, *scale) for state, e_ND, w_CD, scale in every], dim=1)
+    return torch.stack(
+        [head.apply(state, e_ND, w_CD, *scale) for state, e_ND, w_CD, scale in every], dim=1
+    )
 
 
 def fit(task: "Task", drawn: list, supports: list) -> list[dict]:
@@ -105,7 +130,9 @@ def fit(task: "Task", drawn: list, supports: list) -> list[dict]:
     return states
 
 
-def apply(task: "Task", states: dict, logits_NMC: Any, embeddings: tuple) -> Iterator[tuple[str, Any, Any]]:
+def apply(
+    task: "Task", states: dict, logits_NMC: Any, embeddings: tuple
+) -> Iterator[tuple[str, Any, Any]]:
     """(name, state, log_probs_NC) of every fuser with a state."""
     from clipray.numerics.fusers import FUSERS
 
@@ -115,14 +142,19 @@ def apply(task: "Task", states: dict, logits_NMC: Any, embeddings: tuple) -> Ite
             yield entry.name, state, FUSERS[entry.fuser].apply(state, logits_NMC, embeddings)
 
 
-def apply_label_free(task: "Task", logits_NMC: Any, embeddings: tuple) -> Iterator[tuple[str, Any, Any]]:
+def apply_label_free(
+    task: "Task", logits_NMC: Any, embeddings: tuple
+) -> Iterator[tuple[str, Any, Any]]:
     """(name, state, log_probs_NC) of every fuser that needs no labels."""
     from clipray.numerics.fusers import FUSERS, settings_of
 
     for entry in task.fusers:
         fuser = FUSERS[entry.fuser]
         if not fuser.needs_labels:
-            (state,) = fuser.fit([nothing(logits_NMC, embeddings)], settings_of(entry.fuser, entry.settings_for(0, 0)))
+            (state,) = fuser.fit(
+                [nothing(logits_NMC, embeddings)],
+                settings_of(entry.fuser, entry.settings_for(0, 0)),
+            )
             yield entry.name, state, fuser.apply(state, logits_NMC, embeddings)
 
 
@@ -132,10 +164,14 @@ def nothing(logits_NMC: Any, embeddings: tuple) -> Any:
 
     from clipray.numerics.support import Support
 
-    return Support(logits_NMC[:0], tuple(e_ND[:0] for e_ND in embeddings), torch.zeros(0, dtype=torch.int64))
+    return Support(
+        logits_NMC[:0], tuple(e_ND[:0] for e_ND in embeddings), torch.zeros(0, dtype=torch.int64)
+    )
 
 
-def score_fusers(scores: Scores, place: tuple, task: "Task", results: Iterator[tuple[str, Any, Any]]) -> None:
+def score_fusers(
+    scores: Scores, place: tuple, task: "Task", results: Iterator[tuple[str, Any, Any]]
+) -> None:
     """Score what fusers give at (head, shots, seed), and what it costs."""
     from clipray.numerics import cost
 
@@ -192,7 +228,10 @@ def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple, weig
     from clipray.numerics import heads, similarity
 
     for name, weights_CD in zip(names, weights, strict=True):
-        scores.plain((SPACES, f"single/{name}", 0, 0), {"alike_names": float(heads.alike(weights_CD).float().mean())})
+        scores.plain(
+            (SPACES, f"single/{name}", 0, 0),
+            {"alike_names": float(heads.alike(weights_CD).float().mean())},
+        )
     sample = [e_ND[:SAMPLE] for e_ND in embeddings]
     for (i, one), (j, other) in combinations(enumerate(names), 2):
         values = {"cka": similarity.cka(sample[i], sample[j])}

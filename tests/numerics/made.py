@@ -14,7 +14,11 @@ def problem(images=60, dims=(6, 5, 7), classes=4, seed=0, noise=1.0, scale=3.0):
         means = torch.randn(classes, d, generator=g)
         e = means[labels] + noise * torch.randn(images, d, generator=g)
         rough = means + 0.7 * torch.randn(classes, d, generator=g)
-        logits.append(scale * torch.nn.functional.normalize(e, dim=1) @ torch.nn.functional.normalize(rough, dim=1).T)
+        logits.append(
+            scale
+            * torch.nn.functional.normalize(e, dim=1)
+            @ torch.nn.functional.normalize(rough, dim=1).T
+        )
         embeddings.append(e)
     return torch.stack(logits, 1), tuple(embeddings), labels
 

@@ -36,7 +36,9 @@ def test_the_probe_minimises_its_objective_as_scipys_solver_does(penalty):
         p[rows, labels] -= 1
         return value, (x.T @ p + penalty * w).ravel()
 
-    expected = minimize(objective, np.zeros(x.shape[1] * classes), jac=True, method="L-BFGS-B", tol=1e-12).x
+    expected = minimize(
+        objective, np.zeros(x.shape[1] * classes), jac=True, method="L-BFGS-B", tol=1e-12
+    ).x
     np.testing.assert_allclose(state.tensors["w_DC"].numpy().ravel(), expected, atol=2e-3)
 
 
@@ -51,7 +53,9 @@ def test_under_a_heavy_penalty_it_says_what_text_says():
 def test_without_support_images_it_is_the_plain_average():
     s, test = support(images=20), problem(seed=2)
     state = fitted(s.take(torch.zeros(20, dtype=torch.bool)))
-    torch.testing.assert_close(anchored.apply(state, test[0], test[1]), averages.log_avg(state, test[0]))
+    torch.testing.assert_close(
+        anchored.apply(state, test[0], test[1]), averages.log_avg(state, test[0])
+    )
 
 
 def test_a_class_without_support_images_keeps_what_text_says():
@@ -59,11 +63,16 @@ def test_a_class_without_support_images_keeps_what_text_says():
     state = fitted(s.take(s.labels_K != 2))
     text = averages.twice_calibrated(state, test[0])
     learned = torch.cat([e / e.norm(dim=1, keepdim=True) for e in test[1]], 1) / len(test[1]) ** 0.5
-    learned = (learned - state.tensors["centre_D"]) @ state.tensors["w_DC"][:-1] + state.tensors["w_DC"][-1]
+    learned = (learned - state.tensors["centre_D"]) @ state.tensors["w_DC"][:-1] + state.tensors[
+        "w_DC"
+    ][-1]
     assert learned[:, 2].abs().max() == 0
     assert learned.abs().max() > 0
     torch.testing.assert_close(
-        anchored.apply(state, test[0], test[1]), torch.log_softmax(text + learned, dim=1), atol=1e-5, rtol=1e-5
+        anchored.apply(state, test[0], test[1]),
+        torch.log_softmax(text + learned, dim=1),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
@@ -77,8 +86,12 @@ def test_it_learns_from_images_where_text_is_useless():
 
 def test_it_keeps_to_text_where_images_are_useless():
     z, embeddings, y = problem(images=40, seed=3, noise=0.5)
-    noise = tuple(torch.randn(e.shape, generator=torch.Generator().manual_seed(1)) for e in embeddings)
+    noise = tuple(
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(1)) for e in embeddings
+    )
     state = fitted(Support(z, noise, y))
-    other = tuple(torch.randn(e.shape, generator=torch.Generator().manual_seed(2)) for e in embeddings)
+    other = tuple(
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(2)) for e in embeddings
+    )
     text = (z.mean(1).argmax(1) == y).float().mean()
     assert (anchored.apply(state, z, other).argmax(1) == y).float().mean() >= text - 0.05

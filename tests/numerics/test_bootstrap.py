@@ -18,7 +18,9 @@ def test_the_interval_of_a_mean_is_near_scipys_bootstrap(values):
     rng = np.random.default_rng(0)
     x = (rng.random(400) < 0.3).astype(float) if values == "binary" else rng.normal(size=400)
     ours = b.mean_interval(torch.from_numpy(x), resamples=4000)
-    theirs = stats.bootstrap((x,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    theirs = stats.bootstrap(
+        (x,), np.mean, n_resamples=4000, method="percentile", rng=1
+    ).confidence_interval
     assert ours.value == pytest.approx(x.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 

@@ -9,7 +9,11 @@ from tests.numerics.made import problem
 
 def penalised(beta, z, y, count):
     z = z.double().numpy() * beta
-    log_p = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+    log_p = (
+        z
+        - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True))
+        - z.max(1, keepdims=True)
+    )
     return -log_p[np.arange(len(y)), y.numpy()].sum() + count * (beta - np.log(beta))
 
 
@@ -47,13 +51,19 @@ def test_many_images_find_the_temperature_they_were_drawn_with():
     y = torch.distributions.Categorical(logits=z / 2.5)
     torch.manual_seed(0)
     labels = y.sample()
-    assert 1 / inverse_temperatures(z[None, :, None], labels[None], 1.0, 1e-3, 1e3).item() == pytest.approx(
-        2.5, rel=0.05
-    )
+    assert 1 / inverse_temperatures(
+        z[None, :, None], labels[None], 1.0, 1e-3, 1e3
+    ).item() == pytest.approx(2.5, rel=0.05)
 
 
 def test_no_images_leave_the_temperature_at_one():
-    assert inverse_temperatures(torch.zeros(2, 0, 3, 4), torch.zeros(2, 0, dtype=torch.int64), 1.0, 0.1, 10).eq(1).all()
+    assert (
+        inverse_temperatures(
+            torch.zeros(2, 0, 3, 4), torch.zeros(2, 0, dtype=torch.int64), 1.0, 0.1, 10
+        )
+        .eq(1)
+        .all()
+    )
 
 
 def test_large_logits_and_a_class_shift_change_nothing():

@@ -14,7 +14,9 @@ from clipray.numerics import complementarity as c
 def rights(images=400, backbones=4, seed=0):
     rng = np.random.default_rng(seed)
     easy = rng.random((images, 1))
-    return torch.from_numpy((easy + rng.random((images, backbones)) * 0.8) > np.linspace(0.6, 1.1, backbones))
+    return torch.from_numpy(
+        (easy + rng.random((images, backbones)) * 0.8) > np.linspace(0.6, 1.1, backbones)
+    )
 
 
 R = rights()
@@ -24,9 +26,9 @@ def test_the_histogram_counts_rows_and_merging_shards_is_one_pass():
     for right in (R, rights(300, 23)):  # numbered patterns, and packed bits
         p = c.patterns(right)
         rows, counts = np.unique(right.numpy(), axis=0, return_counts=True)
-        assert {tuple(r): n for r, n in zip(p.rights_UM.tolist(), p.counts_U.tolist(), strict=True)} == {
-            tuple(r): n for r, n in zip(rows.tolist(), counts.tolist(), strict=True)
-        }
+        assert {
+            tuple(r): n for r, n in zip(p.rights_UM.tolist(), p.counts_U.tolist(), strict=True)
+        } == {tuple(r): n for r, n in zip(rows.tolist(), counts.tolist(), strict=True)}
         merged = c.merge([c.patterns(part) for part in right.split(37)])
         assert torch.equal(merged.rights_UM, p.rights_UM)
         assert torch.equal(merged.counts_U, p.counts_U)
@@ -46,7 +48,9 @@ def test_pairs_equal_scikit_learn_and_statsmodels():
     measures = c.pairs(c.patterns(R))
     for i, j in itertools.permutations(range(4), 2):
         a, b = R[:, i].numpy(), R[:, j].numpy()
-        odds = Table2x2(np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])).oddsratio
+        odds = Table2x2(
+            np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])
+        ).oddsratio
         expected = {
             "disagreement": (a != b).mean(),
             "double_fault": (~a & ~b).mean(),
@@ -87,14 +91,18 @@ def test_every_subsets_oracle_and_the_shapley_values_equal_brute_force():
     p = c.patterns(R)
     table = c.oracle_of_subsets(p)
     oracle = {
-        s: R[:, list(s)].any(1).double().mean().item() for k in range(5) for s in itertools.combinations(range(4), k)
+        s: R[:, list(s)].any(1).double().mean().item()
+        for k in range(5)
+        for s in itertools.combinations(range(4), k)
     }
     for s, value in oracle.items():
         assert table[sum(1 << m for m in s)].item() == pytest.approx(value)
     shapley = np.zeros(4)
     for order in itertools.permutations(range(4)):
         for k, m in enumerate(order):
-            shapley[m] += (oracle[tuple(sorted(order[: k + 1]))] - oracle[tuple(sorted(order[:k]))]) / 24
+            shapley[m] += (
+                oracle[tuple(sorted(order[: k + 1]))] - oracle[tuple(sorted(order[:k]))]
+            ) / 24
     np.testing.assert_allclose(c.by_backbone(p)["shapley"], shapley, atol=1e-12)
     exclusive = [(R[:, m] & (R.sum(1) == 1)).double().mean() for m in range(4)]
     np.testing.assert_allclose(c.by_backbone(p)["exclusive"], exclusive)

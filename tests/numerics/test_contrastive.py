@@ -39,7 +39,9 @@ def test_repeated_captions_are_positives():
     assert float(ours) == pytest.approx(total / 2, abs=1e-5)
 
 
-def _worker(rank: int, world: int, address: str, images: torch.Tensor, texts: torch.Tensor, out: list) -> None:
+def _worker(
+    rank: int, world: int, address: str, images: torch.Tensor, texts: torch.Tensor, out: list
+) -> None:
     from clipray.steps.pretrain_worker import gathered, world_size
 
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
@@ -48,7 +50,9 @@ def _worker(rank: int, world: int, address: str, images: torch.Tensor, texts: to
     all_images, all_texts, captions = gathered(*own, torch.tensor([0, 1, 2, 0, 3, 1, 4, 5])[mine])
     loss = contrastive_loss(all_images, all_texts, captions, torch.tensor(3.0))
     (loss * world_size()).backward()
-    out[rank].copy_(torch.stack([tensor.grad / world for tensor in own]))  # what DDP's mean over workers makes of it
+    out[rank].copy_(
+        torch.stack([tensor.grad / world for tensor in own])
+    )  # what DDP's mean over workers makes of it
     dist.destroy_process_group()
 
 

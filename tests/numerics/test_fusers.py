@@ -55,23 +55,33 @@ def test_fits_of_several_supports_equal_fits_one_by_one(name, fitted):
 def test_adding_a_constant_to_an_images_logits_changes_nothing(name, fitted):
     g = torch.Generator().manual_seed(3)
     moved = [
-        Support(s.logits_KMC + torch.randn(len(s.labels_K), 3, 1, generator=g), s.embeddings, s.labels_K, s.seed)
+        Support(
+            s.logits_KMC + torch.randn(len(s.labels_K), 3, 1, generator=g),
+            s.embeddings,
+            s.labels_K,
+            s.seed,
+        )
         for s in SUPPORTS[:1]
     ]
     state = fit(name, moved)[0]
     ours = FUSERS[name].apply(state, TEST[0] + torch.randn(50, 3, 1, generator=g), TEST[1])
-    torch.testing.assert_close(ours, FUSERS[name].apply(fitted[name][0], TEST[0], TEST[1]), atol=3e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        ours, FUSERS[name].apply(fitted[name][0], TEST[0], TEST[1]), atol=3e-4, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in FUSERS if n not in SEEDED])
 def test_permuting_backbones_changes_nothing(name, fitted):
     order = [2, 0, 1]
     turned = [
-        Support(s.logits_KMC[:, order], tuple(s.embeddings[i] for i in order), s.labels_K, s.seed) for s in SUPPORTS[:1]
+        Support(s.logits_KMC[:, order], tuple(s.embeddings[i] for i in order), s.labels_K, s.seed)
+        for s in SUPPORTS[:1]
     ]
     state = fit(name, turned)[0]
     ours = FUSERS[name].apply(state, TEST[0][:, order], tuple(TEST[1][i] for i in order))
-    torch.testing.assert_close(ours, FUSERS[name].apply(fitted[name][0], TEST[0], TEST[1]), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        ours, FUSERS[name].apply(fitted[name][0], TEST[0], TEST[1]), atol=2e-4, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", FUSERS)
@@ -139,8 +149,16 @@ def test_averages_equal_scipy_formulas():
 def test_votes_by_hand():
     z = torch.tensor(
         [
-            [[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 9.0]],  # two votes for class 0
-            [[3.0, 2.0, 1.0, 0.0], [2.0, 3.0, 1.0, 0.0], [0.0, 0.0, 9.0, 0.0]],  # one each: the surest product wins
+            [
+                [3.0, 2.0, 1.0, 0.0],
+                [3.0, 2.0, 1.0, 0.0],
+                [0.0, 1.0, 2.0, 9.0],
+            ],  # two votes for class 0
+            [
+                [3.0, 2.0, 1.0, 0.0],
+                [2.0, 3.0, 1.0, 0.0],
+                [0.0, 0.0, 9.0, 0.0],
+            ],  # one each: the surest product wins
         ]
     )
     top1 = averages.vote(State(averages.Vote(1)), z)
@@ -164,7 +182,9 @@ def test_the_oracle_bounds_every_fixed_choice_of_a_backbone(fitted):
         out = FUSERS[name].apply(fitted[name][0], z, embeddings)
         assert (out.argmax(1) == y).double().mean() <= right
     best, out = singles.best_single_on_test(z, y)
-    assert (out.argmax(1) == y).double().mean() == max((z[:, m].argmax(1) == y).double().mean() for m in range(3))
+    assert (out.argmax(1) == y).double().mean() == max(
+        (z[:, m].argmax(1) == y).double().mean() for m in range(3)
+    )
     assert torch.equal(out, singles.single(z, best))
 
 

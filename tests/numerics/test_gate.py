@@ -18,7 +18,9 @@ def test_adam_on_stacked_problems_equals_torch_optim_on_each(decay, rates):
     adam = Adam([ours], rates, 0.1, decay)
     for _ in range(30):
         gradient = 4 * (ours - target) ** 3
-        adam.step([gradient.transpose(1, 2).contiguous().transpose(1, 2)])  # as autograd gives them: any strides
+        adam.step(
+            [gradient.transpose(1, 2).contiguous().transpose(1, 2)]
+        )  # as autograd gives them: any strides
     kind = torch.optim.Adam if decay == "l2" else torch.optim.AdamW
     for s in range(3):
         theirs = start[s].clone().requires_grad_(True)
@@ -40,7 +42,9 @@ def test_equals_a_plain_torch_module_trained_by_torch_optim(weight_map, init):
     first, last = torch.nn.Linear(x.shape[1], 128), torch.nn.Linear(128, 3)
     w1, b1, w2, b2 = gate.initial(x.shape[1], 3, settings, seed=4)
     with torch.no_grad():
-        for p, v in zip((first.weight, first.bias, last.weight, last.bias), (w1.T, b1, w2.T, b2), strict=True):
+        for p, v in zip(
+            (first.weight, first.bias, last.weight, last.bias), (w1.T, b1, w2.T, b2), strict=True
+        ):
             p.copy_(v)
     maps = {
         "linear": torch.nn.Identity(),
@@ -50,16 +54,22 @@ def test_equals_a_plain_torch_module_trained_by_torch_optim(weight_map, init):
     }
 
     def forward(rows):
-        return torch.einsum("nm,nmc->nc", maps[weight_map](last(torch.relu(first(x[rows])))), s.logits_KMC[rows])
+        return torch.einsum(
+            "nm,nmc->nc", maps[weight_map](last(torch.relu(first(x[rows])))), s.logits_KMC[rows]
+        )
 
-    optimiser = torch.optim.Adam([*first.parameters(), *last.parameters()], lr=1e-3, weight_decay=0.01)
+    optimiser = torch.optim.Adam(
+        [*first.parameters(), *last.parameters()], lr=1e-3, weight_decay=0.01
+    )
     for rows in shuffled(12, [4], 5, 6, 0):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(forward(rows[0]), s.labels_K[rows[0]]).backward()
         optimiser.step()
     state = gate.fit([support(seed=3, images=12), s], settings)[1]
     theirs = torch.log_softmax(forward(torch.arange(12)), 1).detach()
-    torch.testing.assert_close(gate.apply(state, s.logits_KMC, s.embeddings), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        gate.apply(state, s.logits_KMC, s.embeddings), theirs, atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("weight_map", ["linear", "softplus", "exp", "softmax"])
@@ -71,7 +81,9 @@ def test_untrained_from_the_mean_it_is_the_mean_of_the_logits(weight_map):
 
 def test_positive_maps_cannot_lift_a_class_that_a_rival_beats_everywhere_and_the_linear_one_can():
     z, embeddings, _ = problem(seed=5)
-    lost = (z[:, :, :, None] < z[:, :, None, :]).all(1).any(2)  # N×C: some rival is above in every backbone
+    lost = (
+        (z[:, :, :, None] < z[:, :, None, :]).all(1).any(2)
+    )  # N×C: some rival is above in every backbone
     for weight_map in ("softplus", "exp", "softmax"):
         state = gate.fit([support()], Gate(weight_map=weight_map, rate=0.05, epochs=60))[0]
         chosen = gate.apply(state, z, embeddings).argmax(1)
@@ -96,7 +108,10 @@ def test_the_parts_of_a_training_are_shorter_trainings(batch):
     for part, states in enumerate(gate.path(supports, [settings] * len(supports), 3)):
         shorter = dataclasses.replace(settings, max_steps=4 * (part + 1))
         for state, expected in zip(states, gate.fit(supports, shorter), strict=True):
-            assert all(torch.equal(state.tensors[name], tensor) for name, tensor in expected.tensors.items())
+            assert all(
+                torch.equal(state.tensors[name], tensor)
+                for name, tensor in expected.tensors.items()
+            )
     assert part == 2
     assert list(gate.path([], [], 3)) == [] == gate.fit([], settings)
 

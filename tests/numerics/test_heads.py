@@ -16,4 +16,6 @@ def test_zero_shot_equals_a_plain_loop():
 
 def test_half_precision_embeddings_are_computed_in_single():
     e = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).half()
-    assert torch.equal(zero_shot(e, torch.eye(8), 1.0, 0.0), zero_shot(e.float(), torch.eye(8), 1.0, 0.0))
+    assert torch.equal(
+        zero_shot(e, torch.eye(8), 1.0, 0.0), zero_shot(e.float(), torch.eye(8), 1.0, 0.0)
+    )

@@ -13,7 +13,11 @@ from tests.numerics.made import problem
 
 
 def sklearn_weights(x, y, penalty):
-    return LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(x, y).coef_.T
+    return (
+        LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000)
+        .fit(x, y)
+        .coef_.T
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,9 +30,21 @@ def test_equals_scikit_learn(images, dim, penalty):
     rotated, basis, lengths = rotate(x)
     torch.testing.assert_close(rotated, x @ basis)
     ones = torch.ones(2, images, 1)
-    v = solve(rotated, lengths, y.expand(2, -1), ones, torch.full((1, 1, 1, 1), penalty), None, 5, 1e-9, 5000)
+    v = solve(
+        rotated,
+        lengths,
+        y.expand(2, -1),
+        ones,
+        torch.full((1, 1, 1, 1), penalty),
+        None,
+        5,
+        1e-9,
+        5000,
+    )
     for s in range(2):
-        np.testing.assert_allclose((basis @ v[:, :, 0])[s], sklearn_weights(x[s], y, penalty), atol=1e-5)
+        np.testing.assert_allclose(
+            (basis @ v[:, :, 0])[s], sklearn_weights(x[s], y, penalty), atol=1e-5
+        )
 
 
 def test_held_out_variants_equal_fits_without_those_images():
@@ -44,7 +60,10 @@ def test_held_out_variants_equal_fits_without_those_images():
 @pytest.mark.parametrize("penalty", [1e-3, 1.0])
 def test_from_any_start_and_beside_any_other_problem_the_minimum_is_the_same(penalty):
     g = torch.Generator().manual_seed(1)
-    x, text = torch.randn(1, 90, 12, generator=g).double(), 8 * torch.randn(1, 90, 30, generator=g).double()
+    x, text = (
+        torch.randn(1, 90, 12, generator=g).double(),
+        8 * torch.randn(1, 90, 30, generator=g).double(),
+    )
     y, ones = torch.arange(90)[None] % 30, torch.ones(1, 90, 1)
     rotated, _, lengths = rotate(x)
     weights = torch.full((1, 1, 1, 1), penalty)
@@ -68,18 +87,25 @@ def test_the_penalty_is_the_one_that_scikit_learns_cross_validation_prefers():
     losses = []
     for penalty in grid.tolist():
         model = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-8, max_iter=10_000)
-        p = cross_val_predict(model, embeddings[0], y, cv=PredefinedSplit(split), method="predict_proba")
+        p = cross_val_predict(
+            model, embeddings[0], y, cv=PredefinedSplit(split), method="predict_proba"
+        )
         losses.append(-np.log(p[np.arange(60), y]).mean())
     assert chosen.item() == pytest.approx(grid[int(np.argmin(losses))].item())
 
 
 def test_large_problems_one_by_one_equal_those_solved_at_once(monkeypatch):
     some = [problem(images=60, dims=(8,), noise=3.0, seed=seed) for seed in range(3)]
-    x, y, text = (torch.stack(part) for part in zip(*[(e[0], labels, z[:, 0]) for z, e, labels in some], strict=True))
+    x, y, text = (
+        torch.stack(part)
+        for part in zip(*[(e[0], labels, z[:, 0]) for z, e, labels in some], strict=True)
+    )
     split = torch.stack([folds(one, 3) for one in y])
     at_once = fit_path(x, y, split, torch.tensor([0.01, 1.0]), 1.0, 4, text)
     monkeypatch.setattr(logistic, "_LARGE", 100)
-    for one, other in zip(fit_path(x, y, split, torch.tensor([0.01, 1.0]), 1.0, 4, text), at_once, strict=True):
+    for one, other in zip(
+        fit_path(x, y, split, torch.tensor([0.01, 1.0]), 1.0, 4, text), at_once, strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -128,7 +154,9 @@ def test_zero_shot_probe_solves_its_problem_and_a_strong_pull_leaves_zero_shot(s
     head, rest = FITTED_HEADS["zero_shot_probe"], (shots.classifier_CD, shots.scale, shots.bias)
     base = zero_shot(shots.embeddings_KD, *rest)
     stuck = head.fit([shots], Pulled(strength=1e6))[0]
-    torch.testing.assert_close(head.apply(stuck, shots.embeddings_KD, *rest), base, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        head.apply(stuck, shots.embeddings_KD, *rest), base, atol=1e-3, rtol=1e-3
+    )
     v = head.fit([shots], Pulled())[0].tensors["v_DC"].double().requires_grad_(True)
     x = torch.nn.functional.normalize(shots.embeddings_KD, dim=1).double()
     own = torch.softmax(base, 1).gather(1, shots.labels_K[:, None])[:, 0].double()
@@ -145,7 +173,9 @@ def test_tip_adapter_equals_a_plain_loop_and_training_the_keys_lowers_the_loss(s
     theirs = zero_shot(shots.embeddings_KD[:3], *rest)
     for n in range(3):
         for k in range(40):
-            cosine = torch.nn.functional.cosine_similarity(shots.embeddings_KD[n], shots.embeddings_KD[k], dim=0)
+            cosine = torch.nn.functional.cosine_similarity(
+                shots.embeddings_KD[n], shots.embeddings_KD[k], dim=0
+            )
             theirs[n, shots.labels_K[k]] += torch.exp(-5.5 * (1 - cosine))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     loss = [
@@ -161,11 +191,16 @@ def test_cross_fitted_logits_do_not_see_their_own_label(shots):
     head = FITTED_HEADS["tip_adapter"]
     logits = cross_fitted(head, shots, head.settings, 4)
     fold = folds(shots.labels_K, 4)
-    changed = shots._replace(labels_K=torch.where(fold == 1, (shots.labels_K + 1) % 4, shots.labels_K))
+    changed = shots._replace(
+        labels_K=torch.where(fold == 1, (shots.labels_K + 1) % 4, shots.labels_K)
+    )
     states = head.fit([changed.take(fold != 1)], head.settings)
-    again = head.apply(states[0], shots.embeddings_KD[fold == 1], shots.classifier_CD, shots.scale, shots.bias)
+    again = head.apply(
+        states[0], shots.embeddings_KD[fold == 1], shots.classifier_CD, shots.scale, shots.bias
+    )
     torch.testing.assert_close(logits[fold == 1], again)
     one = shots.take(torch.arange(4))
     assert torch.equal(
-        cross_fitted(head, one, head.settings, 4), zero_shot(one.embeddings_KD, one.classifier_CD, 5.0, -1.0)
+        cross_fitted(head, one, head.settings, 4),
+        zero_shot(one.embeddings_KD, one.classifier_CD, 5.0, -1.0),
     )

@@ -50,7 +50,9 @@ def test_an_image_is_judged_alone():
 
 def test_the_gate_is_bounded_and_equals_a_torch_module():
     weights, x = torch.tensor(random_weights()), torch.randn(5, 7, meta.FEATURES)
-    network = torch.nn.Sequential(torch.nn.Linear(meta.FEATURES, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    network = torch.nn.Sequential(
+        torch.nn.Linear(meta.FEATURES, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+    )
     first, bias, second, last = weights.split([meta.FEATURES * 16, 16, 16, 1])
     with torch.no_grad():
         network[0].weight.copy_(first.view(meta.FEATURES, 16).T)
@@ -69,7 +71,9 @@ def world(seed: int, images: int = 120, classes: int = 5) -> meta.Episode:
     labels = torch.randint(classes, (images,), generator=g)
     sure = torch.rand(images, 4, generator=g) < 0.4
     said = torch.where(sure, labels[:, None], torch.randint(classes, (images, 4), generator=g))
-    logits = torch.nn.functional.one_hot(said, classes).float() * torch.where(sure, 3.0, 2.0)[..., None]
+    logits = (
+        torch.nn.functional.one_hot(said, classes).float() * torch.where(sure, 3.0, 2.0)[..., None]
+    )
     features = torch.zeros(images, 4, meta.FEATURES)
     features[..., 0] = torch.softmax(logits, 2).amax(2)
     return meta.Episode(features, logits, torch.full((4,), 0.5), labels, f"d{seed}")

@@ -23,7 +23,9 @@ def test_accuracies_and_losses_equal_scikit_learn(case):
     assert mean["top1"] == sk.accuracy_score(y, p.argmax(1))
     assert mean["top5"] == pytest.approx(sk.top_k_accuracy_score(y, p, k=5, labels=kinds))
     assert mean["nll"] == pytest.approx(sk.log_loss(y, p, labels=kinds), rel=1e-6)
-    assert mean["brier"] == pytest.approx(sk.brier_score_loss(y, p, labels=kinds, scale_by_half=False), rel=1e-6)
+    assert mean["brier"] == pytest.approx(
+        sk.brier_score_loss(y, p, labels=kinds, scale_by_half=False), rel=1e-6
+    )
     with pytest.warns(UserWarning, match="y_pred contains"):
         expected = sk.balanced_accuracy_score(y, p.argmax(1))
     assert METRICS["balanced_accuracy"](log_p, y).item() == pytest.approx(expected)
@@ -41,7 +43,9 @@ def test_ece_of_equal_mass_equals_a_plain_loop(case):
     confidence, right = log_p.double().exp().max(1).values.numpy(), (log_p.argmax(1) == y).numpy()
     order = confidence.argsort()
     parts = np.array_split(order, 15)
-    expected = sum(len(part) / 500 * abs(right[part].mean() - confidence[part].mean()) for part in parts)
+    expected = sum(
+        len(part) / 500 * abs(right[part].mean() - confidence[part].mean()) for part in parts
+    )
     assert ece_mass(log_p, y, 15).item() == pytest.approx(expected, abs=1e-9)
 
 
@@ -49,7 +53,9 @@ def test_aurc_equals_a_plain_loop_and_averages_over_orders_of_ties(case):
     log_p, y = case
     confidence, wrong = log_p.double().exp().max(1).values.numpy(), (log_p.argmax(1) != y).numpy()
     order = (-confidence).argsort()
-    assert aurc(log_p, y).item() == pytest.approx(np.mean([wrong[order[: n + 1]].mean() for n in range(500)]))
+    assert aurc(log_p, y).item() == pytest.approx(
+        np.mean([wrong[order[: n + 1]].mean() for n in range(500)])
+    )
     equal = torch.tensor([[0.7, 0.3], [0.7, 0.3]]).log()
     # right first: (0 + 1/2) / 2; wrong first: (1 + 1/2) / 2; their mean is 1/2
     assert aurc(equal, torch.tensor([0, 1])).item() == pytest.approx(0.5)

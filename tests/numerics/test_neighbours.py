@@ -76,7 +76,9 @@ def test_meta_des_finds_the_backbone_that_is_right_by_region():
     def region(images):
         y = torch.randint(0, 3, (images,), generator=g)
         side = torch.randint(0, 2, (images,), generator=g)
-        x = torch.stack([side * 2.0 - 1, torch.ones(images)], 1) + 0.1 * torch.randn(images, 2, generator=g)
+        x = torch.stack([side * 2.0 - 1, torch.ones(images)], 1) + 0.1 * torch.randn(
+            images, 2, generator=g
+        )
         wrong = (y + 1) % 3
         picks = torch.stack([torch.where(side == 0, y, wrong), torch.where(side == 1, y, wrong)], 1)
         return torch.nn.functional.one_hot(picks, 3) * 2.0, (x, x), y
@@ -107,7 +109,9 @@ def test_averaged_prototypes_equal_a_plain_loop():
     out = f.apply(f.fit([S], f.settings)[0], Z, E)
     total = np.zeros((25, 4))
     for m in range(3):
-        keys, x = (np.asarray(torch.nn.functional.normalize(e, dim=1)) for e in (S.embeddings[m], E[m]))
+        keys, x = (
+            np.asarray(torch.nn.functional.normalize(e, dim=1)) for e in (S.embeddings[m], E[m])
+        )
         centre = keys.mean(0)
         for c in range(4):
             mean = (keys - centre)[S.labels_K == c].mean(0)
@@ -148,4 +152,6 @@ def test_transport_uses_the_class_shares_to_mend_a_biased_text_head():
     right = [(p.argmax(1) == y).float().mean() for p in (z.mean(1), uniform)]
     assert right[1] > right[0]
     # "predicted" keeps the head's own shares
-    torch.testing.assert_close(fused.exp().mean(0), torch.softmax(z.mean(1), 1).mean(0), atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        fused.exp().mean(0), torch.softmax(z.mean(1), 1).mean(0), atol=5e-3, rtol=0
+    )

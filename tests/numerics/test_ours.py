@@ -24,7 +24,10 @@ def test_nlc_prior_without_evidence_is_the_calibrated_average():
         out("nlc_prior", s, test, penalties=(1e9,)), out("c_log_avg", s, test), atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(
-        out("nlc_prior", s, test, standard_errors=1e9), out("c_log_avg", s, test), atol=1e-5, rtol=1e-5
+        out("nlc_prior", s, test, standard_errors=1e9),
+        out("c_log_avg", s, test),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
@@ -34,13 +37,17 @@ def test_nlc_prior_learns_which_backbone_to_trust_where():
     def region(images):
         y = torch.randint(0, 3, (images,), generator=g)
         side = torch.randint(0, 2, (images,), generator=g)
-        x = torch.stack([side * 2.0 - 1, torch.ones(images)], 1) + 0.1 * torch.randn(images, 2, generator=g)
+        x = torch.stack([side * 2.0 - 1, torch.ones(images)], 1) + 0.1 * torch.randn(
+            images, 2, generator=g
+        )
         noise = torch.randint(0, 3, (images,), generator=g)
         picks = torch.stack([torch.where(side == 0, y, noise), torch.where(side == 1, y, noise)], 1)
         return torch.nn.functional.one_hot(picks, 3) * 2.0, (x, x), y
 
     s, test = Support(*region(150)), region(300)
-    accuracy = {n: (out(n, s, test).argmax(1) == test[2]).float().mean() for n in ("nlc_prior", "c_log_avg")}
+    accuracy = {
+        n: (out(n, s, test).argmax(1) == test[2]).float().mean() for n in ("nlc_prior", "c_log_avg")
+    }
     assert accuracy["nlc_prior"] > accuracy["c_log_avg"] + 0.05
 
 
@@ -71,13 +78,19 @@ def test_proto_fusion_at_one_shot_holds_its_prior():
 def test_proto_fusion_trusts_whichever_source_is_good():
     z, embeddings, y = problem(images=80, seed=3, noise=0.5)
     useless = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-    noise = tuple(torch.randn(e.shape, generator=torch.Generator().manual_seed(1)) for e in embeddings)
+    noise = tuple(
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(1)) for e in embeddings
+    )
     test = problem(images=80, seed=3, noise=0.5)
-    by_images = FUSERS["proto_fusion"].fit([Support(useless, embeddings, y)], settings_of("proto_fusion"))[0]
+    by_images = FUSERS["proto_fusion"].fit(
+        [Support(useless, embeddings, y)], settings_of("proto_fusion")
+    )[0]
     right = FUSERS["proto_fusion"].apply(by_images, useless, test[1]).argmax(1) == y
     assert right.float().mean() > 0.9
     by_text = FUSERS["proto_fusion"].fit([Support(z, noise, y)], settings_of("proto_fusion"))[0]
-    other = tuple(torch.randn(e.shape, generator=torch.Generator().manual_seed(2)) for e in embeddings)
+    other = tuple(
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(2)) for e in embeddings
+    )
     fused = (FUSERS["proto_fusion"].apply(by_text, z, other).argmax(1) == y).float().mean()
     text = (z.mean(1).argmax(1) == y).float().mean()
     assert fused >= text - 0.05
@@ -94,14 +107,21 @@ def test_guarded_goes_with_the_good_candidates_and_states_its_weights():
     f = FUSERS["guarded"]
     state = f.fit([Support(useless, embeddings, y)], f.settings)[0]
     stated = state.numbers["weights"]
-    assert stated["best_single_on_support"] + stated["c_log_avg"] < 0.2  # the others see the embeddings
+    assert (
+        stated["best_single_on_support"] + stated["c_log_avg"] < 0.2
+    )  # the others see the embeddings
     one_shot = f.fit([support(images=4)], f.settings)[0]
-    assert one_shot.numbers["weights"] == {n: float(n == f.settings.otherwise) for n in f.settings.candidates}
+    assert one_shot.numbers["weights"] == {
+        n: float(n == f.settings.otherwise) for n in f.settings.candidates
+    }
 
 
 def test_guarded_of_one_candidate_ranks_as_that_one():
     s, test, name = support(seed=1), problem(seed=2), "c_log_avg"
-    ours, alone = out("guarded", s, test, candidates=(name,), otherwise=name, blind=(name,)), out(name, s, test)
+    ours, alone = (
+        out("guarded", s, test, candidates=(name,), otherwise=name, blind=(name,)),
+        out(name, s, test),
+    )
     assert torch.equal(ours.argsort(1), alone.argsort(1))
 
 
@@ -115,7 +135,9 @@ def test_guarded_mixes_evenly_where_logits_are_borrowed_and_nothing_can_be_held_
 
 
 def test_guarded_refuses_to_fall_back_on_what_is_no_candidate():
-    with pytest.raises(ValueError, match="anchored, best_single_on_support, proto_fusion must be among"):
+    with pytest.raises(
+        ValueError, match="anchored, best_single_on_support, proto_fusion must be among"
+    ):
         settings_of("guarded", {"candidates": ["c_log_avg"]})
 
 

@@ -26,7 +26,9 @@ def test_the_order_of_the_rows_does_not_matter():
     order = np.random.default_rng(0).permutation(200)
     turned = draws([IDS[i] for i in order], LABELS[order], 7, [3], [5])[0]
     straight = draws(IDS, LABELS, 7, [3], [5])[0]
-    assert [IDS[order[r]] for r in turned.rows_K] == [IDS[r] for r in straight.rows_K]  # even in the same order
+    assert [IDS[order[r]] for r in turned.rows_K] == [
+        IDS[r] for r in straight.rows_K
+    ]  # even in the same order
 
 
 def test_small_classes_give_what_they_have_and_say_so():

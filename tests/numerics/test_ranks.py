@@ -42,15 +42,22 @@ def test_cka_sees_no_rotation_or_scale_and_equals_its_kernel_form():
     turn = torch.linalg.qr(torch.randn(6, 6, generator=g))[0]
     assert similarity.cka(x, 3 * x @ turn + 1) == pytest.approx(1)
     centre = np.eye(50) - 1 / 50
-    k, h = (centre @ (a @ a.T).numpy() @ centre for a in (x, y))  # HSIC of the centred Gram matrices
-    assert similarity.cka(x, y) == pytest.approx((k * h).sum() / np.sqrt((k * k).sum() * (h * h).sum()), rel=1e-4)
+    k, h = (
+        centre @ (a @ a.T).numpy() @ centre for a in (x, y)
+    )  # HSIC of the centred Gram matrices
+    assert similarity.cka(x, y) == pytest.approx(
+        (k * h).sum() / np.sqrt((k * k).sum() * (h * h).sum()), rel=1e-4
+    )
 
 
 def test_neighbour_overlap_equals_scikit_learn():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(60, 6, generator=g)
     y = x + torch.randn(60, 6, generator=g)
-    near = [NearestNeighbors(n_neighbors=5, metric="cosine").fit(a).kneighbors(return_distance=False) for a in (x, y)]
+    near = [
+        NearestNeighbors(n_neighbors=5, metric="cosine").fit(a).kneighbors(return_distance=False)
+        for a in (x, y)
+    ]
     expected = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(*near, strict=True)])
     assert similarity.neighbour_overlap(x, y, 5, block=17) == pytest.approx(expected)
     assert similarity.neighbour_overlap(x, 2 * x, 5) == 1

@@ -48,7 +48,9 @@ def test_held_out_images_do_not_count_and_a_strong_prior_is_the_plain_average(sp
     together = simplex_weights(log_p, y, torch.stack([kept, kept]), torch.tensor([1.0, 1e6]), space)
     alone = simplex_weights(log_p[:30], y[:30], torch.ones(1, 30), torch.tensor([1.0]), space)[0]
     torch.testing.assert_close(together[0], alone, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(together[1], torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        together[1], torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-3, rtol=0
+    )
 
 
 def test_positive_weights_equal_scipys_minimum_and_stay_at_one_under_a_strong_prior():
@@ -57,7 +59,9 @@ def test_positive_weights_equal_scipys_minimum_and_stay_at_one_under_a_strong_pr
     def value(u):
         w = np.exp(u)
         fused = np.einsum("m,kmc->kc", w, z.double().numpy())
-        return (np.log(np.exp(fused).sum(1)) - fused[np.arange(len(y)), y]).sum() + 2 * (w - np.log(w)).sum()
+        return (np.log(np.exp(fused).sum(1)) - fused[np.arange(len(y)), y]).sum() + 2 * (
+            w - np.log(w)
+        ).sum()
 
     theirs = np.exp(minimize(value, np.zeros(3), method="BFGS", options={"gtol": 1e-9}).x)
     np.testing.assert_allclose(positive_weights(z, y, 2.0), theirs, rtol=1e-4)
@@ -71,7 +75,9 @@ def test_greedy_equals_a_plain_loop():
     p, y = torch.softmax(z, -1).numpy(), s.labels_K.numpy()
     chosen = []
     for _ in range(20):
-        losses = [-np.log(p[np.arange(len(y)), :, y][:, [*chosen, m]].mean(1)).sum() for m in range(3)]
+        losses = [
+            -np.log(p[np.arange(len(y)), :, y][:, [*chosen, m]].mean(1)).sum() for m in range(3)
+        ]
         chosen.append(int(np.argmin(losses)))
     np.testing.assert_allclose(state.tensors["w_M"], np.bincount(chosen, minlength=3) / 20)
 
@@ -89,9 +95,15 @@ def test_gac_is_at_least_as_right_on_its_support_as_the_mean_and_near_the_best_o
 def test_stacking_equals_scikit_learn_on_the_same_columns():
     s, f = support(seed=1, images=40, noise=2.0), FUSERS["stacking"]
     state = f.fit([s], settings_of("stacking", {"probe": {"tolerance": 1e-8}}))[0]
-    log_p = torch.log_softmax(calibrate(fit_calibrated([s], CALIBRATED)[0], s.logits_KMC), -1).flatten(1).numpy()
+    log_p = (
+        torch.log_softmax(calibrate(fit_calibrated([s], CALIBRATED)[0], s.logits_KMC), -1)
+        .flatten(1)
+        .numpy()
+    )
     x = np.hstack([log_p - log_p.mean(0), np.ones((40, 1))])
-    model = LogisticRegression(C=1 / state.numbers["penalty"], fit_intercept=False, tol=1e-10, max_iter=20_000)
+    model = LogisticRegression(
+        C=1 / state.numbers["penalty"], fit_intercept=False, tol=1e-10, max_iter=20_000
+    )
     theirs = model.fit(x, s.labels_K).predict_log_proba(x)
     np.testing.assert_allclose(f.apply(state, s.logits_KMC, ()), theirs, atol=2e-4)
 

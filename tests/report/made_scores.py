@@ -10,11 +10,26 @@ from clipray import schema
 BACKBONES = ("vit-p6-36", "rn-48", "convnext-48", "vit-p8-40", "rn-32")
 
 
-def row(dataset: str, method: str, shots: int, seed: int, metric: str, value: float, **other) -> dict:
+def row(
+    dataset: str, method: str, shots: int, seed: int, metric: str, value: float, **other
+) -> dict:
     """One score row."""
-    constants = {"split": "test", "perturbation": "none", "severity": 0, "head": "zero_shot", "n_scored": 500}
+    constants = {
+        "split": "test",
+        "perturbation": "none",
+        "severity": 0,
+        "head": "zero_shot",
+        "n_scored": 500,
+    }
     constants |= {"n_expected": 500, "ci_low": value - 0.02, "ci_high": value + 0.02}
-    own = {"dataset": dataset, "method": method, "shots": shots, "seed": seed, "metric": metric, "value": value}
+    own = {
+        "dataset": dataset,
+        "method": method,
+        "shots": shots,
+        "seed": seed,
+        "metric": metric,
+        "value": value,
+    }
     return constants | own | other
 
 
@@ -38,12 +53,21 @@ def campaign(datasets: int = 21, shots: tuple[int, ...] = (1, 4, 16), seeds: int
         def add(*values, counts=counts):
             rows.append(row(*values, **counts))
 
-        singles = {name: base - 0.02 * m + random.normal(0, 0.02) for m, name in enumerate(BACKBONES)}
+        singles = {
+            name: base - 0.02 * m + random.normal(0, 0.02) for m, name in enumerate(BACKBONES)
+        }
         best = max(singles.values())
         for name, value in singles.items():
             add(dataset, f"single/{name}", 0, 0, "top1", value)
             add(dataset, f"single/{name}", 0, 0, "exclusive", random.uniform(0.005, 0.04))
-            add(dataset, f"single/{name}", 0, 0, "shapley", (best + gap) / len(BACKBONES) + random.normal(0, 0.01))
+            add(
+                dataset,
+                f"single/{name}",
+                0,
+                0,
+                "shapley",
+                (best + gap) / len(BACKBONES) + random.normal(0, 0.01),
+            )
         add(dataset, "best_single_on_test", 0, 0, "top1", best)
         add(dataset, "oracle", 0, 0, "top1", best + gap)
         add(dataset, "set", 0, 0, "oracle_gain", gap)
@@ -51,17 +75,31 @@ def campaign(datasets: int = 21, shots: tuple[int, ...] = (1, 4, 16), seeds: int
         for a, b in permutations(BACKBONES, 2):
             near = 0.1 * (a[:2] == b[:2])
             add(dataset, f"pair/{a}/{b}", 0, 0, "disagreement", 0.3 - near + random.normal(0, 0.02))
-            add(dataset, f"pair/{a}/{b}", 0, 0, "double_fault", 0.25 + near + random.normal(0, 0.02))
+            add(
+                dataset, f"pair/{a}/{b}", 0, 0, "double_fault", 0.25 + near + random.normal(0, 0.02)
+            )
             add(dataset, f"pair/{a}/{b}", 0, 0, "yule_q", 0.35 + 4 * near + random.normal(0, 0.05))
             add(dataset, f"pair/{a}/{b}", 0, 0, "rescue", random.uniform(0.15, 0.45))
-        for method, gained in (("mean_logits", 0.0), ("log_avg", 0.01), ("conf", -0.01), ("vote_top1", -0.02)):
+        for method, gained in (
+            ("mean_logits", 0.0),
+            ("log_avg", 0.01),
+            ("conf", -0.01),
+            ("vote_top1", -0.02),
+        ):
             add(dataset, method, 0, 0, "top1", best + gained + random.normal(0, 0.012))
         for k in shots:
             for seed in range(seeds):
                 reference = best - abs(random.normal(0, 0.012)) / np.sqrt(k)
                 add(dataset, "best_single_on_support", k, seed, "top1", reference)
                 add(dataset, "c_log_avg", k, seed, "top1", best + 0.01 + random.normal(0, 0.01))
-                add(dataset, "nlc", k, seed, "top1", best + 0.1 * gap * np.log2(k) + random.normal(0, 0.012))
+                add(
+                    dataset,
+                    "nlc",
+                    k,
+                    seed,
+                    "top1",
+                    best + 0.1 * gap * np.log2(k) + random.normal(0, 0.012),
+                )
     return table(rows)
 
 
@@ -72,7 +110,9 @@ def failures() -> pa.Table:
         ("dtd", "test", "a2", "zigzag/<b>&.jpg", "not an image"),
         ("dtd", "test", "a3", "woven/woven_0003.jpg", "not an image"),
     ]
-    return pa.Table.from_pylist([dict(zip(schema.FAILURES.names, one, strict=True)) for one in listed], schema.FAILURES)
+    return pa.Table.from_pylist(
+        [dict(zip(schema.FAILURES.names, one, strict=True)) for one in listed], schema.FAILURES
+    )
 
 
 ABOUT = {

@@ -35,7 +35,13 @@ def workspace(tmp_path_factory):
 def test_a_workspace_a_config_and_a_table_give_the_same_page(job, workspace, tmp_path):
     folder = workspace / "reports" / "made"
     page = (folder / "report.html").read_text()
-    settings = {"name": "made", "workspace": str(workspace), "datasets": ["dtd"], "backbones": ["rn-32"], "seeds": 1}
+    settings = {
+        "name": "made",
+        "workspace": str(workspace),
+        "datasets": ["dtd"],
+        "backbones": ["rn-32"],
+        "seeds": 1,
+    }
     settings |= {"precision": "fp32", "heads": ["zero_shot"]}
     (tmp_path / "made.yaml").write_text(yaml.safe_dump(settings))
     for given in (workspace, tmp_path / "made.yaml", folder / "scores.parquet"):
@@ -48,9 +54,13 @@ def test_a_workspace_a_config_and_a_table_give_the_same_page(job, workspace, tmp
 
 
 def test_into_another_folder(job, workspace, tmp_path):
-    code, _, said = job(str(workspace / "reports" / "made" / "scores.parquet"), "--out", str(tmp_path / "there"))
+    code, _, said = job(
+        str(workspace / "reports" / "made" / "scores.parquet"), "--out", str(tmp_path / "there")
+    )
     assert code == 0, said
-    assert (tmp_path / "there" / "report.html").read_text() == render(campaign(2, (1,), 2), failures(), ABOUT)
+    assert (tmp_path / "there" / "report.html").read_text() == render(
+        campaign(2, (1,), 2), failures(), ABOUT
+    )
 
 
 def test_an_empty_workspace_is_told(job, tmp_path):

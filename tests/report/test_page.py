@@ -30,7 +30,9 @@ class Reader(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         self.ids += [given["id"]] if "id" in given else []
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action", "data", "srcset")]
+        self.links += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href", "action", "data", "srcset")
+        ]
         self.svgs += [given] if tag == "svg" else []
 
     def handle_startendtag(self, tag, attrs):
@@ -103,11 +105,16 @@ def test_equal_scores_give_equal_bytes(page):
 @pytest.mark.parametrize("datasets", [1, 2])
 @pytest.mark.parametrize("shots", [(), (1,)])
 def test_small_campaigns(datasets, shots):
-    assert "None: every image was read" in render(campaign(datasets, shots, 1), failures().slice(0, 0), {})
+    assert "None: every image was read" in render(
+        campaign(datasets, shots, 1), failures().slice(0, 0), {}
+    )
 
 
 def test_one_backbone_alone():
-    rows = [row("a", "single/x", 0, 0, "top1", 0.5), row("a", "best_single_on_test", 0, 0, "top1", 0.5)]
+    rows = [
+        row("a", "single/x", 0, 0, "top1", 0.5),
+        row("a", "best_single_on_test", 0, 0, "top1", 0.5),
+    ]
     assert Reader(render(table(rows), failures(), {})).open == []
 
 
@@ -130,7 +137,14 @@ def test_written_and_read_back(tmp_path):
 
 
 def test_ranks_and_the_correlation_are_shown(tmp_path):
-    stand = {"head": "zero_shot", "shots": 16, "method": "nlc", "datasets": 21, "methods": 9, "mean_rank": 1.75}
+    stand = {
+        "head": "zero_shot",
+        "shots": 16,
+        "method": "nlc",
+        "datasets": 21,
+        "methods": 9,
+        "mean_rank": 1.75,
+    }
     stand |= {"friedman_p": 0.0012, "critical_difference": 2.6}
     stand |= {"correlation": -0.42, "correlation_low": -0.7, "correlation_high": 0.11}
     standings = pa.Table.from_pylist([stand], schema=schema.STANDINGS)
@@ -140,6 +154,10 @@ def test_ranks_and_the_correlation_are_shown(tmp_path):
     assert reader.open == []
     assert "1.8" in text
     assert "9 methods on 21 datasets, Friedman’s p = 0.001, and ranks 2.6 apart differ" in text
-    (label,) = [svg["aria-label"] for svg in reader.svgs if "against complementarity on 21" in svg["aria-label"]]
+    (label,) = [
+        svg["aria-label"]
+        for svg in reader.svgs
+        if "against complementarity on 21" in svg["aria-label"]
+    ]
     assert "−0.42 [−0.70, +0.11]" in label
     assert read(Store(str(tmp_path)), "reports/first")[3].equals(standings)

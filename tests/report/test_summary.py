@@ -14,8 +14,14 @@ def two_datasets():
         ("a", 0.50, (0.40, 0.50), (0.60, 0.62)),
         ("b", 0.80, (0.80, 0.80), (0.7, 0.8)),
     ):
-        rows += [row(dataset, "single/x", 0, 0, "top1", best), row(dataset, "single/y", 0, 0, "top1", 0.1)]
-        rows += [row(dataset, "best_single_on_test", 0, 0, "top1", best), row(dataset, "oracle", 0, 0, "top1", 0.9)]
+        rows += [
+            row(dataset, "single/x", 0, 0, "top1", best),
+            row(dataset, "single/y", 0, 0, "top1", 0.1),
+        ]
+        rows += [
+            row(dataset, "best_single_on_test", 0, 0, "top1", best),
+            row(dataset, "oracle", 0, 0, "top1", 0.9),
+        ]
         rows += [row(dataset, "log_avg", 0, 0, "top1", best)]
         for seed in (0, 1):
             rows.append(row(dataset, "best_single_on_support", 1, seed, "top1", support[seed]))
@@ -103,7 +109,9 @@ def test_names_that_a_backbone_cannot_tell_apart_are_said():
         "zero-shot cannot tell these classes apart."
     )
     unfused = headline(table([r for r in rows if r["method"].startswith("single/")]))["text"]
-    assert unfused[0] == "2 backbones were measured on 2 datasets; none was fused."  # the page's headline
+    assert (
+        unfused[0] == "2 backbones were measured on 2 datasets; none was fused."
+    )  # the page's headline
     assert len(unfused) == 2
 
 
@@ -129,10 +137,14 @@ def test_terminal():
 
     console = Console(file=io.StringIO(), width=100)
     console.print(console_table(two_datasets()))
-    (line,) = [line for line in console.file.getvalue().splitlines() if line.strip().startswith("nlc")]
+    (line,) = [
+        line for line in console.file.getvalue().splitlines() if line.strip().startswith("nlc")
+    ]
     assert line.split() == ["nlc", "68.0", "+5.5"]
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (0.0004, "0.0"), (-0.0004, "0.0")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (0.0004, "0.0"), (-0.0004, "0.0")]
+)
 def test_points(value, text):
     assert summary.points(value) == text

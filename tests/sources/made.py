@@ -19,7 +19,9 @@ CLASSES = ["ant", "Bee", "cat"]
 
 def picture(number: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(file, "PNG")
+    Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    ).save(file, "PNG")
     return file.getvalue()
 
 
@@ -27,7 +29,15 @@ def make_folder(root: Path) -> dict[str, tuple[bytes, int]]:
     """Seven images in three classes, one deeper, one with awkward signs in its name; by key."""
     made = {}
     for number, path in enumerate(
-        ["Bee/b [1]?.png", "ant/2.png", "ant/10.PNG", "ant/sub/x.jpg", "cat/ü #1.webp", "cat/a.b.png", "cat/z"]
+        [
+            "Bee/b [1]?.png",
+            "ant/2.png",
+            "ant/10.PNG",
+            "ant/sub/x.jpg",
+            "cat/ü #1.webp",
+            "cat/a.b.png",
+            "cat/z",
+        ]
     ):
         for split in ("train", "test"):
             file = root / split / path
@@ -49,7 +59,9 @@ def make_parquet(root: Path) -> dict[str, tuple[bytes, int]]:
     pq.write_table(table, root / "train-00000-of-00001.parquet")
     keys = ["0#0/0", "0#0/1", "0#0/2", "0#1/0", "0#1/1", "1#0/0", "1#0/1"]
     names = [f"test-0000{key[0]}-of-00002.parquet{key[1:]}" for key in keys]
-    return {name: (row["image"]["bytes"], row["label"]) for name, row in zip(names, rows, strict=True)}
+    return {
+        name: (row["image"]["bytes"], row["label"]) for name, row in zip(names, rows, strict=True)
+    }
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
@@ -68,7 +80,10 @@ def make_wds(root: Path) -> dict[str, tuple[bytes, int]]:
             members = []
             for number in range(shard, shard + 2):
                 suffix = ("jpg", "PNG", "webp")[number % 3]
-                pair = [(f"./d/s{number}.{suffix}", picture(number)), (f"./d/s{number}.cls", b"%d\n" % (number % 3))]
+                pair = [
+                    (f"./d/s{number}.{suffix}", picture(number)),
+                    (f"./d/s{number}.cls", b"%d\n" % (number % 3)),
+                ]
                 members += pair if number % 2 else [*pair[::-1], (f"./d/s{number}.json", b"{}")]
                 made[f"{shard}.tar/d/s{number}"] = (picture(number), number % 3)
             write_tar(root / split / f"{shard}.tar", members)
@@ -82,7 +97,9 @@ def dataset(layout: str, **more) -> Dataset:
 
 
 def whole(found: list[Chunk]) -> pa.Table:
-    return sources.number_repeats([sources.index(number, chunk) for number, chunk in enumerate(found)])
+    return sources.number_repeats(
+        [sources.index(number, chunk) for number, chunk in enumerate(found)]
+    )
 
 
 MAKERS = {"folder": make_folder, "parquet": make_parquet, "wds": make_wds}

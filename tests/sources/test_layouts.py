@@ -59,7 +59,11 @@ def test_samples_are_those_that_were_written(made, place, request):
     assert [each.format for each in catalog.datasets(["*"], root)] == [layout]
     chunks = sources.listing(dataset(layout), "test", root)
     seen = [sample for chunk in chunks for sample in sources.scan(chunk)]
-    order = sorted(samples, key=lambda path: (samples[path][1], path.split("/"))) if layout == "folder" else samples
+    order = (
+        sorted(samples, key=lambda path: (samples[path][1], path.split("/")))
+        if layout == "folder"
+        else samples
+    )
     assert [sample.key for sample in seen] == [key.replace("tar/d", "tar/./d") for key in order]
     assert [(sample.data, sample.label) for sample in seen] == [samples[key] for key in order]
     assert all(sample.error is None for sample in seen)
@@ -83,7 +87,11 @@ def test_the_digest_of_a_listing_follows_the_files(made, tmp_path):
     shutil.copytree(root, copy, copy_function=shutil.copy2)
     before = sources.digest(sources.listing(dataset(layout), "test", str(root)))
     assert sources.digest(sources.listing(dataset(layout), "test", str(copy))) == before
-    touched = {"folder": "test/ant/2.png", "parquet": "test-00001-of-00002.parquet", "wds": "test/10.tar"}[layout]
+    touched = {
+        "folder": "test/ant/2.png",
+        "parquet": "test-00001-of-00002.parquet",
+        "wds": "test/10.tar",
+    }[layout]
     os.utime(copy / "set" / touched, (1, 1))
     assert sources.digest(sources.listing(dataset(layout), "test", str(copy))) != before
 
@@ -98,10 +106,14 @@ def test_folders_agree_with_torchvision(tmp_path):
     (tmp_path / "set" / "test" / "linked").symlink_to(tmp_path / "set" / "test" / "b")
     theirs = ImageFolder(tmp_path / "set" / "test")
     ours = [
-        s for c in sources.listing(dataset("folder", splits=["test"]), "test", str(tmp_path)) for s in sources.scan(c)
+        s
+        for c in sources.listing(dataset("folder", splits=["test"]), "test", str(tmp_path))
+        for s in sources.scan(c)
     ]
     assert sources.classnames(dataset("folder", splits=["test"]), str(tmp_path)) == theirs.classes
-    assert [(str(tmp_path / "set" / "test" / sample.key), sample.label) for sample in ours] == theirs.samples
+    assert [
+        (str(tmp_path / "set" / "test" / sample.key), sample.label) for sample in ours
+    ] == theirs.samples
 
 
 def test_a_class_that_one_split_lacks_does_not_shift_labels(tmp_path):
@@ -120,7 +132,9 @@ def test_chunks_hold_1024_files(tmp_path):
     assert [(chunk.start, chunk.count) for chunk in chunks] == [(0, 1024), (1024, 6)]
     (tmp_path / "set" / "test" / "cat" / "0003.png").unlink()
     table = sources.index(0, chunks[0])
-    assert [error for error in table["error"].to_pylist() if error] == ["cannot be read: FileNotFoundError"]
+    assert [error for error in table["error"].to_pylist() if error] == [
+        "cannot be read: FileNotFoundError"
+    ]
     assert table["image_id"][3].as_py()
     assert table["size"][3].as_py() is None
 
@@ -150,15 +164,24 @@ def test_parquet_columns(tmp_path, column, options):
     for number in range(2):
         (root / f"{number}.png").write_bytes(picture(number))
     made = {
-        "struct": {"image": [{"bytes": picture(0), "path": None}, {"bytes": None, "path": "1.png"}], "label": [0, 1]},
+        "struct": {
+            "image": [{"bytes": picture(0), "path": None}, {"bytes": None, "path": "1.png"}],
+            "label": [0, 1],
+        },
         "bytes": {"bytes": [picture(0), picture(1)], "cls": pa.array([0, 1], pa.uint8())},
         "path": {"path": ["0.png", "1.png"], "label": [0, 1]},
-        "large": {"pixels": pa.array([picture(0), picture(1)], pa.large_binary()), "kind": ["x", "y"]},
+        "large": {
+            "pixels": pa.array([picture(0), picture(1)], pa.large_binary()),
+            "kind": ["x", "y"],
+        },
     }[column]
     pq.write_table(pa.table(made), root / "data" / "test.parquet")
     given = dataset("parquet", splits=["test"], classnames=["x", "y"], options=options)
     (chunk,) = sources.listing(given, "test", str(tmp_path))
-    assert [(s.data, s.label, s.error) for s in sources.scan(chunk)] == [(picture(0), 0, None), (picture(1), 1, None)]
+    assert [(s.data, s.label, s.error) for s in sources.scan(chunk)] == [
+        (picture(0), 0, None),
+        (picture(1), 1, None),
+    ]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")
@@ -170,13 +193,19 @@ def test_shared_sets_hold_what_their_list_says():
             name = line[3:]
         elif line.startswith("- cut:"):
             words = line.replace(",", "").split()
-            counts[name] = (int(words[2]), int(words[words.index("train") - 1]), int(words[words.index("test") - 1]))
+            counts[name] = (
+                int(words[2]),
+                int(words[words.index("train") - 1]),
+                int(words[words.index("test") - 1]),
+            )
     assert len(counts) == 21
     for name, (n_classes, n_train, n_test) in counts.items():
         splits = ["train", "test"] if n_train else ["test"]
         given = Dataset(name="x", format=name.split("/")[0], uri=name, splits=splits)
         with open(SHARED / name / "classnames.txt") as file:
-            assert sources.classnames(given, str(SHARED)) == [row[0] for row in csv.reader(file, delimiter="\0")]
+            assert sources.classnames(given, str(SHARED)) == [
+                row[0] for row in csv.reader(file, delimiter="\0")
+            ]
         assert len(sources.classnames(given, str(SHARED))) == n_classes
         assert sources.templates(given, str(SHARED))
         for split, expected in zip(splits[::-1], (n_test, n_train), strict=False):
@@ -184,4 +213,7 @@ def test_shared_sets_hold_what_their_list_says():
             if None not in counted:
                 assert sum(counted) == expected, (name, split)
             elif split == "test":
-                assert len(whole(sources.listing(given, split, str(SHARED)))) == expected, (name, split)
+                assert len(whole(sources.listing(given, split, str(SHARED)))) == expected, (
+                    name,
+                    split,
+                )

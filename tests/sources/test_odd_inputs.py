@@ -14,12 +14,20 @@ from tests.sources.made import MAKERS, dataset, make_parquet, make_wds, picture,
 
 
 def test_parquet_rows_that_are_no_labelled_image(tmp_path):
-    rows = [{"path": "gone.png", "label": 0}, {"path": None, "label": 0}, {"path": "here.png", "label": None}]
+    rows = [
+        {"path": "gone.png", "label": 0},
+        {"path": None, "label": 0},
+        {"path": "here.png", "label": None},
+    ]
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "here.png").write_bytes(picture(1))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "test.parquet")
     (chunk,) = sources.listing(dataset("parquet", splits=["test"]), "test", str(tmp_path))
-    assert [s.error for s in sources.scan(chunk)] == ["cannot be read: gone.png", "no image bytes", "no label"]
+    assert [s.error for s in sources.scan(chunk)] == [
+        "cannot be read: gone.png",
+        "no image bytes",
+        "no label",
+    ]
 
 
 def test_tar_members_that_are_no_labelled_image(tmp_path):
@@ -32,11 +40,18 @@ def test_tar_members_that_are_no_labelled_image(tmp_path):
     (chunk,) = sources.listing(dataset("wds", splits=["test"]), "test", str(tmp_path))
     found = list(sources.scan(chunk))
     assert [(sample.key, sample.label) for sample in found] == [
-        *(("0.tar/a", None), ("0.tar/b", None), ("0.tar/c", None), ("0.tar/d", None), ("0.tar/f", 2))
+        *(
+            ("0.tar/a", None),
+            ("0.tar/b", None),
+            ("0.tar/c", None),
+            ("0.tar/d", None),
+            ("0.tar/f", 2),
+        )
     ]
     reasons = ["2 images", "0 .cls", "0 images", "'dog', not a number", None]
     assert all(
-        (reason in sample.error) if reason else not sample.error for reason, sample in zip(reasons, found, strict=True)
+        (reason in sample.error) if reason else not sample.error
+        for reason, sample in zip(reasons, found, strict=True)
     )
     table = whole([chunk])
     assert len(set(table["image_id"].to_pylist())) == 5
@@ -45,7 +60,11 @@ def test_tar_members_that_are_no_labelled_image(tmp_path):
 
 
 def test_a_tar_that_breaks_off_keeps_what_came_before(tmp_path):
-    pairs = [(f"{n}.{suffix}", data) for n in range(4) for suffix, data in (("png", picture(n)), ("cls", b"1"))]
+    pairs = [
+        (f"{n}.{suffix}", data)
+        for n in range(4)
+        for suffix, data in (("png", picture(n)), ("cls", b"1"))
+    ]
     path = tmp_path / "set" / "test" / "0.tar"
     write_tar(path, pairs)
     data = path.read_bytes()
@@ -55,7 +74,9 @@ def test_a_tar_that_breaks_off_keeps_what_came_before(tmp_path):
         path.write_bytes(data[:end])
         (chunk,) = sources.listing(dataset("wds", splits=["test"]), "test", str(tmp_path))
         found = list(sources.scan(chunk))
-        assert [s.data for s in found if not s.error] == [picture(0), picture(1)][: sum(not s.error for s in found)]
+        assert [s.data for s in found if not s.error] == [picture(0), picture(1)][
+            : sum(not s.error for s in found)
+        ]
         assert sum(not s.error for s in found) >= 1
         assert any("breaks off" in s.error for s in found if s.error), end
     path.write_bytes(data[:600] + b"\xff" * 4000)
@@ -99,19 +120,32 @@ def test_complaints_about_names_templates_formats_and_columns(tmp_path):
     for given, text in [
         (dataset("parquet", classnames=["one"]), "1 class names, but .* has 3 classes"),
         (dataset("parquets"), "known: folder, parquet, wds, drawn, sklearn"),
-        (dataset("parquet", options={"lable": "x"}), "options.lable is unknown; known: image, label, labels"),
-        (dataset("parquet", options={"label": "kind"}), "no label column .looked for kind; there is: image, label"),
+        (
+            dataset("parquet", options={"lable": "x"}),
+            "options.lable is unknown; known: image, label, labels",
+        ),
+        (
+            dataset("parquet", options={"label": "kind"}),
+            "no label column .looked for kind; there is: image, label",
+        ),
         (dataset("parquet", options={"label": "image"}), "holds struct.*not integers"),
         (dataset("parquet", options={"image": "label"}), "holds int64, not image bytes"),
     ]:
         with pytest.raises(ConfigError, match=text):
             _ = sources.listing(given, "test", root), sources.classnames(given, root)
-    with pytest.raises(ConfigError, match=r"no prompt templates.*zeroshot_classification_templates\.txt"):
+    with pytest.raises(
+        ConfigError, match=r"no prompt templates.*zeroshot_classification_templates\.txt"
+    ):
         sources.templates(Dataset(name="set", format="parquet", uri="set"), root)
     with pytest.raises(ConfigError, match=r"has no \{c\}"):
-        sources.templates(Dataset(name="set", format="parquet", uri="set", templates=["a photo"]), root)
+        sources.templates(
+            Dataset(name="set", format="parquet", uri="set", templates=["a photo"]), root
+        )
     (tmp_path / "set" / "zeroshot_classification_templates.txt").write_text("a {c}.\n\nthe {}\n")
-    assert sources.templates(Dataset(name="set", format="parquet", uri="set"), root) == ["a {c}.", "the {c}"]
+    assert sources.templates(Dataset(name="set", format="parquet", uri="set"), root) == [
+        "a {c}.",
+        "the {c}",
+    ]
     (tmp_path / "set" / "test-00001-of-00002.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(ConfigError, match="not a complete parquet file"):
         sources.listing(dataset("parquet"), "test", root)

@@ -21,7 +21,9 @@ def test_operations_are_those_that_open_clip_publishes(architecture, published):
     import open_clip
 
     model = open_clip.create_model(architecture).eval()
-    encoder = backbones.Encoder(Backbone(name="x", architecture=architecture, pretrained="none"), model, "cpu", "fp32")
+    encoder = backbones.Encoder(
+        Backbone(name="x", architecture=architecture, pretrained="none"), model, "cpu", "fp32"
+    )
     assert cards.gflops(encoder) == pytest.approx(published, abs=0.006)
 
 

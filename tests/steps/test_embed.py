@@ -39,7 +39,9 @@ def folder(root: Path, per_class: int = 3) -> Path:
                 seed += 1
     (root / "test" / "cat" / "empty.jpg").write_bytes(b"")
     (root / "test" / "dog" / "cut.png").write_bytes(png(99)[:80])
-    (root / "test" / "dog" / "twice.png").write_bytes((root / "test" / "dog" / "0.png").read_bytes())
+    (root / "test" / "dog" / "twice.png").write_bytes(
+        (root / "test" / "dog" / "0.png").read_bytes()
+    )
     (root / "classnames.txt").write_text("cat\ndog\n")
     (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
     return root
@@ -61,7 +63,9 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     failed = table.filter(table["error"].is_valid())
     assert len(failed) == 2
     assert table["embedding"].type == pa.list_(pa.float32(), 128)
-    matrix = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(9, 128)
+    matrix = (
+        table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(9, 128)
+    )
     assert (np.isnan(matrix).all(axis=1) == table["error"].is_valid().to_numpy()).all()
     assert {row["key"].rsplit("/", 1)[-1] for row in todo.failures} == {"empty.jpg", "cut.png"}
 
@@ -71,7 +75,9 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     rows = work.index.table.filter(work.index.table["error"].is_null())
     for chunk in set(rows["chunk"].to_pylist()):
         part = rows.filter(pa.compute.equal(rows["chunk"], chunk))
-        for row, data in zip(part.to_pylist(), sources.fetch(work.index.chunks[chunk], part), strict=True):
+        for row, data in zip(
+            part.to_pylist(), sources.fetch(work.index.chunks[chunk], part), strict=True
+        ):
             if by_id[row["image_id"]]["error"]:
                 continue
             crop = images.crop(images.decode(data), encoder.preprocess)
@@ -84,7 +90,9 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     assert run.plan(small).images == 0
     more = run.plan(campaign(datasets=["pets"], backbones=["vit-p6-36", "vit-p8-40"]))
     assert more.busy == ["vit-p8-40"]
-    (tmp_path / "pets" / "zeroshot_classification_templates.txt").write_text("a drawing of a {c}.\n")
+    (tmp_path / "pets" / "zeroshot_classification_templates.txt").write_text(
+        "a drawing of a {c}.\n"
+    )
     reworded = run.plan(small)
     assert reworded.images == 0
     assert list(reworded.classifiers) == ["vit-p6-36"]
@@ -104,7 +112,9 @@ def test_too_many_failures_stop_the_run_with_a_clear_message(tmp_path, campaign,
     folder(tmp_path / "pets")
     todo = run.plan(campaign(datasets=["pets"], compute={"error_budget": 1}))
     run.prepare(todo)
-    with pytest.raises(embed.ErrorBudget, match=r"pets/test: 2 images cannot be read.*compute\.error_budget"):
+    with pytest.raises(
+        embed.ErrorBudget, match=r"pets/test: 2 images cannot be read.*compute\.error_budget"
+    ):
         run.embed_images(todo)
     assert todo.store.manifest(todo.works["pets", "test"].addresses["vit-p6-36"]) is None
 
@@ -125,7 +135,11 @@ def test_decode_crops_once_per_group_and_reports_errors(tmp_path, campaign):
 
 def test_embedded_puts_nulls_where_errors_are():
     rows = pa.table(
-        {"image_id": ["a", "b", "c"], "label": [0, 1, 2], "error": pa.array([None, "bad", None], pa.string())}
+        {
+            "image_id": ["a", "b", "c"],
+            "label": [0, 1, 2],
+            "error": pa.array([None, "bad", None], pa.string()),
+        }
     )
     table = embed.embedded(rows, np.array([[1.0, 2.0], [np.nan, 3.0]], np.float32), 2, "fp16")
     assert table["embedding"].to_pylist() == [[1.0, 2.0], [None, None], [None, None]]
@@ -159,7 +173,10 @@ def big_config(tmp_path_factory) -> Path:
 
 
 def shards(workspace: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(workspace)): p.read_bytes() for p in sorted(workspace.glob("embeddings/**/*.parquet"))}
+    return {
+        str(p.relative_to(workspace)): p.read_bytes()
+        for p in sorted(workspace.glob("embeddings/**/*.parquet"))
+    }
 
 
 def test_kill_9_and_the_same_command_again_gives_equal_bytes(big_config, local_ray):
@@ -167,7 +184,9 @@ def test_kill_9_and_the_same_command_again_gives_equal_bytes(big_config, local_r
     values = yaml.safe_load(big_config.read_text())
     killed = Path(values["workspace"])
     command = [sys.executable, "-m", "jobs.run", str(big_config)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 300
     while len(shards(killed)) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)

@@ -26,14 +26,22 @@ def value(scores, **where) -> float:
 def test_scores_are_those_of_a_plain_computation(tmp_path):
     world = World(tmp_path)
     scores, outcomes = world.frames(world.task())
-    logits = {n: 10 * unit(world.embeddings["test", n]) @ unit(world.weights[n]).T for n in BACKBONES}
+    logits = {
+        n: 10 * unit(world.embeddings["test", n]) @ unit(world.weights[n]).T for n in BACKBONES
+    }
     right = {n: logits[n].argmax(1) == world.labels["test"] for n in BACKBONES}
     for name in BACKBONES:
-        assert value(scores, method=f"single/{name}", metric="top1") == pytest.approx(right[name].mean())
-    assert value(scores, method="oracle", metric="top1") == pytest.approx(np.any(list(right.values()), axis=0).mean())
+        assert value(scores, method=f"single/{name}", metric="top1") == pytest.approx(
+            right[name].mean()
+        )
+    assert value(scores, method="oracle", metric="top1") == pytest.approx(
+        np.any(list(right.values()), axis=0).mean()
+    )
     log_p = [z - np.log(np.exp(z).sum(1, keepdims=True)) for z in logits.values()]
     fused = np.mean(log_p, axis=0).argmax(1)
-    assert value(scores, method="log_avg", metric="top1") == pytest.approx(accuracy_score(world.labels["test"], fused))
+    assert value(scores, method="log_avg", metric="top1") == pytest.approx(
+        accuracy_score(world.labels["test"], fused)
+    )
     best = max(r.mean() for r in right.values())
     gain = np.any(list(right.values()), axis=0).mean() - best
     assert value(scores, method="set", metric="oracle_gain") == pytest.approx(gain)
@@ -56,7 +64,9 @@ def test_every_few_shot_method_has_a_row_for_each_shot_and_seed(tmp_path):
     for _, row in gains.iterrows():
         where = {"shots": row["shots"], "seed": row["seed"], "metric": "top1"}
         ours = value(scores, method="c_log_avg", **where)
-        assert row["value"] == pytest.approx(ours - value(scores, method=evaluate.REFERENCE, **where))
+        assert row["value"] == pytest.approx(
+            ours - value(scores, method=evaluate.REFERENCE, **where)
+        )
 
 
 def test_test_labels_change_no_prediction(tmp_path):
@@ -65,7 +75,9 @@ def test_test_labels_change_no_prediction(tmp_path):
     clean, poisoned = World(tmp_path / "a"), World(tmp_path / "b")
     poisoned.labels["test"] = (poisoned.labels["test"] + 1) % CLASSES
     for world in (clean, poisoned):
-        world.outcomes = world.frames(world.task(heads=("zero_shot", "linear_probe"), fusers=fusers))[1]
+        world.outcomes = world.frames(
+            world.task(heads=("zero_shot", "linear_probe"), fusers=fusers)
+        )[1]
     keys = ["head", "method", "shots", "seed", "image_id"]
     both = clean.outcomes.merge(poisoned.outcomes, on=keys, suffixes=("", "_poisoned"))
     assert len(both) == len(clean.outcomes)
@@ -111,29 +123,50 @@ def test_an_image_of_the_test_split_is_never_drawn(tmp_path):
     world.ids["train"][:20] = world.ids["test"][:20]
     world.labels["train"][:20] = world.labels["test"][:20]
     task = world.task(shots=(40,))
-    splits = {s: evaluate.read_split(world.store, places, CLASSES) for s, places in task.embeddings.items()}
-    drawn = {splits["train"].image_ids[row] for d in evaluate.draw(task, splits, CLASSES) for row in d.rows_K}
+    splits = {
+        s: evaluate.read_split(world.store, places, CLASSES)
+        for s, places in task.embeddings.items()
+    }
+    drawn = {
+        splits["train"].image_ids[row]
+        for d in evaluate.draw(task, splits, CLASSES)
+        for row in d.rows_K
+    }
     assert drawn == set(world.ids["train"][20:])
 
 
 def test_a_head_with_settings_of_its_own(tmp_path):
     world = World(tmp_path)
-    heads = ("tip_adapter", Head(name="text", head="tip_adapter", settings={"alpha": 0.0}), "zero_shot")
+    heads = (
+        "tip_adapter",
+        Head(name="text", head="tip_adapter", settings={"alpha": 0.0}),
+        "zero_shot",
+    )
     scores, _ = world.frames(world.task(heads=heads, fusers=(), shots=(4,)))
-    of = {h: value(scores, head=h, method="single/alpha", metric="nll", seed=0) for h in ("tip_adapter", "text")}
-    assert of["text"] == pytest.approx(value(scores, head="zero_shot", method="single/alpha", metric="nll"), abs=1e-6)
+    of = {
+        h: value(scores, head=h, method="single/alpha", metric="nll", seed=0)
+        for h in ("tip_adapter", "text")
+    }
+    assert of["text"] == pytest.approx(
+        value(scores, head="zero_shot", method="single/alpha", metric="nll"), abs=1e-6
+    )
     assert of["tip_adapter"] != pytest.approx(of["text"], abs=1e-3)
 
 
 def test_settings_chosen_for_a_dataset_and_for_a_support_set(tmp_path):
     world = World(tmp_path)
-    plain = [Fuser(name=f"t{prior}", fuser="c_log_avg", settings={"prior_count": prior}) for prior in (1.0, 30.0, 90.0)]
+    plain = [
+        Fuser(name=f"t{prior}", fuser="c_log_avg", settings={"prior_count": prior})
+        for prior in (1.0, 30.0, 90.0)
+    ]
     chosen = [
         {"dataset": "other", "settings": {"prior_count": 1e6}},
         {"dataset": "made", "settings": {"prior_count": 30.0}},
         {"dataset": "made", "shots": 4, "seed": 1, "settings": {"prior_count": 90.0}},
     ]
-    tuned = parse(Fuser, {"name": "tuned", "fuser": "c_log_avg", "chosen": chosen}, "test").on("made")
+    tuned = parse(Fuser, {"name": "tuned", "fuser": "c_log_avg", "chosen": chosen}, "test").on(
+        "made"
+    )
     scores, _ = world.frames(world.task(fusers=(*plain, tuned), shots=(1, 4)))
     for shots, seed, method in ((1, 0, "t30.0"), (1, 1, "t30.0"), (4, 0, "t30.0"), (4, 1, "t90.0")):
         same = {"shots": shots, "seed": seed, "metric": "nll", "head": "zero_shot"}
@@ -143,7 +176,9 @@ def test_settings_chosen_for_a_dataset_and_for_a_support_set(tmp_path):
 
 def test_heads_with_labels_share_them_with_the_fusers(tmp_path):
     world = World(tmp_path)
-    scores, _ = world.frames(world.task(heads=("linear_probe",), fusers=("log_avg", "c_log_avg"), shots=(4,)))
+    scores, _ = world.frames(
+        world.task(heads=("linear_probe",), fusers=("log_avg", "c_log_avg"), shots=(4,))
+    )
     singles = scores[(scores["method"] == "single/alpha") & (scores["metric"] == "top1")]
     assert sorted(zip(singles["shots"], singles["seed"], strict=True)) == [(4, 0), (4, 1)]
     assert value(scores, method="c_log_avg", metric="top1", seed=0) > 0.5
@@ -153,19 +188,31 @@ def test_class_names_that_a_backbone_cannot_tell_apart_are_counted(tmp_path):
     world = World(tmp_path)
     world.weights["beta"][3] = world.weights["beta"][0]
     scores, _ = world.frames(world.task())
-    share = {name: value(scores, method=f"single/{name}", metric="alike_names") for name in BACKBONES}
+    share = {
+        name: value(scores, method=f"single/{name}", metric="alike_names") for name in BACKBONES
+    }
     assert share == {"alpha": 0.0, "beta": 2 / CLASSES, "gamma": 0.0}
 
 
 @pytest.mark.parametrize(
     ("head", "shots", "borrowed"),
-    [("linear_probe", 1, True), ("linear_probe", 2, False), ("tip_adapter", 1, False), ("zero_shot", 1, False)],
+    [
+        ("linear_probe", 1, True),
+        ("linear_probe", 2, False),
+        ("tip_adapter", 1, False),
+        ("zero_shot", 1, False),
+    ],
 )
 def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head, shots, borrowed):
     world = World(tmp_path)
     task = world.task(heads=(head,), shots=(shots,))
-    splits = {s: evaluate.read_split(world.store, places, CLASSES) for s, places in task.embeddings.items()}
-    weights = tuple(torch.from_numpy(classifiers.read(world.store, place)) for place in task.classifiers)
+    splits = {
+        s: evaluate.read_split(world.store, places, CLASSES)
+        for s, places in task.embeddings.items()
+    }
+    weights = tuple(
+        torch.from_numpy(classifiers.read(world.store, place)) for place in task.classifiers
+    )
     draw = evaluate.draw(task, splits, CLASSES)[0]
     problem = views.shots(draw, splits["train"], weights, task.scales)
     support = views.support(head_of(head), problem, folds=3)
@@ -181,9 +228,18 @@ def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head,
         ({"heads": [{"name": "t", "head": "tip_adapter", "settings": {"gamma": 1}}]}, "heads: t: "),
         ({"fusers": ["log_avg", "log_avg"]}, "log_avg named more than once"),
         ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"nonsense": 1}}]}, "fusers: n: "),
-        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"hidden": 0.5}}]}, "n.hidden: 0.5: .* integer"),
-        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"weight_map": "log"}}]}, "n.weight_map: 'log'"),
-        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"combine": "probs"}}]}, "must be 'softmax'"),
+        (
+            {"fusers": [{"name": "n", "fuser": "nlc", "settings": {"hidden": 0.5}}]},
+            "n.hidden: 0.5: .* integer",
+        ),
+        (
+            {"fusers": [{"name": "n", "fuser": "nlc", "settings": {"weight_map": "log"}}]},
+            "n.weight_map: 'log'",
+        ),
+        (
+            {"fusers": [{"name": "n", "fuser": "nlc", "settings": {"combine": "probs"}}]},
+            "must be 'softmax'",
+        ),
         (
             {
                 "fusers": [
@@ -200,7 +256,13 @@ def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head,
     ],
 )
 def test_what_a_config_cannot_mean_is_refused(changes, words):
-    values = {"workspace": "w", "datasets": ["d"], "backbones": ["b"], "precision": "fp32", "heads": ["zero_shot"]}
+    values = {
+        "workspace": "w",
+        "datasets": ["d"],
+        "backbones": ["b"],
+        "precision": "fp32",
+        "heads": ["zero_shot"],
+    }
     with pytest.raises(ConfigError, match=words):
         evaluate.check(parse(Campaign, values | {"seeds": 1} | changes, "test"))
 
@@ -215,41 +277,57 @@ def test_costs_add_up_and_name_the_backbones_that_run(tmp_path):
     small = 2 * 3 * CLASSES / 1e9
     assert value(scores, method="log_avg", metric="gflops") == pytest.approx(21 + small, abs=1e-12)
     gate = 2 * (3 * DIM * 128 + 128 * 3) / 1e9
-    assert value(scores, method="nlc", metric="gflops", seed=0) == pytest.approx(21 + small + gate, abs=1e-12)
+    assert value(scores, method="nlc", metric="gflops", seed=0) == pytest.approx(
+        21 + small + gate, abs=1e-12
+    )
     assert value(scores, method="nlc", metric="memory_mb", seed=0) == 30.0
     assert value(scores, method=evaluate.REFERENCE, metric="latency_ms", seed=0) == 2.0
 
 
 def test_pairs_of_embedding_spaces_and_mcnemars_test(tmp_path):
     world = World(tmp_path)
-    world.embeddings["test", "beta"] = 3 * world.embeddings["test", "alpha"]  # the same space at another scale
+    world.embeddings["test", "beta"] = (
+        3 * world.embeddings["test", "alpha"]
+    )  # the same space at another scale
     scores, outcomes = world.frames(world.task(shots=(4,)))
     assert value(scores, method="pair/alpha/beta", metric="cka") == pytest.approx(1)
     assert value(scores, method="pair/beta/alpha", metric="mutual_knn") == 1
     assert value(scores, method="pair/alpha/gamma", metric="cka") < 0.9
     said = {
         method: rows.set_index("image_id").eval("prediction == label").loc[world.ids["test"]]
-        for method, rows in outcomes[(outcomes["seed"] == 1) & (outcomes["shots"] == 4)].groupby("method")
+        for method, rows in outcomes[(outcomes["seed"] == 1) & (outcomes["shots"] == 4)].groupby(
+            "method"
+        )
     }
     a, b = said["c_log_avg"], said[evaluate.REFERENCE]
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
     expected = statsmodels.stats.contingency_tables.mcnemar(table, exact=True).pvalue
-    assert value(scores, method="c_log_avg", metric="p_on_support", seed=1) == pytest.approx(expected)
+    assert value(scores, method="c_log_avg", metric="p_on_support", seed=1) == pytest.approx(
+        expected
+    )
 
 
 def test_saved_fusers_say_again_what_was_scored(tmp_path):
     world = World(tmp_path)
-    task = dataclasses.replace(world.task(fusers=("nlc", "super_learner"), shots=(1, 4)), save_fusers=True)
+    task = dataclasses.replace(
+        world.task(fusers=("nlc", "super_learner"), shots=(1, 4)), save_fusers=True
+    )
     _, outcomes = world.frames(task)
     place = evaluate.address(world.store, task)
     entry, state, about = fitted.read(world.store, fitted.path(place, "zero_shot", "nlc", 4, 1))
     assert (entry.fuser, about["dataset"], tuple(about["backbones"])) == ("nlc", "made", BACKBONES)
     embeddings = [torch.tensor(world.embeddings["test", name]).float() for name in BACKBONES]
     weights = [torch.tensor(world.weights[name]).float() for name in BACKBONES]
-    logits = torch.stack([10 * _normal(e) @ w.T for e, w in zip(embeddings, weights, strict=True)], 1)
-    said = outcomes[(outcomes["method"] == "nlc") & (outcomes["shots"] == 4) & (outcomes["seed"] == 1)]
+    logits = torch.stack(
+        [10 * _normal(e) @ w.T for e, w in zip(embeddings, weights, strict=True)], 1
+    )
+    said = outcomes[
+        (outcomes["method"] == "nlc") & (outcomes["shots"] == 4) & (outcomes["seed"] == 1)
+    ]
     expected = said.set_index("image_id").loc[world.ids["test"], "prediction"].to_numpy()
-    assert (FUSERS[entry.fuser].apply(state, logits, embeddings).argmax(1).numpy() == expected).all()
+    assert (
+        FUSERS[entry.fuser].apply(state, logits, embeddings).argmax(1).numpy() == expected
+    ).all()
     assert not world.store.names(f"{evaluate.address(world.store, world.task())}/{fitted.FOLDER}")
 
 

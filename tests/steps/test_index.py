@@ -29,7 +29,10 @@ def test_content_is_that_of_the_images_not_of_their_names_or_places(tmp_path):
     assert len(first) == 4
     assert first.content == second.content
     relabelled = {"b/1.png": b"one", "a/2.png": b"two", "b/3.png": b"three", "b/4.png": b"one"}
-    assert index(store, folder(tmp_path / "z", relabelled), "test", "", in_threads).content != first.content
+    assert (
+        index(store, folder(tmp_path / "z", relabelled), "test", "", in_threads).content
+        != first.content
+    )
 
 
 def test_equal_images_are_told_apart(tmp_path):
@@ -54,7 +57,9 @@ def test_a_known_source_is_not_read_again_and_a_changed_one_is(tmp_path):
 
 
 def test_a_limit_is_even_over_classes_and_the_same_in_any_order():
-    table = pa.table({"image_id": [f"{i:02d}" for i in range(12)], "label": [0] * 8 + [1] * 3 + [None]})
+    table = pa.table(
+        {"image_id": [f"{i:02d}" for i in range(12)], "label": [0] * 8 + [1] * 3 + [None]}
+    )
     chosen = evenly(table, 5)
     labels = chosen["label"].to_pylist()
     assert len(labels) == 5
@@ -66,5 +71,7 @@ def test_a_limit_is_even_over_classes_and_the_same_in_any_order():
 
 
 def test_threads_keep_the_order():
-    assert list(in_threads(lambda a, b: a * b, [(i, 2) for i in range(50)])) == [2 * i for i in range(50)]
+    assert list(in_threads(lambda a, b: a * b, [(i, 2) for i in range(50)])) == [
+        2 * i for i in range(50)
+    ]
     assert list(reader(Compute())(max, [(1, 2), (4, 3)])) == [2, 4]

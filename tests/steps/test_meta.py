@@ -68,4 +68,6 @@ def test_too_few_others_leave_the_gate_untaught(tmp_path, here):
     tasks = [Shelf(store, name, seed).task(**NLC_META) for seed, name in enumerate("abc")]
     assert meta.taught(store, tasks, Compute(), False) == tasks
     own = Fuser(name="mine", fuser="nlc_meta", settings={"weights": [0.0]})
-    assert meta.taught(store, [dataclasses.replace(tasks[0], fusers=(own,))], Compute(), False)[0].fusers == (own,)
+    assert meta.taught(store, [dataclasses.replace(tasks[0], fusers=(own,))], Compute(), False)[
+        0
+    ].fusers == (own,)

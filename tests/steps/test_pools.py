@@ -41,7 +41,11 @@ def test_named_pools_are_taken_as_they_are_and_the_rest_shares_what_is_left():
     ("compute", "gpus", "words"),
     [
         (Compute(pools={"a": Pool(size=4, num_cpus=1)}), 0, "4.5 CPUs, the cluster has 4"),
-        (Compute(pools={"a": Pool(size=3, num_cpus=0.1, num_gpus=1)}), 2, "3 GPUs, the cluster has 2"),
+        (
+            Compute(pools={"a": Pool(size=3, num_cpus=0.1, num_gpus=1)}),
+            2,
+            "3 GPUs, the cluster has 2",
+        ),
     ],
 )
 def test_pools_that_do_not_fit_are_refused_before_launch(compute, gpus, words):

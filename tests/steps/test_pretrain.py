@@ -18,7 +18,12 @@ from clipray.steps import pretrain as steps
 from clipray.steps.pretrain_worker import schedule
 from clipray.store import Store
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "grey": (128, 128, 128)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (40, 50, 220),
+    "grey": (128, 128, 128),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +37,16 @@ def corpus(tmp_path_factory) -> Path:
         pixels = np.clip(np.array(colour) + rng.normal(0, 40, (20, 20, 3)), 0, 255).astype(np.uint8)
         sink = io.BytesIO()
         Image.fromarray(pixels).save(sink, "PNG")
-        rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "caption": f"a {name} square"})
+        rows.append(
+            {"image": {"bytes": sink.getvalue(), "path": None}, "caption": f"a {name} square"}
+        )
     rows[7]["image"]["bytes"] = b"damaged"
     pq.write_table(pa.Table.from_pylist(rows), root / "train.parquet")
     tower = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    (root / "clipray-tiny.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": tower, "text_cfg": text}))
+    (root / "clipray-tiny.json").write_text(
+        json.dumps({"embed_dim": 16, "vision_cfg": tower, "text_cfg": text})
+    )
     return root
 
 
@@ -83,18 +92,24 @@ def test_two_workers_learn_and_survive_a_death(corpus, tmp_path, local_ray, monk
     finally:
         local_ray.cloudpickle.unregister_pickle_by_value(pretrain_worker)
     assert mark.exists()
-    history = Store(str(tmp_path)).read_json(f"{done['run'].removeprefix(str(tmp_path) + '/')}/history.json")
+    history = Store(str(tmp_path)).read_json(
+        f"{done['run'].removeprefix(str(tmp_path) + '/')}/history.json"
+    )
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1]["loss"] < history[0]["loss"]
     assert done["metrics"]["held_out_top1"] > 0.5  # four captions: chance is 0.25
     assert "| 6 |" in (tmp_path / "README.md").read_text()
-    spec = Backbone(name="t", architecture="clipray-tiny", weights=done["weights"], config=done["architecture"])
+    spec = Backbone(
+        name="t", architecture="clipray-tiny", weights=done["weights"], config=done["architecture"]
+    )
     encoder = backbones.load(spec)
     crops = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in COLOURS.values()])
     weights_CD = encoder.classifier(list(COLOURS), ["a {c} square"])
     assert ((encoder.images(crops, 4) @ weights_CD.T).argmax(1) == np.arange(4)).mean() >= 0.75
 
-    again = steps.pretrain(config(corpus, tmp_path, workers=1, epochs=6))  # fewer workers are another HOW, not WHAT
+    again = steps.pretrain(
+        config(corpus, tmp_path, workers=1, epochs=6)
+    )  # fewer workers are another HOW, not WHAT
     assert again["run"] == done["run"]
     assert again["metrics"] == done["metrics"]  # nothing was left to train
 
@@ -107,7 +122,9 @@ def test_two_workers_learn_and_survive_a_death(corpus, tmp_path, local_ray, monk
         ({"use_gpu": True}, "1 workers on GPUs"),
     ],
 )
-def test_a_cluster_that_is_too_small_is_said_before_anything_starts(corpus, tmp_path, changes, words):
+def test_a_cluster_that_is_too_small_is_said_before_anything_starts(
+    corpus, tmp_path, changes, words
+):
     with pytest.raises(ConfigError, match=words):
         steps.check(config(corpus, tmp_path, **changes), {"CPU": 2})
 

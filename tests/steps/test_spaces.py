@@ -30,8 +30,16 @@ GATE = {
 
 
 def config(space, fuser="nlc", **changes) -> Tune:
-    own = {key: changes.pop(key) for key in ("head", "head_space", "settings", "head_settings") if key in changes}
-    return parse(Tune, BASE | {"searches": [{"name": "mine", "fuser": fuser, "space": space, **own}]} | changes, "test")
+    own = {
+        key: changes.pop(key)
+        for key in ("head", "head_space", "settings", "head_settings")
+        if key in changes
+    }
+    return parse(
+        Tune,
+        BASE | {"searches": [{"name": "mine", "fuser": fuser, "space": space, **own}]} | changes,
+        "test",
+    )
 
 
 def search(space, **more):
@@ -39,10 +47,20 @@ def search(space, **more):
 
 
 def test_a_grid_has_every_combination_whose_conditions_hold():
-    gates = [{"hidden": 0}, {"hidden": 16, "activation": "relu"}, {"hidden": 16, "activation": "tanh"}]
-    expected = [{**gate, "normalise_inputs": flag} for gate, flag in itertools.product(gates, (True, False))]
+    gates = [
+        {"hidden": 0},
+        {"hidden": 16, "activation": "relu"},
+        {"hidden": 16, "activation": "tanh"},
+    ]
+    expected = [
+        {**gate, "normalise_inputs": flag} for gate, flag in itertools.product(gates, (True, False))
+    ]
     assert spaces.grid(search(GATE)) == expected
-    assert spaces.grid(search({"epochs": {"int": [3, 5]}})) == [{"epochs": 3}, {"epochs": 4}, {"epochs": 5}]
+    assert spaces.grid(search({"epochs": {"int": [3, 5]}})) == [
+        {"epochs": 3},
+        {"epochs": 4},
+        {"epochs": 5},
+    ]
 
 
 def test_what_is_drawn_lies_in_the_space_and_can_be_told_again():
@@ -64,17 +82,25 @@ def test_what_is_drawn_lies_in_the_space_and_can_be_told_again():
         rates.append(chosen["rate"])
         params, kinds = spaces.told(mine, chosen)
         assert (params, kinds) == (trial.params, trial.distributions)
-    assert sum(rate < 10**-3.5 for rate in rates) > 15  # even in the logarithm: half of them, not a thirtieth
+    assert (
+        sum(rate < 10**-3.5 for rate in rates) > 15
+    )  # even in the logarithm: half of them, not a thirtieth
 
 
 def test_lists_dots_and_fixed_settings():
-    space = {"penalties": {"choice": [[0.1], [0.1, 1.0]]}, "temperatures.prior_count": {"uniform": [1.0, 2.0]}}
+    space = {
+        "penalties": {"choice": [[0.1], [0.1, 1.0]]},
+        "temperatures.prior_count": {"uniform": [1.0, 2.0]},
+    }
     mine = search(space, fuser="nlc_prior", settings={"temperatures": {"low": 0.01}, "steps": 5})
     trial = optuna.create_study().ask()
     chosen = spaces.suggest(trial, mine)
     assert chosen["penalties"] in ([0.1], [0.1, 1.0])
     one = spaces.configuration(mine, {"penalties": [0.1], "temperatures.prior_count": 1.5})
-    assert one.settings == '{"penalties":[0.1],"steps":5,"temperatures":{"low":0.01,"prior_count":1.5}}'
+    assert (
+        one.settings
+        == '{"penalties":[0.1],"steps":5,"temperatures":{"low":0.01,"prior_count":1.5}}'
+    )
     assert spaces.configuration(mine, {}).settings == '{"steps":5,"temperatures":{"low":0.01}}'
     assert one == spaces.configuration(mine, {"temperatures.prior_count": 1.5, "penalties": [0.1]})
 
@@ -89,8 +115,16 @@ def test_lists_dots_and_fixed_settings():
         ({"hidden": {}}, {}, "exactly one of choice, uniform, loguniform, int"),
         ({"rate": {"uniform": [2, 1]}}, {}, "first bound must be below"),
         ({"rate": {"loguniform": [0, 1]}}, {}, "must be positive"),
-        ({"rate": {"loguniform": [0.1, 1], "when": {"hidden": [1]}}}, {}, "'hidden' must stand above it"),
-        (GATE | {"rate": {"uniform": [0, 1], "when": {"hidden": [7]}}}, {}, "when.hidden: 7 is none of its choices"),
+        (
+            {"rate": {"loguniform": [0.1, 1], "when": {"hidden": [1]}}},
+            {},
+            "'hidden' must stand above it",
+        ),
+        (
+            GATE | {"rate": {"uniform": [0, 1], "when": {"hidden": [7]}}},
+            {},
+            "when.hidden: 7 is none of its choices",
+        ),
         ({"rate": {"uniform": [0, 1]}}, {"sampler": "grid"}, "a grid needs values to list"),
         ({}, {}, "its space is empty"),
         (GATE, {"samples": 0}, "samples: say how many"),
@@ -118,6 +152,8 @@ def test_searches_need_names_of_their_own():
         spaces.check(parse(Tune, BASE | twice, "test"))
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "tune").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "tune").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_the_shipped_searches_are_possible(path):
     spaces.check(load(Tune, path))

@@ -26,9 +26,21 @@ def table(rows) -> pa.Table:
 def rows():
     for (method, shots), values in TOP1.items():
         for number, value in enumerate(values):
-            yield {"dataset": f"d{number}", "method": method, "shots": shots, "metric": "top1", "value": value}
+            yield {
+                "dataset": f"d{number}",
+                "method": method,
+                "shots": shots,
+                "metric": "top1",
+                "value": value,
+            }
     for number, value in enumerate(SHARE):
-        yield {"dataset": f"d{number}", "method": "set", "shots": 0, "metric": "complementarity", "value": value}
+        yield {
+            "dataset": f"d{number}",
+            "method": "set",
+            "shots": 0,
+            "metric": "complementarity",
+            "value": value,
+        }
 
 
 def test_ranks_are_friedmans_and_bounds_have_none():
@@ -50,6 +62,8 @@ def test_gain_and_complementarity_are_correlated_over_datasets():
 
 def test_a_dataset_that_lacks_a_method_is_not_ranked():
     some = [row for row in rows() if (row["dataset"], row["method"]) != ("d3", "good")]
-    assert {row["datasets"] for row in standings(table(some)).to_pylist() if row["shots"] == 1} == {3}
+    assert {row["datasets"] for row in standings(table(some)).to_pylist() if row["shots"] == 1} == {
+        3
+    }
     few = [row for row in rows() if row["dataset"] in ("d0", "d1")]
     assert len(standings(table(few))) == 0

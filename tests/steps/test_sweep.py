@@ -16,14 +16,26 @@ CELLS = [Cell(name, 1, seed) for name in "ab" for seed in (0, 1)]
 def made(tmp_path, **changes) -> Sweep:
     """A sweep over the defaults and two rates on four support sets, in batches of three."""
     space = {"rate": {"choice": [0.1, 0.2]}}
-    values = BASE | {"searches": [{"name": "mine", "fuser": "nlc", "space": space}], "sampler": "grid", "samples": 0}
+    values = BASE | {
+        "searches": [{"name": "mine", "fuser": "nlc", "space": space}],
+        "sampler": "grid",
+        "samples": 0,
+    }
     config = parse(Tune, values | {"retries": 1, "batch": 3} | changes, "test")
     records = Records(Store(str(tmp_path)), "fits", {"a": "x", "b": "y"})
-    return Sweep([Study(config.searches[0], config, CELLS, records)], records, config, Reasons("OOM"))
+    return Sweep(
+        [Study(config.searches[0], config, CELLS, records)], records, config, Reasons("OOM")
+    )
 
 
 def rows(piece, datasets="ab", only=lambda one: True) -> list[Fit]:
-    every = [(one, cell) for one in piece.configurations if only(one) for d in datasets for cell in piece.cells[d]]
+    every = [
+        (one, cell)
+        for one in piece.configurations
+        if only(one)
+        for d in datasets
+        for cell in piece.cells[d]
+    ]
     return [Fit(one, cell, 1.0, 0.5, 0.5, 10, 1, 0.1) for one, cell in every]
 
 
@@ -31,7 +43,9 @@ def test_a_dead_workers_rest_is_done_by_others_one_configuration_at_a_time(tmp_p
     sweep = made(tmp_path)
     piece = sweep.suggest("1")["piece"]
     assert len(piece.configurations) == 3
-    assert piece.cells == {name: tuple(cell for cell in CELLS if cell.dataset == name) for name in "ab"}
+    assert piece.cells == {
+        name: tuple(cell for cell in CELLS if cell.dataset == name) for name in "ab"
+    }
     sweep("1", {"rows": rows(piece, "a"), "done": False})
     sweep.on_trial_complete("1", error=True)
     again = [sweep.suggest(str(i))["piece"] for i in (2, 3, 4)]
@@ -44,7 +58,9 @@ def test_a_dead_workers_rest_is_done_by_others_one_configuration_at_a_time(tmp_p
     assert (sweep.counts.done, sweep.counts.total, sweep.counts.failed) == (12, 12, 0)
 
 
-def test_a_configuration_that_kills_again_is_recorded_as_failed_and_takes_no_other_with_it(tmp_path):
+def test_a_configuration_that_kills_again_is_recorded_as_failed_and_takes_no_other_with_it(
+    tmp_path,
+):
     sweep = made(tmp_path)
     killer = sweep.suggest("1")["piece"].configurations[1]
     sweep.on_trial_complete("1", error=True)
@@ -82,7 +98,10 @@ def test_what_is_recorded_in_part_is_completed(tmp_path):
     sweep.records.flush()
     again = made(tmp_path)
     pieces = [again.suggest(str(i))["piece"] for i in (1, 2)]
-    assert [(len(one.configurations), list(one.cells)) for one in pieces] == [(1, ["b"]), (2, ["a", "b"])]
+    assert [(len(one.configurations), list(one.cells)) for one in pieces] == [
+        (1, ["b"]),
+        (2, ["a", "b"]),
+    ]
 
 
 def test_time_ends_a_sweep_between_trials(tmp_path):

@@ -57,7 +57,9 @@ def in_process(monkeypatch):
     def trials(sweep, reasons, search, show):
         number = 0
         while isinstance(suggested := sweep.suggest(str(number)), dict):
-            every = lru_cache(lambda dataset, *key: tune_worker.cases_of(search.problems[dataset], *key))
+            every = lru_cache(
+                lambda dataset, *key: tune_worker.cases_of(search.problems[dataset], *key)
+            )
             for rows in tune_worker.measure(suggested["piece"], every):
                 if sweep(str(number), {"rows": rows, "done": False}):
                     break
@@ -67,7 +69,9 @@ def in_process(monkeypatch):
     def load(search, tasks, verbose):
         for task in tasks:
             place = heldout.address(search.store, task, search.config)
-            search.problems[task.dataset], _ = heldout.prepare(search.store, place, task, search.config)
+            search.problems[task.dataset], _ = heldout.prepare(
+                search.store, place, task, search.config
+            )
 
     monkeypatch.setattr(tune, "_trials", trials)
     monkeypatch.setattr(tune, "_load", load)
@@ -90,7 +94,10 @@ def searched(store, tasks, **changes) -> tune.Search:
 def table(search) -> dict:
     """The search's rows by what they are of, without times."""
     texts = {asked.configuration.text for study in search.studies.values() for asked in study.tried}
-    keys, values = ("configuration", "dataset", "shots", "seed", "progress"), ("nll", "top1", "images", "fits", "error")
+    keys, values = (
+        ("configuration", "dataset", "shots", "seed", "progress"),
+        ("nll", "top1", "images", "fits", "error"),
+    )
     rows = search.records.table(texts, set(search.cells)).to_pylist()
     return {tuple(row[k] for k in keys): tuple(row[v] for v in values) for row in rows}
 
@@ -107,16 +114,23 @@ def test_scores_are_those_of_a_plain_loop(tmp_path):
     rows = table(search)
     assert len(rows) == 4 * 3 * 2 * (2 + 1)  # the gate's halves, and nlc_prior's ends
     places = {task.dataset: heldout.address(store, task, search.config) for task in tasks}
-    problems = {task.dataset: heldout.prepare(store, places[task.dataset], task, search.config)[0] for task in tasks}
+    problems = {
+        task.dataset: heldout.prepare(store, places[task.dataset], task, search.config)[0]
+        for task in tasks
+    }
     for (text, dataset, shots, seed, progress), (nll, top1, images, fits, error) in rows.items():
         head, head_settings, fuser, settings = json.loads(text)
-        ((support, held),) = heldout.cases(problems[dataset], Cell(dataset, shots, seed), head, head_settings)
+        ((support, held),) = heldout.cases(
+            problems[dataset], Cell(dataset, shots, seed), head, head_settings
+        )
         if progress < 1:
             settings = settings | {"max_steps": 6}
         (state,) = FUSERS[fuser].fit([support], settings_of(fuser, settings))
         p = FUSERS[fuser].apply(state, held.logits_KMC, held.embeddings).exp().double().numpy()
         labels = held.labels_K.numpy()
-        assert nll == pytest.approx(log_loss(labels, p / p.sum(1, keepdims=True), labels=range(p.shape[1])), abs=2e-4)
+        assert nll == pytest.approx(
+            log_loss(labels, p / p.sum(1, keepdims=True), labels=range(p.shape[1])), abs=2e-4
+        )
         assert top1 == pytest.approx(accuracy_score(labels, p.argmax(1)))
         assert (images, fits, error) == (60 - 8, 1, None)
 
@@ -146,14 +160,21 @@ def test_inside_a_support_set_every_image_is_held_out_once(tmp_path):
         held = [inside.embeddings[0][row].tobytes() for _, rows in pairs for row in rows]
         assert sorted(held) == sorted(support)
         for fit, rows in pairs:
-            assert {inside.embeddings[0][row].tobytes() for row in np.concatenate([fit, rows])} == support
+            assert {
+                inside.embeddings[0][row].tobytes() for row in np.concatenate([fit, rows])
+            } == support
 
 
 def test_a_split_without_rest_is_left_out_with_its_reason(tmp_path):
     store, tasks = world(tmp_path)
     search = tune.begin(config(shots=[2, 100]), store, tasks, [])
     assert {cell.shots for cell in search.cells} == {2}
-    assert search.skipped[0] == {"dataset": "a", "shots": 100, "seed": 0, "reason": "no image is left to score on"}
+    assert search.skipped[0] == {
+        "dataset": "a",
+        "shots": 100,
+        "seed": 0,
+        "reason": "no image is left to score on",
+    }
     assert len(search.skipped) == 6
 
 
@@ -184,10 +205,14 @@ def test_a_dataset_has_no_say_in_its_own_choice(tmp_path):
     def poison(worlds):
         worlds[0].labels["train"] = np.roll(worlds[0].labels["train"], 7)
 
-    for number, more in enumerate(({}, {"sampler": "tpe", "scheduler": "asha", "reports": 4, "samples": 12})):
+    for number, more in enumerate(
+        ({}, {"sampler": "tpe", "scheduler": "asha", "reports": 4, "samples": 12})
+    ):
         found = []
         for name, changes in (("clean", lambda worlds: None), ("poisoned", poison)):
-            search = searched(*world(tmp_path / f"{name}{number}", changes), max_concurrent_trials=1, **more)
+            search = searched(
+                *world(tmp_path / f"{name}{number}", changes), max_concurrent_trials=1, **more
+            )
             found.append({row["dataset"]: row for row in choices(search).to_pylist()})
         clean, poisoned = found
         assert clean["a"]["settings"] == poisoned["a"]["settings"]
@@ -207,7 +232,13 @@ def test_inside_a_support_set_other_labels_have_no_say(tmp_path):
         outside = np.array([row.tobytes() not in own for row in rows])
         one.labels["train"] = np.where(outside, -1, one.labels["train"])  # and so never drawn
 
-    how = {"selection": "per_dataset", "seeds": 1, "sampler": "tpe", "samples": 8, "max_concurrent_trials": 1}
+    how = {
+        "selection": "per_dataset",
+        "seeds": 1,
+        "sampler": "tpe",
+        "samples": 8,
+        "max_concurrent_trials": 1,
+    }
     clean = searched(store, [task], **how)
     poisoned = searched(*world(tmp_path / "poisoned", poison, names="a"), **how)
     assert table(clean) == table(poisoned)
@@ -225,10 +256,16 @@ def test_the_choice_is_the_best_by_the_mean_over_the_other_datasets(tmp_path):
             assert len(own) == (6 if chosen["dataset"] is None else 4)
             means[text] = np.mean(own)
         assert chosen["chosen_by"] == pytest.approx(max(means.values()))
-        best = next(asked for asked in study.tried if means[asked.configuration.text] == max(means.values()))
+        best = next(
+            asked for asked in study.tried if means[asked.configuration.text] == max(means.values())
+        )
         assert chosen["settings"] == best.configuration.settings
         if chosen["dataset"]:
-            own = [v[1] for (t, d, *_), v in rows.items() if t == best.configuration.text and d == chosen["dataset"]]
+            own = [
+                v[1]
+                for (t, d, *_), v in rows.items()
+                if t == best.configuration.text and d == chosen["dataset"]
+            ]
             assert chosen["top1"] == pytest.approx(np.mean(own))
 
 
@@ -249,17 +286,34 @@ def test_nothing_is_fitted_twice_and_more_of_it_extends(tmp_path):
 def rates_searched(store, tasks, **changes):
     """Two good rates and six that are far too high, with a scheduler."""
     rates = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e-4, 1e-3]
-    searches = [{"name": "gate", "fuser": "nlc", "settings": {"epochs": 40}, "space": {"rate": {"choice": rates}}}]
-    how = {"searches": searches, "scheduler": "asha", "reports": 8, "selection": "universal", "samples": 8}
+    searches = [
+        {
+            "name": "gate",
+            "fuser": "nlc",
+            "settings": {"epochs": 40},
+            "space": {"rate": {"choice": rates}},
+        }
+    ]
+    how = {
+        "searches": searches,
+        "scheduler": "asha",
+        "reports": 8,
+        "selection": "universal",
+        "samples": 8,
+    }
     return searched(store, tasks, max_concurrent_trials=1, **how | changes)
 
 
-@pytest.mark.parametrize(("sampler", "scheduler"), [("random", "asha"), ("tpe", "median"), ("grid", "asha")])
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"), [("random", "asha"), ("tpe", "median"), ("grid", "asha")]
+)
 def test_a_scheduler_stops_what_is_bad_and_remembers_it(tmp_path, sampler, scheduler):
     store, tasks = world(tmp_path)
     search = rates_searched(store, tasks, sampler=sampler, scheduler=scheduler)
     ends = [key for key in table(search) if key[-1] == 1]
-    assert 6 * 2 <= len(ends) < 6 * len(next(iter(search.studies.values())).tried)  # the defaults end, and not all do
+    assert (
+        6 * 2 <= len(ends) < 6 * len(next(iter(search.studies.values())).tried)
+    )  # the defaults end, and not all do
     (chosen,) = choices(search).to_pylist()
     assert json.loads(chosen["settings"]).get("rate", 2e-4) <= 1e-3
     again = rates_searched(store, tasks, sampler=sampler, scheduler=scheduler)
@@ -298,7 +352,9 @@ def test_a_fit_that_raises_is_recorded_and_the_search_goes_on(tmp_path):
 
 def test_budgets_end_a_search_with_whole_configurations(tmp_path):
     store, tasks = world(tmp_path)
-    search = searched(store, tasks, samples=500, core_seconds=0.001, batch=1, max_concurrent_trials=1)
+    search = searched(
+        store, tasks, samples=500, core_seconds=0.001, batch=1, max_concurrent_trials=1
+    )
     assert search.cut == "core_seconds: 0.001"
     (study,) = search.studies.values()
     assert len(table(search)) == 6 * len(study.tried) < 6 * 100
@@ -308,10 +364,17 @@ def test_the_best_is_a_campaign_that_scores_what_was_chosen(tmp_path):
     """Each support set's own settings reach the evaluation."""
     store, tasks = world(tmp_path)
     search = searched(store, tasks, selection="per_dataset", samples=10)
-    found = parse(Campaign, yaml.safe_load(yaml.safe_dump(best_campaign(search, choices(search)))), "best.yaml")
+    found = parse(
+        Campaign,
+        yaml.safe_load(yaml.safe_dump(best_campaign(search, choices(search)))),
+        "best.yaml",
+    )
     evaluate.check(found)
     assert [entry.name for entry in found.fusers] == ["gate-defaults", "gate"]
-    chosen = {(row["dataset"], row["seed"]): json.loads(row["settings"]) for row in choices(search).to_pylist()}
+    chosen = {
+        (row["dataset"], row["seed"]): json.loads(row["settings"])
+        for row in choices(search).to_pylist()
+    }
     assert len(chosen) == 6
     entry = found.fusers[1].on("b")
     assert [entry.settings_for(2, seed) for seed in (0, 1)] == [chosen["b", 0], chosen["b", 1]]
@@ -354,7 +417,10 @@ def test_workers_that_die_are_replaced_and_what_kills_them_is_recorded(tmp_path,
     if deaths == 1:
         assert not failed
         return
-    assert {dataset for _, dataset in failed} <= {"b", "c"}  # what came after it was not tried again and again
+    assert {dataset for _, dataset in failed} <= {
+        "b",
+        "c",
+    }  # what came after it was not tried again and again
     assert all(reason.startswith("its worker died 2 times (") for reason in failed.values())
     assert Path(log).read_text() == "x" * 3  # both configurations in one trial, then each alone
 
@@ -376,7 +442,11 @@ def test_kill_9_and_the_same_command_again(tmp_path, local_ray, monkeypatch):
     environment = os.environ | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(root)]
     process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:

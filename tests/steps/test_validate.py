@@ -18,7 +18,9 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 
 def campaign(root, datasets, **more) -> Campaign:
     fixed = {"backbones": ["shipped"], "precision": "fp32", "heads": ["zero_shot"], "seeds": 1}
-    return Campaign(workspace=str(root / "ws"), data_root=str(root), datasets=datasets, **fixed, **more)
+    return Campaign(
+        workspace=str(root / "ws"), data_root=str(root), datasets=datasets, **fixed, **more
+    )
 
 
 def report(root, datasets, sample=0, **more) -> dict:
@@ -42,7 +44,9 @@ def test_counts_labels_and_repeats_are_those_written(tmp_path, layout):
     assert test["sizes"] == [9, 9]
     # the folder's two splits are different pictures; the other layouts were written with the same ones
     assert found["repeats"]["count"] == (0 if layout == "folder" else len(samples))
-    assert any("stand in train and in test" in text for text in found["warnings"]) == (layout != "folder")
+    assert any("stand in train and in test" in text for text in found["warnings"]) == (
+        layout != "folder"
+    )
 
 
 def test_corrupt_files_are_named_and_too_many_make_a_set_unusable(tmp_path):
@@ -55,7 +59,9 @@ def test_corrupt_files_are_named_and_too_many_make_a_set_unusable(tmp_path):
     assert "test split: ant/2.png: zero bytes" in found["warnings"]
     assert any(text.startswith("train split: ant/2.png:") for text in found["warnings"])
     strict = report(tmp_path, ["set"], compute={"error_budget": 0.1})
-    assert strict["errors"] == [f"{split} split: 1 of 7 images cannot be read" for split in ("test", "train")]
+    assert strict["errors"] == [
+        f"{split} split: 1 of 7 images cannot be read" for split in ("test", "train")
+    ]
 
 
 def test_labels_beyond_the_class_names_make_a_set_unusable(tmp_path):
@@ -76,13 +82,18 @@ def test_missing_splits_classes_and_shots_are_warnings(tmp_path):
     shutil.rmtree(tmp_path / "set" / "test" / "ant")
     assert "test split: 1 of 3 classes have no image" in report(tmp_path, ["set"])["warnings"]
     shutil.rmtree(tmp_path / "set" / "train")
-    assert "no train split: label-free methods only" in report(tmp_path, ["set"], shots=[1])["warnings"]
+    assert (
+        "no train split: label-free methods only"
+        in report(tmp_path, ["set"], shots=[1])["warnings"]
+    )
 
 
 def test_a_sample_is_spread_and_says_that_it_is_one(tmp_path):
     for shard in range(4):
         pairs = [
-            (f"{n}.{end}", data) for n in range(9) for end, data in (("png", picture(9 * shard + n)), ("cls", b"0"))
+            (f"{n}.{end}", data)
+            for n in range(9)
+            for end, data in (("png", picture(9 * shard + n)), ("cls", b"0"))
         ]
         write_tar(tmp_path / "set" / "test" / f"{shard}.tar", pairs)
     (tmp_path / "set" / "classnames.txt").write_text("one\n")
@@ -97,7 +108,9 @@ def test_a_sample_is_spread_and_says_that_it_is_one(tmp_path):
 
 
 def job(name, *given) -> tuple[int, dict | None, str]:
-    done = subprocess.run([sys.executable, "-m", f"jobs.{name}", *given], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", f"jobs.{name}", *given], capture_output=True, text=True
+    )
     last = done.stdout.rstrip().rpartition("\n")[2]
     return done.returncode, json.loads(last) if last.startswith("{") else None, done.stderr
 
@@ -117,6 +130,10 @@ def test_the_jobs_end_with_one_json_line_and_a_code(tmp_path):
     assert "datsets" in said
     assert "Traceback" not in said
     code, result, _ = job("ls", str(path))
-    assert (code, [d["format"] for d in result["datasets"]], len(result["backbones"])) == (0, ["folder"], 5)
+    assert (code, [d["format"] for d in result["datasets"]], len(result["backbones"])) == (
+        0,
+        ["folder"],
+        5,
+    )
     code, result, _ = job("ls")
     assert (code, len(result["groups"]["openai"])) == (0, 9)

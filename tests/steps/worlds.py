@@ -22,7 +22,10 @@ class World:
         rng = np.random.default_rng(seed)
         self.store = Store(str(root))
         self.weights = {name: unit(rng.normal(size=(CLASSES, DIM))) for name in BACKBONES}
-        self.ids = {split: [f"{split}{i:03d}" for i in range(n)] for split, n in (("train", train), ("test", test))}
+        self.ids = {
+            split: [f"{split}{i:03d}" for i in range(n)]
+            for split, n in (("train", train), ("test", test))
+        }
         self.labels = {split: rng.integers(0, CLASSES, len(ids)) for split, ids in self.ids.items()}
         for c in range(CLASSES):  # every class is there
             self.labels["train"][c * 4 : c * 4 + 4] = c
@@ -33,12 +36,17 @@ class World:
         }
         self.errors: dict[tuple[str, str], str] = {}
 
-    def task(self, names=BACKBONES, heads=("zero_shot",), fusers=("log_avg", "c_log_avg"), shots=(1, 4)):
+    def task(
+        self, names=BACKBONES, heads=("zero_shot",), fusers=("log_avg", "c_log_avg"), shots=(1, 4)
+    ):
         """Write everything, and return what `evaluate` takes."""
         for name in names:
-            weights = pa.FixedSizeListArray.from_arrays(pa.array(self.weights[name].astype(np.float32).ravel()), DIM)
+            weights = pa.FixedSizeListArray.from_arrays(
+                pa.array(self.weights[name].astype(np.float32).ravel()), DIM
+            )
             self.store.write_table(
-                f"c-{name}/classifier.parquet", pa.table({"name": ["x"] * CLASSES, "weight": weights})
+                f"c-{name}/classifier.parquet",
+                pa.table({"name": ["x"] * CLASSES, "weight": weights}),
             )
             self.store.finish(f"c-{name}", {})
             for split in self.ids:
@@ -63,17 +71,27 @@ class World:
         errors = [self.errors.get((split, image_id)) for image_id in ids]
         values = pa.array(self.embeddings[split, name].astype(np.float32).ravel())
         table = pa.table(
-            [ids, labels, pa.FixedSizeListArray.from_arrays(values, DIM), pa.array(errors, pa.string())],
+            [
+                ids,
+                labels,
+                pa.FixedSizeListArray.from_arrays(values, DIM),
+                pa.array(errors, pa.string()),
+            ],
             schema=schema.embeddings(DIM, "fp32"),
         )
-        order = np.random.default_rng(len(name)).permutation(len(ids))  # backbones store rows in different orders
+        order = np.random.default_rng(len(name)).permutation(
+            len(ids)
+        )  # backbones store rows in different orders
         self.store.write_table(f"e-{split}-{name}/all.parquet", table.take(order))
         self.store.finish(f"e-{split}-{name}", {}, shards=["all.parquet"])
 
     def frames(self, task):
         place = evaluate.address(self.store, task)
         evaluate.evaluate(self.store, task, place)
-        return [self.store.read_table(f"{place}/{n}").to_pandas() for n in (evaluate.SCORES, evaluate.OUTCOMES)]
+        return [
+            self.store.read_table(f"{place}/{n}").to_pandas()
+            for n in (evaluate.SCORES, evaluate.OUTCOMES)
+        ]
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -96,10 +114,14 @@ def renamed(task, world):
     places = {}
     for place in [*task.classifiers, *task.embeddings["train"], *task.embeddings["test"]]:
         places[place] = f"{world.name}-{place}"
-        shutil.copytree(world.store.place(place), world.store.place(places[place]), dirs_exist_ok=True)
+        shutil.copytree(
+            world.store.place(place), world.store.place(places[place]), dirs_exist_ok=True
+        )
     return dataclasses.replace(
         task,
         dataset=world.name,
         classifiers=tuple(places[p] for p in task.classifiers),
-        embeddings={split: tuple(places[p] for p in found) for split, found in task.embeddings.items()},
+        embeddings={
+            split: tuple(places[p] for p in found) for split, found in task.embeddings.items()
+        },
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipray.config import CONFIGS, Backbone, Dataset, parse, read_yaml
+from clipray.config.names import plain
 from clipray.errors import ConfigError
 from clipray.sources.chunks import entries, is_folder, join, resolve
 
@@ -55,10 +56,7 @@ def detect(uri: str, data_root: str = "") -> Dataset | None:
     """
     place = resolve(uri, data_root)
     there = entries(place)
-    name = (
-        re.sub(r"[^A-Za-z0-9._-]+", "-", place.rstrip("/").rpartition("/")[2]).strip("-.")
-        or "dataset"
-    )
+    name = plain(place.rstrip("/").rpartition("/")[2], "dataset")
     for layout, has in _LAYOUTS.items():
         splits = {}
         for split, aliases in {"train": ("train",), "test": ("test", "validation", "val")}.items():

@@ -6,25 +6,24 @@ A config file is YAML that holds values only. Unknown or missing keys, wrong typ
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import is_dataclass
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from clipray.config.load import (
+    CONFIGS,
+    apply_sets,
+    check_settings,
+    check_value,
+    load,
+    parse,
+    read_yaml,
+    unknown,
 )
+from clipray.config.names import Name
 
-from clipray.errors import ConfigError
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+__all__ = ["CONFIGS", "Name", "apply_sets", "check_settings", "check_value", "load", "parse"]
+__all__ += ["read_yaml", "unknown"]  # and all that is defined below
 
 
 class Strict(BaseModel):
@@ -36,7 +35,7 @@ class Strict(BaseModel):
 class Dataset(Strict):
     """One labelled image set: what a file of `configs/datasets/` holds."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     format: str
     uri: str = ""
     splits: dict[str, str] = {"train": "train", "test": "test"}
@@ -60,7 +59,7 @@ class Dataset(Strict):
 class Backbone(Strict):
     """One CLIP model: an open_clip architecture with a pretrained tag, or with weights of one's own."""
 
-    name: str
+    name: Name
     architecture: str
     pretrained: str = ""
     weights: str = ""
@@ -89,7 +88,7 @@ class Compute(Strict):
     address: str = ""  # a Ray cluster to join; empty: the one this process is in, or a local one
     batch_size: int = Field(64, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    pools: dict[str, Pool] = {}  # by backbone name; default: shared out by measured cost
+    pools: dict[Name, Pool] = {}  # by backbone name; default: shared out by measured cost
     decode_cpus: float = Field(0.5, gt=0)
     decode_memory: int = Field(512 * 2**20, ge=1)  # bytes of heap that a decoding task may take
     max_retries: int = Field(2, ge=0)
@@ -107,7 +106,7 @@ class Tracking(Strict):
 class Chosen(Strict):
     """Settings that hold for one dataset, or for one support set of it."""
 
-    dataset: str
+    dataset: Name
     shots: int | None = None
     seed: int | None = None
     settings: dict[str, Any]
@@ -116,7 +115,7 @@ class Chosen(Strict):
 class Method(Strict):
     """Settings of one's own, under a name of its own; on a dataset or support set that `chosen` names, others."""
 
-    name: str
+    name: Name
     settings: dict[str, Any] = {}
     chosen: tuple[Chosen, ...] = ()
 
@@ -149,17 +148,27 @@ class Head(Method):
     head: str
 
 
+# keys whose defaults change no number, or leave all as it is: the plan does not list them
+NO_NUMBER = frozenset(
+    (
+        *("name", "data_root", "limit", "compute", "tracking", "save_fusers", "log_trials"),
+        *("seconds", "core_seconds", "batch", "max_concurrent_trials", "trial_cpus", "retries"),
+        "error_budget",
+    )
+)
+
+
 class Inputs(Strict):
     """What a campaign and a search have in common: images, backbones, and how many labels there are."""
 
-    name: str = "campaign"
-    workspace: str
+    name: Name = "campaign"  # of a file that gives none: `name_of_file`
+    workspace: str = Field(min_length=1)
     data_root: str = ""
     datasets: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
-    precision: Literal["fp32", "fp16", "bf16"]
-    shots: tuple[int, ...] = ()
-    seeds: int = Field(ge=1)
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4, 16)
+    seeds: int = Field(5, ge=1)
     folds: int = Field(
         5, ge=2
     )  # at most, of cross-fitting where head and fuser live on the same labels
@@ -170,19 +179,38 @@ class Inputs(Strict):
     compute: Compute = Compute()
     tracking: Tracking = Tracking()
 
+    @field_validator("shots")
+    @classmethod
+    def _different_shots(cls, shots: tuple[int, ...]) -> tuple[int, ...]:
+        twice = sorted({number for number in shots if shots.count(number) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} stands twice: each number of shots is drawn once")
+        return shots
+
+    @classmethod
+    def name_of_file(cls, stem: str) -> str:
+        """The name where a config gives none: its file's, so that two configs of a workspace keep two reports."""
+        return stem
+
+    def defaults(self) -> dict[str, Any]:
+        """The choices that change a number and that the config left at their defaults."""
+        left = set(type(self).model_fields) - self.model_fields_set - NO_NUMBER
+        whole = self.model_dump(mode="json")
+        return {name: whole[name] for name in type(self).model_fields if name in left}
+
 
 class Campaign(Inputs):
     """What `jobs.run` takes."""
 
-    heads: tuple[str | Head, ...] = Field(min_length=1)
-    fusers: tuple[str | Fuser, ...] = ()
+    heads: tuple[str | Head, ...] = Field(("zero_shot",), min_length=1)
+    fusers: tuple[str | Fuser, ...] = ("log_avg", "c_log_avg", "nlc", "guarded")
     save_fusers: bool = False  # keep every fitted fuser beside its scores
 
 
 class Pretrain(Strict):
     """What `jobs.pretrain` takes."""
 
-    name: str
+    name: Name
     workspace: str
     architecture: str  # an open_clip model config (JSON): absolute, or relative to configs/
     corpus: str  # Parquet files or a folder of them
@@ -210,91 +238,6 @@ class Pretrain(Strict):
     threads: int = Field(1, ge=1)
     max_failures: int = Field(3, ge=0)
     tracking: Tracking = Tracking()
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file; `ConfigError` where it is missing or is not one."""
-    try:
-        value = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold `key: value` lines")
-    return value
-
-
-def apply_sets(values: dict, sets: list[str]) -> dict:
-    """Values with each `a.b=c` of `--set` laid over them; c is read as YAML."""
-    for text in sets:
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text}: write it as key.subkey=value")
-        *parents, leaf = path.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {text}: {parent} holds a value, not keys")
-        try:
-            place[leaf] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: {value} is not YAML ({error.problem})") from error
-    return values
-
-
-def parse(model: type[Model], values: dict, origin: str) -> Model:
-    """A checked `model`; `ConfigError` names each bad dotted path and the known keys."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{origin}:"]
-        for problem in error.errors():
-            path = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-            lines.append(f"  {path}: {problem['msg']}")
-            if problem["type"] == "extra_forbidden":
-                lines.append(
-                    f"    known keys: {', '.join(_known_keys(model, problem['loc'][:-1]))}"
-                )
-        raise ConfigError("\n".join(lines)) from error
-
-
-def load(model: type[Model], path: str | Path, sets: list[str] | None = None) -> Model:
-    """Read, override and check a config file."""
-    return parse(model, apply_sets(read_yaml(path), sets or []), str(path))
-
-
-def check_value(kind: Any, value: Any, where: str) -> None:
-    """`ConfigError` unless the value is of the type, by its annotation; a list may stand for a tuple."""
-    try:
-        TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {value!r}: {error.errors()[0]['msg']}") from error
-
-
-def check_settings(settings: Any, changes: Mapping[str, Any], where: str) -> None:
-    """`ConfigError` unless every change names a field of the dataclass and has its type; reaches into nested ones."""
-    hints = get_type_hints(type(settings))
-    for key, value in changes.items():
-        if key not in hints:
-            raise ConfigError(f"{where}: there is no {key!r}; known: {', '.join(hints)}")
-        now = getattr(settings, key)
-        if is_dataclass(now) and isinstance(value, Mapping):
-            check_settings(now, value, f"{where}.{key}")
-        else:
-            check_value(hints[key], value, f"{where}.{key}")
-
-
-def _known_keys(model: Any, path: tuple) -> list[str]:
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is not None:
-            model = field.annotation
-    return list(getattr(model, "model_fields", {}))
 
 
 def fingerprint(what: Any) -> str:

@@ -5,7 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from clipray.config import Inputs, Strict
+from clipray.config import Inputs, Name, Strict
+from clipray.config.names import check
+
+DRAWN = 20  # configurations of a search where a config does not say
 
 
 class Span(Strict):
@@ -34,7 +37,7 @@ class Span(Strict):
 class Search(Strict):
     """One method and the settings to choose for it."""
 
-    name: str
+    name: Name
     fuser: str
     settings: Mapping[str, Any] = {}  # held fast
     space: Mapping[str, Span] = {}
@@ -47,12 +50,13 @@ class Tune(Inputs):
     """What `jobs.tune` takes."""
 
     searches: tuple[Search, ...] = Field(min_length=1)
-    selection: Literal["per_dataset", "leave_one_dataset_out", "universal"]
-    metric: Literal["nll", "top1"]
-    sampler: Literal["grid", "random", "tpe"]
-    samples: int = Field(
-        0, ge=0
-    )  # configurations of a search, beside its defaults; 0: all of a grid
+    selection: Literal["per_dataset", "leave_one_dataset_out", "universal"] = (
+        "leave_one_dataset_out"
+    )
+    metric: Literal["nll", "top1"] = "nll"
+    sampler: Literal["grid", "random", "tpe"] = "random"
+    # configurations of a search, beside its defaults; 0: all of a grid, which alone has an end
+    samples: int = Field(default_factory=lambda data: _samples(data.get("sampler")), ge=0)
     scheduler: Literal["none", "asha", "median"] = "none"
     reports: int = Field(
         1, ge=1
@@ -72,10 +76,19 @@ class Tune(Inputs):
     )  # < 1: a fraction of the fits; else a count; the job fails above it
     log_trials: bool = False  # an MLflow run for each configuration too
 
+    @classmethod
+    def name_of_file(cls, stem: str) -> str:
+        """The file's name, and that it is a search: a campaign of that name keeps its own report."""
+        return stem if stem.endswith("tune") else f"{stem}-tune"
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if not self.shots or min(self.shots) < 1:
+        if not self.shots:
             raise ValueError("shots: a search needs labelled images, so numbers from 1 up")
+        check(f"{self.name}-best")  # the names of the campaign that scores what was chosen
+        for search in self.searches:
+            check(f"{search.name}-{search.head}")
+            check(f"{search.name}-defaults")
         if self.sampler != "grid" and not self.samples:
             raise ValueError(
                 "samples: say how many configurations to draw (only a grid has an end)"
@@ -85,3 +98,7 @@ class Tune(Inputs):
                 "reports: a scheduler needs several in a training, such as reports: 10"
             )
         return self
+
+
+def _samples(sampler: str | None) -> int:
+    return 0 if sampler == "grid" else DRAWN

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 import clipray.numerics
-from clipray.config import Campaign, Fuser, Head, check_settings
-from clipray.errors import ConfigError
+from clipray.config import Fuser, Head
 from clipray.steps import classifiers, embed, views
 from clipray.steps import fitted as fitted_fusers
-from clipray.steps.scoring import REFERENCE, Scores
+from clipray.steps.checks import named_heads
+from clipray.steps.scoring import Scores
 from clipray.store import Store
 
 SCORES, OUTCOMES = "scores.parquet", "outcomes.parquet"
@@ -47,44 +47,6 @@ class Task:
             "task": {key: value for key, value in self.__dict__.items() if key != "costs"},
             "code": code(),
         }
-
-
-def entries(campaign: Campaign) -> tuple[Fuser, ...]:
-    """The config's fusers, behind the single backbone chosen on the support set: others are compared with it."""
-    reference = Fuser(name=REFERENCE, fuser=REFERENCE)
-    named = [Fuser(name=f, fuser=f) if isinstance(f, str) else f for f in campaign.fusers]
-    return (reference, *(fuser for fuser in named if fuser != reference))
-
-
-def named_heads(heads: tuple[str | Head, ...]) -> tuple[Head, ...]:
-    """The config's heads, each with its name and settings."""
-    return tuple(Head(name=h, head=h) if isinstance(h, str) else h for h in heads)
-
-
-def check(campaign: Campaign) -> None:
-    """`ConfigError` for an unknown head, fuser or setting, or a name that stands twice."""
-    from clipray.numerics.fewshot import FITTED_HEADS as HEADS
-    from clipray.numerics.fewshot import head_of
-    from clipray.numerics.fusers import FUSERS, settings_of
-
-    heads, fusers = named_heads(campaign.heads), entries(campaign)
-    for key, methods, known, make in (
-        ("head", heads, HEADS, head_of),
-        ("fuser", fusers, FUSERS, settings_of),
-    ):
-        for method in methods:
-            kind = getattr(method, key)
-            if kind not in known:
-                raise ConfigError(f"{key}s: there is no {kind!r}; known: {', '.join(known)}")
-            for settings in (method.settings, *(one.settings for one in method.chosen)):
-                check_settings(known[kind].settings, settings, f"{key}s: {method.name}")
-                try:
-                    make(kind, settings)
-                except (TypeError, ValueError) as error:
-                    raise ConfigError(f"{key}s: {method.name}: {error}") from error
-    for key, names in (("heads", [h.name for h in heads]), ("fusers", [f.name for f in fusers])):
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"{key}: {', '.join(sorted(twice))} named more than once")
 
 
 def code(*more: str) -> str:

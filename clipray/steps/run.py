@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from clipray import catalog, sources
-from clipray.config import Backbone, Campaign, Dataset
+from clipray.config import Backbone, Campaign, Dataset, names
 from clipray.errors import ConfigError
-from clipray.progress import progress
-from clipray.steps import cards, classifiers, cluster, embed, evaluate, meta
-from clipray.steps.index import index, reader
+from clipray.progress import doing, progress
+from clipray.steps import cards, checks, classifiers, cluster, embed, evaluate, meta
+from clipray.steps.index import in_threads, index, reader
 from clipray.store import Store
 
 
@@ -39,15 +39,21 @@ class Plan:
         return [spec.name for spec in self.specs if spec.name in todo]
 
 
-def plan(campaign: Campaign, verbose: bool = False) -> Plan:
+def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
     """Resolve every name, index every split, and find out what is missing.
 
+    Args:
+        dry: start no Ray, however many files have to be read.
+
     Raises:
-        ConfigError: a dataset or backbone that cannot be used.
+        ConfigError: a dataset, backbone, method or name that cannot be used.
     """
+    checks.check(campaign)
     store = Store(campaign.workspace)
     specs = catalog.backbones(campaign.backbones)
+    names.refuse_merged((spec.name for spec in specs), "backbones")
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
+    names.refuse_merged((dataset.name for dataset in datasets), "datasets")
     prompts = {
         dataset.name: {
             "classnames": sources.classnames(dataset, campaign.data_root),
@@ -56,17 +62,17 @@ def plan(campaign: Campaign, verbose: bool = False) -> Plan:
         for dataset in datasets
     }
     works = {}
-    for dataset in datasets:
-        for split in dataset.splits:
-            found = index(
-                store, dataset, split, campaign.data_root, reader(campaign.compute), campaign.limit
-            )
-            if not len(found):
-                raise ConfigError(f"dataset {dataset.name}: its {split} split holds no image")
-            works[dataset.name, split] = embed.plan(store, specs, campaign, found)
+    mapper = in_threads if dry else reader(campaign.compute)
+    splits = [(dataset, split) for dataset in datasets for split in dataset.splits]
+    with progress("index", len(splits), "splits") as advance:
+        for dataset, split in splits:
+            with doing(f"looking at {dataset.name}/{split}"):
+                found = index(store, dataset, split, campaign.data_root, mapper, campaign.limit)
+                if not len(found):
+                    raise ConfigError(f"dataset {dataset.name}: its {split} split holds no image")
+                works[dataset.name, split] = embed.plan(store, specs, campaign, found)
+            advance(1)
     missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
-    if missing or any(work.images for work in works.values()):
-        evaluate.check(campaign)  # before hours of work; it loads torch, so not where all is done
     return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose)
 
 
@@ -116,7 +122,7 @@ def embed_images(todo: Plan) -> None:
 
 def tasks(todo: Plan) -> list[evaluate.Task]:
     """The evaluation of each dataset."""
-    heads, fusers = evaluate.named_heads(todo.campaign.heads), evaluate.entries(todo.campaign)
+    heads, fusers = checks.named_heads(todo.campaign.heads), checks.entries(todo.campaign)
     known = known_cards(todo)
     names = [spec.name for spec in todo.specs]
     found = []
@@ -155,7 +161,6 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
     places = {task.dataset: evaluate.address(todo.store, task) for task in every}
     missing = [task for task in every if todo.store.manifest(places[task.dataset]) is None]
     if missing:
-        evaluate.check(todo.campaign)
         compute = todo.campaign.compute
         cluster.connect(compute, todo.verbose)
         # the longest first, or one long evaluation begun last would keep a single worker busy at the end

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import schema
+from clipray.steps.checks import REFERENCE
 
-REFERENCE = "best_single_on_support"
 ON_TEST = "best_single_on_test"
 RESAMPLES = 1000  # of every bootstrap
 

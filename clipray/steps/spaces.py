@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from clipray.config import check_settings
+from clipray.config import check_settings, names, unknown
 from clipray.config.search import Search, Span, Tune
 from clipray.errors import ConfigError
+from clipray.numerics import declared
+from clipray.steps import checks
 
 HEAD = "head."  # before the names of the head's settings, where both lie in one space
 
@@ -110,39 +112,28 @@ def _grid(left: list[tuple[str, Span]], chosen: dict[str, Any]) -> Iterator[dict
 
 def check(config: Tune) -> None:
     """`ConfigError` for what cannot be searched: unknown methods, settings, values of a wrong type, conditions."""
-    from clipray.numerics.fewshot import FITTED_HEADS
-    from clipray.numerics.fusers import FUSERS
-
-    names = [search.name for search in config.searches]
-    if twice := {name for name in names if names.count(name) > 1 or name in FUSERS}:
-        raise ConfigError(f"searches: give {', '.join(sorted(twice))} a name of its own")
+    heads, fusers = declared.heads(), declared.fusers()
+    names.refuse_merged((search.name for search in config.searches), "searches")
+    checks.places(config)
     for number, search in enumerate(config.searches):
-        where = f"searches.{number} ({search.name})"
-        if search.fuser not in FUSERS:
-            raise ConfigError(
-                f"{where}: there is no fuser {search.fuser!r}; known: {', '.join(FUSERS)}"
-            )
-        if search.head not in FITTED_HEADS:
-            raise ConfigError(
-                f"{where}: there is no head {search.head!r}; known: {', '.join(FITTED_HEADS)}"
-            )
+        where = f"searches.{number}"
+        if search.fuser not in fusers:
+            raise ConfigError(f"{where}.fuser: {unknown(search.fuser, fusers)}")
+        if search.head not in heads:
+            raise ConfigError(f"{where}.head: {unknown(search.head, heads)}")
+        checks.method_name(search.name, "search", f"{where}.name", fusers)
         if not search.space and not search.head_space:
             raise ConfigError(f"{where}: its space is empty")
-        if config.scheduler != "none" and FUSERS[search.fuser].path is None:
-            some = ", ".join(name for name, fuser in FUSERS.items() if fuser.path)
+        if config.scheduler != "none" and fusers[search.fuser].path is None:
+            some = ", ".join(name for name, fuser in fusers.items() if fuser.path)
             raise ConfigError(f"{where}: {search.fuser} is not iterative, so nothing can stop it early: scheduler: none"
                               f" (iterative are {some})")  # fmt: skip
-        for own, key, fixed, space in (
-            (FUSERS[search.fuser].settings, "space", search.settings, search.space),
-            (
-                FITTED_HEADS[search.head].settings,
-                "head_space",
-                search.head_settings,
-                search.head_space,
-            ),
+        for method, key, fixed, space in (
+            (fusers[search.fuser], "", search.settings, search.space),
+            (heads[search.head], "head_", search.head_settings, search.head_space),
         ):
-            check_settings(own, fixed, f"{where}.{'head_' * (key != 'space')}settings")
-            _check_space(own, space, f"{where}.{key}", config.sampler)
+            checks.settings(method, fixed, f"{where}.{key}settings")
+            _check_space(method.settings, space, f"{where}.{key}space", config.sampler)
 
 
 def _check_space(settings: Any, space: Mapping[str, Span], where: str, sampler: str) -> None:

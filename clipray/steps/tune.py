@@ -51,7 +51,9 @@ class Search:
 def campaign(config: Tune) -> Campaign:
     """The campaign that makes the embeddings which a search needs."""
     shared = {name: getattr(config, name) for name in Inputs.model_fields}
-    return Campaign(**shared, heads=tuple(dict.fromkeys(search.head for search in config.searches)))
+    return Campaign(
+        **shared, heads=tuple(dict.fromkeys(search.head for search in config.searches)), fusers=()
+    )
 
 
 def prepare(config: Tune, verbose: bool, forget: bool = False) -> Search:

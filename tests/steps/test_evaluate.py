@@ -12,7 +12,7 @@ from clipray.config import Campaign, Fuser, Head, parse
 from clipray.errors import ConfigError
 from clipray.numerics.fewshot import head_of
 from clipray.numerics.fusers import FUSERS
-from clipray.steps import classifiers, evaluate, fitted, views
+from clipray.steps import checks, classifiers, evaluate, fitted, views
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 
 
@@ -64,9 +64,7 @@ def test_every_few_shot_method_has_a_row_for_each_shot_and_seed(tmp_path):
     for _, row in gains.iterrows():
         where = {"shots": row["shots"], "seed": row["seed"], "metric": "top1"}
         ours = value(scores, method="c_log_avg", **where)
-        assert row["value"] == pytest.approx(
-            ours - value(scores, method=evaluate.REFERENCE, **where)
-        )
+        assert row["value"] == pytest.approx(ours - value(scores, method=checks.REFERENCE, **where))
 
 
 def test_test_labels_change_no_prediction(tmp_path):
@@ -223,18 +221,24 @@ def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head,
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fusers": ["nobody"]}, "no 'nobody'; known: "),
-        ({"heads": ["nothing"]}, "no 'nothing'; known: zero_shot"),
-        ({"heads": [{"name": "t", "head": "tip_adapter", "settings": {"gamma": 1}}]}, "heads: t: "),
+        ({"fusers": ["nobody"]}, "fusers.0: there is no 'nobody'. Known: "),
+        ({"heads": ["nothing"]}, "heads.0: there is no 'nothing'. Known: zero_shot"),
+        (
+            {"heads": [{"name": "t", "head": "tip_adapter", "settings": {"gamma": 1}}]},
+            "heads.0.settings: .* 'gamma'. Known: alpha",
+        ),
         ({"fusers": ["log_avg", "log_avg"]}, "log_avg named more than once"),
-        ({"fusers": [{"name": "n", "fuser": "nlc", "settings": {"nonsense": 1}}]}, "fusers: n: "),
+        (
+            {"fusers": [{"name": "n", "fuser": "nlc", "settings": {"nonsense": 1}}]},
+            "fusers.0.settings: .* 'nonsense'",
+        ),
         (
             {"fusers": [{"name": "n", "fuser": "nlc", "settings": {"hidden": 0.5}}]},
-            "n.hidden: 0.5: .* integer",
+            "fusers.0.settings.hidden: must be a whole number, not 0.5",
         ),
         (
             {"fusers": [{"name": "n", "fuser": "nlc", "settings": {"weight_map": "log"}}]},
-            "n.weight_map: 'log'",
+            "settings.weight_map: must be 'linear', .*, not 'log'",
         ),
         (
             {"fusers": [{"name": "n", "fuser": "nlc", "settings": {"combine": "probs"}}]},
@@ -251,7 +255,7 @@ def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head,
                     }
                 ]
             },
-            "n: there is no 'x'; known: prior_count",
+            "fusers.0.chosen.0.settings: there is no 'x'. Known: prior_count",
         ),
     ],
 )
@@ -264,7 +268,7 @@ def test_what_a_config_cannot_mean_is_refused(changes, words):
         "heads": ["zero_shot"],
     }
     with pytest.raises(ConfigError, match=words):
-        evaluate.check(parse(Campaign, values | {"seeds": 1} | changes, "test"))
+        checks.check(parse(Campaign, values | {"seeds": 1} | changes, "test"))
 
 
 def test_costs_add_up_and_name_the_backbones_that_run(tmp_path):
@@ -281,7 +285,7 @@ def test_costs_add_up_and_name_the_backbones_that_run(tmp_path):
         21 + small + gate, abs=1e-12
     )
     assert value(scores, method="nlc", metric="memory_mb", seed=0) == 30.0
-    assert value(scores, method=evaluate.REFERENCE, metric="latency_ms", seed=0) == 2.0
+    assert value(scores, method=checks.REFERENCE, metric="latency_ms", seed=0) == 2.0
 
 
 def test_pairs_of_embedding_spaces_and_mcnemars_test(tmp_path):
@@ -299,7 +303,7 @@ def test_pairs_of_embedding_spaces_and_mcnemars_test(tmp_path):
             "method"
         )
     }
-    a, b = said["c_log_avg"], said[evaluate.REFERENCE]
+    a, b = said["c_log_avg"], said[checks.REFERENCE]
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
     expected = statsmodels.stats.contingency_tables.mcnemar(table, exact=True).pvalue
     assert value(scores, method="c_log_avg", metric="p_on_support", seed=1) == pytest.approx(

@@ -108,10 +108,18 @@ def test_lists_dots_and_fixed_settings():
 @pytest.mark.parametrize(
     ("space", "changes", "words"),
     [
-        ({"width": {"choice": [1]}}, {}, r"space: there is no 'width'; known: hidden, rate"),
-        ({"hidden": {"choice": [0.5]}}, {}, r"space.hidden: 0.5: .*integer"),
-        ({"hidden": {"uniform": [1, 3]}}, {}, r"space.hidden: 1.0: .*integer"),
-        ({"weight_map": {"choice": ["log"]}}, {}, r"space.weight_map: 'log'"),
+        (
+            {"width": {"choice": [1]}},
+            {},
+            r"searches.0.space: there is no 'width'. Known: hidden, rate",
+        ),
+        ({"hidden": {"choice": [0.5]}}, {}, r"space.hidden: must be a whole number, not 0.5"),
+        ({"hidden": {"uniform": [1, 3]}}, {}, r"space.hidden: must be a whole number, not 1.0"),
+        (
+            {"weight_map": {"choice": ["log"]}},
+            {},
+            r"space.weight_map: must be 'linear', .*, not 'log'",
+        ),
         ({"hidden": {}}, {}, "exactly one of choice, uniform, loguniform, int"),
         ({"rate": {"uniform": [2, 1]}}, {}, "first bound must be below"),
         ({"rate": {"loguniform": [0, 1]}}, {}, "must be positive"),
@@ -128,17 +136,17 @@ def test_lists_dots_and_fixed_settings():
         ({"rate": {"uniform": [0, 1]}}, {"sampler": "grid"}, "a grid needs values to list"),
         ({}, {}, "its space is empty"),
         (GATE, {"samples": 0}, "samples: say how many"),
-        (GATE, {"shots": [0]}, "shots: a search needs labelled images"),
+        (GATE, {"shots": [0]}, "shots.0: must be at least 1, not 0"),
         (GATE, {"scheduler": "asha"}, "reports: a scheduler needs several"),
         (
             {"space": {"choice": ["log"]}},
             {"fuser": "super_learner", "scheduler": "asha", "reports": 3},
             "not iterative",
         ),
-        (GATE, {"fuser": "nlcc"}, "there is no fuser 'nlcc'"),
-        (GATE, {"head": "none"}, "there is no head 'none'"),
+        (GATE, {"fuser": "nlcc"}, "searches.0.fuser: there is no 'nlcc'. Did you mean nlc?"),
+        (GATE, {"head": "none"}, "searches.0.head: there is no 'none'. Known: zero_shot"),
         (GATE, {"head_space": {"alpha": {"uniform": [0, 1]}}}, "head_space: there is no 'alpha'"),
-        (GATE, {"settings": {"rate": "fast"}}, "settings.rate: 'fast'"),
+        (GATE, {"settings": {"rate": "fast"}}, "settings.rate: must be a number, not 'fast'"),
     ],
 )
 def test_an_impossible_search_is_told_by_its_place(space, changes, words):
@@ -148,7 +156,7 @@ def test_an_impossible_search_is_told_by_its_place(space, changes, words):
 
 def test_searches_need_names_of_their_own():
     twice = {"searches": [{"name": "nlc", "fuser": "nlc", "space": GATE}]}
-    with pytest.raises(ConfigError, match="give nlc a name of its own"):
+    with pytest.raises(ConfigError, match="give this search a name of its own"):
         spaces.check(parse(Tune, BASE | twice, "test"))
 
 

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from clipray.config import Campaign, parse
 from clipray.config.search import Tune
 from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.steps import evaluate, heldout, tune, tune_worker
+from clipray.steps import checks, evaluate, heldout, tune, tune_worker
 from clipray.steps.choices import best_campaign, choices, importance
 from clipray.steps.records import Cell
 from clipray.steps.spaces import Configuration, configuration
@@ -369,7 +369,7 @@ def test_the_best_is_a_campaign_that_scores_what_was_chosen(tmp_path):
         yaml.safe_load(yaml.safe_dump(best_campaign(search, choices(search)))),
         "best.yaml",
     )
-    evaluate.check(found)
+    checks.check(found)
     assert [entry.name for entry in found.fusers] == ["gate-defaults", "gate"]
     chosen = {
         (row["dataset"], row["seed"]): json.loads(row["settings"])

@@ -9,6 +9,7 @@ import pyarrow as pa
 from clipray import schema
 from clipray.config import Fuser
 from clipray.steps import evaluate
+from clipray.steps.checks import REFERENCE
 from clipray.store import Store
 
 CLASSES, DIM = 4, 8
@@ -51,7 +52,7 @@ class World:
             self.store.finish(f"c-{name}", {})
             for split in self.ids:
                 self.write(split, name)
-        entries = (evaluate.REFERENCE, *fusers)
+        entries = (REFERENCE, *fusers)
         return evaluate.Task(
             dataset="made",
             backbones=names,

@@ -3,54 +3,50 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
-from rich.console import Console
+from clipray import progress
+from clipray.errors import ClipRayError, ConfigError
+from clipray.progress import say
+from jobs.command import DRY, arguments
 
-from clipray.errors import ClipRayError
+__all__ = ["DRY", "arguments", "console", "finish", "naming", "read_campaign", "run", "say"]
 
 
-def arguments(
-    doc: str, config: str | None = "required", positions: tuple = (), **flags: dict
-) -> argparse.Namespace:
-    """The command line of a job: CONFIG, `--set a.b=c` (repeated), `--verbose`, and the job's own flags.
+def read_campaign(given: argparse.Namespace, *sets: str) -> Any:
+    """The campaign of the command line, with all checked that needs no torch, no data and no Ray."""
+    from clipray import config
+    from clipray.steps import checks
+
+    say(f"reading {given.config}")
+    campaign = config.load(config.Campaign, given.config, [*given.set, *sets])
+    with naming(given.config):
+        checks.check(campaign)
+    return campaign
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Put the config's path before what is wrong with it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def console(stream: TextIO | None = None) -> Any:
+    """Where a job prints its tables: wide enough where it is no terminal, and nowhere with --quiet.
 
     Args:
-        doc: the job's docstring, which is its help; its first line names the job.
-        config: "required", "optional", or None for a job that takes no config.
-        positions: names of further arguments behind the config.
-        flags: argparse's settings by the flag's name: `sample={"type": int, "default": 500, "help": "…"}`.
-
-    Returns:
-        `config` (a path or None), `set` (a list), `verbose`, and the job's own arguments and flags.
+        stream: stdout where none is given.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    if config:
-        parser.add_argument(
-            "config", nargs=None if config == "required" else "?", help="a campaign's YAML file"
-        )
-    for name in positions:
-        parser.add_argument(name)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=c", help="override a key of the config"
-    )
-    for name, settings in flags.items():
-        parser.add_argument("--" + name.replace("_", "-"), **settings)
-    parser.add_argument("--verbose", action="store_true", help="show what the libraries say")
-    return parser.parse_args()
+    from rich.console import Console
 
-
-def console() -> Console:
-    """Where a job prints its tables: stdout, wide enough for them where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
-def say(text: str) -> None:
-    """Tell a person something; stdout is for the last line."""
-    print(text, file=sys.stderr, flush=True)
+    stream = stream or sys.stdout
+    width = None if stream.isatty() else 160
+    return Console(file=stream, width=width, quiet=progress.is_quiet())
 
 
 def finish(result: dict[str, Any]) -> None:
@@ -65,7 +61,8 @@ def run(main: Callable[[], int | None]) -> None:
     An error of `clipray.errors` is told without a traceback, with its exit code; workers that died too often, with 1.
     """
     try:
-        code = main() or 0
+        with progress.heartbeat():
+            code = main() or 0
     except ClipRayError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code

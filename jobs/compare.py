@@ -10,17 +10,22 @@ interval and p-value of the paired bootstrap over images, and on how many seeds 
 The last line on stdout is one JSON object.
 """
 
-from rich.table import Table
+from jobs import arguments, console, finish, read_campaign, run, say
 
-from clipray import config
-from clipray.steps import compare as steps
-from jobs import arguments, console, finish, run, say
+METHODS = {
+    "a": "a method as [head:]method[@shots], such as nlc@4",
+    "b": "the method that it is compared with",
+}
 
 
 def main() -> None:
     """Print a table and the JSON line."""
-    given = arguments(__doc__, positions=("a", "b"))
-    campaign = config.load(config.Campaign, given.config, given.set)
+    given = arguments(__doc__, positions=METHODS)
+    campaign = read_campaign(given)
+    from rich.table import Table
+
+    from clipray.steps import compare as steps
+
     one, other = (steps.choice(text, campaign) for text in (given.a, given.b))
     rows = steps.compare(campaign, one, other)
     table = Table("dataset", title=f"{one} against {other}")

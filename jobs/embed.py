@@ -1,22 +1,31 @@
 """Embed a campaign's images and class names; evaluate nothing.
 
     python -m jobs.embed configs/demo.yaml
+    python -m jobs.embed configs/demo.yaml --dry-run               the plan, with counts and expected cost
     python -m jobs.embed my.yaml --set backbones=[openai] --set compute.batch_size=256
 
 What is already there is skipped; the same command again continues a run that was stopped. The last line on stdout is
 one JSON object: the addresses of the embeddings by dataset, split and backbone, and the number of failed images.
 """
 
-from clipray import config
-from clipray.steps import run as steps
-from jobs import arguments, finish, run, say
+from jobs import DRY, arguments, finish, read_campaign, run, say
 
 
 def main() -> None:
     """Plan and embed."""
-    given = arguments(__doc__)
-    todo = steps.plan(config.load(config.Campaign, given.config, given.set), given.verbose)
-    say("\n".join(steps.describe(todo)))
+    given = arguments(__doc__, dry_run=DRY)
+    campaign = read_campaign(given)
+    from clipray.steps import run as steps
+    from clipray.steps.cluster import check_lasting
+    from clipray.steps.outlook import describe, outlook
+
+    check_lasting(workspace=campaign.workspace)
+    todo = steps.plan(campaign, given.verbose, given.dry_run)
+    facts = outlook(todo)
+    say("\n".join(describe(facts)))
+    if given.dry_run:
+        finish(facts)
+        return
     steps.prepare(todo)
     steps.embed_images(todo)
     places = {

@@ -1,28 +1,43 @@
 """Evaluate a campaign whose images are embedded: heads, fusers, complementarity, scores, report, MLflow.
 
     python -m jobs.evaluate configs/demo.yaml
+    python -m jobs.evaluate configs/demo.yaml --dry-run            what is evaluated, and what is not
     python -m jobs.evaluate configs/demo.yaml --set 'heads=[zero_shot, linear_probe]' --set 'shots=[1, 2, 4]'
 
 Needs no GPU. The last line on stdout is one JSON object, as that of `jobs.run`.
 """
 
-from clipray import config
 from clipray.errors import ConfigError
-from clipray.steps import publish
-from clipray.steps import run as steps
-from jobs import arguments, finish, run
+from clipray.progress import working
+from jobs import DRY, arguments, finish, read_campaign, run, say
 
 
 def main() -> None:
     """Plan, check that everything is embedded, evaluate, publish."""
-    given = arguments(__doc__)
-    todo = steps.plan(config.load(config.Campaign, given.config, given.set), given.verbose)
+    given = arguments(__doc__, dry_run=DRY)
+    campaign = read_campaign(given)
+    from clipray.steps import publish
+    from clipray.steps import run as steps
+    from clipray.steps.cluster import check_lasting
+    from clipray.steps.outlook import describe, outlook
+
+    check_lasting(workspace=campaign.workspace)
+    todo = steps.plan(campaign, given.verbose, given.dry_run)
+    facts = outlook(todo)
+    say("\n".join(describe(facts)))
+    if given.dry_run:
+        finish(facts)
+        return
     if todo.images or todo.classifiers:
         raise ConfigError(
-            f"{todo.images} images are not embedded yet: run `python -m jobs.embed {given.config}` first"
+            f"{todo.images} images and {facts['classifiers_to_compute']} text classifiers are not embedded yet: run "
+            f"`python -m jobs.embed {given.config}` first"
         )
     steps.embed_images(todo)
-    finish(publish.publish(todo, steps.evaluate_datasets(todo)))
+    places = steps.evaluate_datasets(todo)
+    with working("writing the report and MLflow's records"):
+        result = publish.publish(todo, places)
+    finish(result)
 
 
 if __name__ == "__main__":

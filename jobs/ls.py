@@ -7,18 +7,19 @@
 Needs no GPU, no Ray, no network beyond the data's own. The last line on stdout is one JSON object.
 """
 
-from rich.table import Table
-
-from clipray import catalog, config
-from jobs import arguments, console, finish, run
+from jobs import arguments, console, finish, read_campaign, run
 
 
 def main() -> None:
     """Print two tables and the JSON line."""
-    given = arguments(__doc__, config="optional")
+    given = arguments(__doc__, required=False)
+    campaign = read_campaign(given) if given.config else None
+    from rich.table import Table
+
+    from clipray import catalog
+
     known, groups = catalog.backbone_names()
-    if given.config:
-        campaign = config.load(config.Campaign, given.config, given.set)
+    if campaign:
         datasets = catalog.datasets(campaign.datasets, campaign.data_root)
         backbones = catalog.backbones(campaign.backbones)
     else:

@@ -10,15 +10,19 @@ safetensors, the epochs' loss, throughput and held-out accuracy to MLflow. The l
 """
 
 from clipray import config
-from clipray.steps.cluster import check_lasting
-from clipray.steps.pretrain import pretrain
-from jobs import arguments, finish, run
+from jobs import arguments, finish, run, say
+
+CONFIG = "a training's YAML file, such as configs/pretrain/rn-32.yaml"
 
 
 def main() -> None:
     """Train, export, record."""
-    given = arguments(__doc__)
+    given = arguments(__doc__, config=CONFIG)
+    say(f"reading {given.config}")
     training = config.load(config.Pretrain, given.config, given.set)
+    from clipray.steps.cluster import check_lasting
+    from clipray.steps.pretrain import pretrain
+
     check_lasting(workspace=training.workspace, output=training.output)
     finish(pretrain(training, given.verbose))
 

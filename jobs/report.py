@@ -15,6 +15,8 @@ from clipray.report import files
 from clipray.store import Store
 from jobs import arguments, finish, run, say
 
+GIVEN = "a workspace (a folder or URI), a campaign's YAML file, or a table of scores"
+
 OUT = {
     "metavar": "DIR",
     "help": "a folder, local or s3://, for the reports; default: beside the scores",
@@ -42,7 +44,8 @@ def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
 
 def main() -> None:
     """Find the scores, draw, tell where."""
-    given = arguments(__doc__, out=OUT)
+    given = arguments(__doc__, config=GIVEN, out=OUT)
+    say(f"looking for the scores of {given.config}")
     store, found = places(given.config, given.set)
     from clipray.report import headline
 

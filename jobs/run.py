@@ -12,49 +12,46 @@ the last line on stdout is one JSON object: workspace, scores, report, mlflow, h
 
 import sys
 
-from clipray import config
-from clipray.steps import publish
-from clipray.steps import run as steps
-from clipray.steps.cluster import check_lasting
-from jobs import arguments, finish, run, say
+from clipray.progress import working
+from jobs import DRY, arguments, console, finish, read_campaign, run, say
 
 LIMIT = {"type": int, "metavar": "N", "help": "at most N images of each split"}
-DRY = {"action": "store_true", "help": "print the plan and stop"}
 
 
 def main() -> None:
     """Plan, compute what is missing, publish."""
     given = arguments(__doc__, dry_run=DRY, limit=LIMIT)
-    sets = given.set + ([] if given.limit is None else [f"limit={given.limit}"])
-    campaign = config.load(config.Campaign, given.config, sets)
+    sets = [] if given.limit is None else [f"limit={given.limit}"]
+    campaign = read_campaign(given, *sets)
+    # imported here, for a mistake in the config is told before them
+    from clipray.steps import publish
+    from clipray.steps import run as steps
+    from clipray.steps.cluster import check_lasting
+    from clipray.steps.outlook import describe, outlook
+
     check_lasting(workspace=campaign.workspace)
-    todo = steps.plan(campaign, given.verbose)
-    say("\n".join(steps.describe(todo)))
+    todo = steps.plan(campaign, given.verbose, given.dry_run)
+    facts = outlook(todo)
+    say("\n".join(describe(facts)))
     if given.dry_run:
-        finish(
-            {
-                "workspace": todo.store.uri,
-                "images_to_embed": todo.images,
-                "classifiers": len(todo.classifiers),
-            }
-        )
+        finish(facts)
         return
     steps.prepare(todo)
     steps.embed_images(todo)
-    result = publish.publish(todo, steps.evaluate_datasets(todo))
+    places = steps.evaluate_datasets(todo)
+    with working("writing the report and MLflow's records"):
+        result = publish.publish(todo, places)
     show(result)
     finish(result)
 
 
 def show(result: dict) -> None:
     """The leaderboard, what it says, and where to look further."""
-    from rich.console import Console
-
     from clipray.report import console_table
     from clipray.store import Store
 
     scores = Store(result["workspace"]).read_table(f"reports/{result['name']}/scores.parquet")
-    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(console_table(scores))
+    console(sys.stderr).print(console_table(scores))
     say("\n".join(result["headline"]["text"]))
     say(f"\nreport  {result['report']}")
     if result["mlflow"]["open"]:

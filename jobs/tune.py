@@ -16,33 +16,40 @@ import sys
 
 from clipray import config
 from clipray.config.search import Tune
-from clipray.steps import tune
-from clipray.steps.cluster import check_lasting
-from clipray.steps.tune_publish import describe, publish
-from jobs import arguments, finish, run, say
+from clipray.progress import working
+from clipray.steps import spaces
+from jobs import DRY, arguments, console, finish, naming, run, say
 
-DRY = {"action": "store_true", "help": "print the plan and stop"}
+CONFIG = "a search's YAML file, such as configs/tune/demo.yaml"
 RETRY = {"action": "store_true", "help": "fit again what failed before"}
 
 
 def main() -> int:
     """Prepare, fit what is missing, choose, publish."""
-    given = arguments(__doc__, dry_run=DRY, retry_failed=RETRY)
+    given = arguments(__doc__, config=CONFIG, dry_run=DRY, retry_failed=RETRY)
+    say(f"reading {given.config}")
     wanted = config.load(Tune, given.config, given.set)
+    with naming(given.config):
+        spaces.check(wanted)
+    # imported here, for a mistake in the config is told before them
+    from clipray.steps import outlook, tune
+    from clipray.steps.cluster import check_lasting
+    from clipray.steps.run import plan
+    from clipray.steps.tune_publish import describe, publish
+
     check_lasting(workspace=wanted.workspace)
+    if given.dry_run:
+        todo = plan(tune.campaign(wanted), given.verbose, dry=True)
+        facts = outlook.of_search(wanted, outlook.outlook(todo))
+        say("\n".join(outlook.describe_search(facts)))
+        finish(facts)
+        return 0
+    say("\n".join(outlook.defaults(wanted)))
     search = tune.prepare(wanted, given.verbose, given.retry_failed)
     say("\n".join(describe(search)))
-    if given.dry_run:
-        finish(
-            {
-                "workspace": search.store.uri,
-                "support_sets": len(search.cells),
-                "studies": len(search.studies),
-            }
-        )
-        return 0
     tune.fit(search, given.verbose)
-    result = publish(search)
+    with working("writing what was chosen and MLflow's records"):
+        result = publish(search)
     show(result)
     finish(result)
     return int(tune.over_budget(search))
@@ -50,7 +57,6 @@ def main() -> int:
 
 def show(result: dict) -> None:
     """What was chosen, what it gains where that can be said, and what to do with it."""
-    from rich.console import Console
     from rich.table import Table
 
     drawn = Table(
@@ -68,7 +74,7 @@ def show(result: dict) -> None:
             f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in both.items()
         )
         drawn.add_row(row["search"], " ".join(place) or "all", *scores, words or "the defaults")
-    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(drawn)
+    console(sys.stderr).print(drawn)
     say("\n".join(result["headline"]["text"]))
     say(f"\nto score it on the test images: python -m jobs.run {result['best']}")
     if result["mlflow"]["open"]:

@@ -9,13 +9,7 @@ Starts no Ray and loads no model. Exit code 1 if a dataset cannot be used, 2 if 
 The last line on stdout is one JSON object.
 """
 
-import sys
-
-from rich.table import Table
-
-from clipray import catalog, config
-from clipray.steps import validate
-from jobs import arguments, console, finish, run
+from jobs import arguments, console, finish, read_campaign, run, say
 
 COLUMNS = (
     "dataset",
@@ -40,13 +34,18 @@ def main() -> int:
         "help": "images to read per split; 0: all (default 500)",
     }
     given = arguments(__doc__, sample=sample)
-    campaign = config.load(config.Campaign, given.config, given.set)
+    campaign = read_campaign(given)
+    from rich.table import Table
+
+    from clipray import catalog
+    from clipray.steps import validate
+
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
     catalog.backbones(campaign.backbones)  # only their names are checked
 
     table, reports = Table(*COLUMNS, title="Datasets"), []
     for report in validate.validate(campaign, datasets, given.sample):
-        print(f"read {report['dataset']}", file=sys.stderr)
+        say(f"read {report['dataset']}")
         reports.append(report)
         for row in validate.rows(report):
             table.add_row(*row)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from clipray.config import Compute
 from clipray.errors import ConfigError
+from clipray.progress import working
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
 
@@ -29,7 +30,7 @@ def connect(compute: Compute, verbose: bool) -> dict[str, float]:
     if not verbose:
         quiet()
     if not ray.is_initialized():
-        with contextlib.nullcontext() if verbose else hushed():
+        with working("starting Ray"), contextlib.nullcontext() if verbose else hushed():
             try:
                 ray.init(
                     address=compute.address or None,

@@ -28,14 +28,15 @@ def taught(store: Store, tasks: list[Task], compute: Compute, verbose: bool) -> 
     so nothing is done twice.
     """
     known = {task.dataset: task for task in tasks if "train" in task.embeddings}
-    entries = {entry.name: entry for task in tasks for entry in task.fusers if _untaught(entry)}
+    entries = {entry.name: entry for task in tasks for entry in task.fusers if is_untaught(entry)}
     weights = {
         name: _weights(store, entry, known, compute, verbose) for name, entry in entries.items()
     }
     return [_with_weights(task, weights) for task in tasks]
 
 
-def _untaught(entry: Fuser) -> bool:
+def is_untaught(entry: Fuser) -> bool:
+    """Whether an entry is to be taught on other datasets."""
     return entry.fuser == FUSER and "weights" not in entry.settings
 
 

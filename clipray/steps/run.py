@@ -180,31 +180,3 @@ def _size(todo: Plan, task: evaluate.Task) -> int:
     )
     support = min(len(train.index), classes * max(task.shots)) if train and task.shots else 0
     return (support + 1) * classes
-
-
-def describe(todo: Plan) -> list[str]:
-    """The plan in lines: what there is, what is done, what is left and about how long it takes."""
-    lines = [f"workspace {todo.store.uri}"]
-    for (dataset, split), work in todo.works.items():
-        left = f"{work.images} to embed" if work.images else "embedded"
-        lines.append(f"  {dataset}/{split}: {len(work.index)} images, {left}")
-    lines.append(
-        f"text classifiers to compute: {sum(len(sets) for sets in todo.classifiers.values())}"
-    )
-    unknown, seconds = [], 0.0
-    for spec in todo.specs:
-        card = cards.read(todo.store, spec, todo.campaign.precision)
-        images = sum(
-            len(rows)
-            for w in todo.works.values()
-            for n, rows in w.shards()
-            if spec.name in w.todo[n]
-        )
-        if images and card is None:
-            unknown.append(spec.name)
-        seconds += images * card["seconds_per_image"] if card else 0.0
-        lines.append(f"  {spec.name}: {images} images to embed")
-    lines.append(f"expected cost: {seconds:.0f} core-seconds (or device-seconds) of embedding")
-    if unknown:
-        lines.append(f"  not yet measured, and so not in it: {', '.join(unknown)}")
-    return lines

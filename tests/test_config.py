@@ -1,5 +1,6 @@
 """Configs are strict, and their errors say what to change."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_a_file_and_what_is_set_over_it(tmp_path):
         (["shots=[4, -1]"], ["shots.1: must be at least 1, not -1"]),
         (["shots=[1, 4, 1]"], ["shots: 1 stands twice"]),
         (["fusers=[5]"], ["fusers.0: must be text or a mapping"]),
+        (["fusers=[[nlc], [ot]]"], ["fusers.0: must be text or a mapping", "fusers.1: must be"]),
+        (["fusers=nlc"], ["fusers: must be a list, such as [a, b], not 'nlc': write [nlc]"]),
+        (
+            ["fusers=[{name: n, fuser: nlc, settings: [1]}]"],
+            ["fusers.0.settings: must be a mapping"],
+        ),
+        (["fusers=[{name: n, fuser: 3}, ot]"], ["fusers.0.fuser: must be text, not 3"]),
+        (["compute="], ["compute: must be a mapping (`key: value` lines), not empty"]),
+        (["compute.error_budget=.nan"], ["compute.error_budget: must be a finite number, not nan"]),
+        (["workspace=''"], ["workspace: must be text that is not empty, not ''"]),
         (["fusers=[{fuser: nlc}]"], ["fusers.0.name: is missing"]),
         (
             ["fusers=[nlc, {name: n, fuser: nlc, setings: {}}]"],
@@ -90,7 +101,7 @@ def test_a_file_and_what_is_set_over_it(tmp_path):
         (["seeds=none"], ["seeds: must be a whole number, not 'none'"]),
         (["seeds=0"], ["seeds: must be at least 1, not 0"]),
         (["precision=fp8"], ["precision", "'fp32', 'fp16' or 'bf16'"]),
-        (["datasets=[]"], ["datasets: must be a list of at least 1, not an empty list"]),
+        (["datasets=[]"], ["datasets: must be a list of 1 or more, not an empty list"]),
         (["workspace"], ["--set workspace: write it as key.subkey=value"]),
         (["datasets='[digits"], ["--set datasets='[digits: '[digits is not YAML"]),
         (["workspace.deep=1"], ["workspace holds a value, not keys"]),
@@ -100,6 +111,33 @@ def test_what_is_wrong_is_named_by_its_dotted_path(tmp_path, sets, words):
     with pytest.raises(ConfigError) as error:
         load(Campaign, written(tmp_path / "c.yaml", GOOD), sets)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def told(key: str, value) -> list[str]:
+    """What is said of a campaign with this value at this key; nothing where it can be."""
+    try:
+        parse(Campaign, GOOD | {key: value}, "here")
+    except ConfigError as error:
+        return str(error).splitlines()[1:] or ["nothing is told"]
+    return []
+
+
+@pytest.mark.parametrize("key", Campaign.model_fields)
+def test_no_word_of_pydantic_s_reaches_a_person(key):
+    """Whatever stands there: every problem is told, in YAML's words and with its path alone."""
+    wrong = [None, True, 3, 2.5, "text", [], ["a"], [3], [[]], {}, {"a": 1}, {"name": 3}, [{}]]
+    lines = [line for value in wrong for line in told(key, value)]
+    assert lines
+    for line in lines:
+        assert re.match(rf"  ({key}[.:]|  known keys: )", line)
+        assert not re.search(r"Input|valid|tuple|dict|None|True|False|Fuser|Head", line)
+
+
+def test_a_dataset_s_unions_are_told_too():
+    for value in (3, {0: "cat"}, [1]):
+        with pytest.raises(ConfigError, match=r"classnames(\.0)?: must be .*text") as error:
+            parse(Dataset, {"name": "x", "format": "folder", "classnames": value}, "here")
+        assert "tuple" not in str(error.value)
 
 
 def test_a_missing_key_and_a_missing_file(tmp_path):

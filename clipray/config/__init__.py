@@ -29,7 +29,9 @@ __all__ += ["read_yaml", "unknown"]  # and all that is defined below
 class Strict(BaseModel):
     """Frozen, and refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Dataset(Strict):

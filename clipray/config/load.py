@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clipray.config import names
 from clipray.config.messages import nearest, told, value_problem
@@ -163,7 +163,8 @@ def load(model: type[Model], path: str | Path, sets: Sequence[str] = ()) -> Mode
 def check_value(kind: Any, value: Any, where: str) -> None:
     """`ConfigError` unless the value is of the type, by its annotation; a list may stand for a tuple."""
     try:
-        TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+        adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
+        adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{where}: {value_problem(error)}") from error
 

@@ -2,13 +2,14 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
 MAPPING = "a mapping (`key: value` lines)"
 WORDS = {
     "string_type": "text",
+    "string_too_short": "text that is not empty",
     "tuple_type": "a list, such as [a, b]",
     "list_type": "a list, such as [a, b]",
     "int_type": "a whole number",
@@ -30,8 +31,8 @@ WORDS = {
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",
     "multiple_of": "a multiple of {multiple_of}",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} at most",
 }
 
 
@@ -42,10 +43,7 @@ def told(model: type[BaseModel], values: Any, error: ValidationError) -> list[st
         values: what was checked, as YAML gave it.
     """
     found: dict[str, dict[str, Any]] = {}  # by path: what it must be, of all branches of a union
-    for problem in error.errors(include_url=False):
-        path, branches = _path(problem, values)
-        if _is_other_branch(branches):
-            continue
+    for problem, path in _meant(error.errors(include_url=False), values):
         place = found.setdefault(".".join(map(str, path)), {"path": path, "problems": []})
         place["problems"].append(problem)
     lines = []
@@ -122,8 +120,35 @@ def _hint(problems: list[dict]) -> str:
     return ""
 
 
-def _path(problem: Mapping[str, Any], values: Any) -> tuple[list, list[tuple[Any, str]]]:
-    """A problem's place without pydantic's names of a union's branches, and these names, each with its value."""
+class _Branch(NamedTuple):
+    """One of a union's types, as pydantic names it in a problem's place."""
+
+    name: str
+    place: tuple  # where the union is
+    value: Any  # what stands there
+
+    @property
+    def fits(self) -> bool:
+        """Whether the value may have been meant for it: a mapping for a model, a list for a tuple."""
+        listed = self.name.startswith(("tuple", "list"))
+        if isinstance(self.value, dict):
+            return not listed and self.name not in ("str", "int", "float", "bool", "none")
+        return listed or not isinstance(self.value, list | tuple)
+
+
+def _meant(problems: list, values: Any) -> list[tuple[dict, list]]:
+    """The problems with their paths, without those of branches that a value was not meant for, if others are left."""
+    placed = [(problem, *_path(problem, values)) for problem in problems]
+    meant = {b.place for _, _, branches in placed for b in branches if b.fits}
+    return [
+        (problem, path)
+        for problem, path, branches in placed
+        if all(branch.fits or branch.place not in meant for branch in branches)
+    ]
+
+
+def _path(problem: Mapping[str, Any], values: Any) -> tuple[list, list[_Branch]]:
+    """A problem's place without pydantic's names of a union's branches, and these."""
     path: list = []
     branches = []
     loc, now = problem["loc"], values
@@ -134,22 +159,10 @@ def _path(problem: Mapping[str, Any], values: Any) -> tuple[list, list[tuple[Any
         if inside:
             now = now[part] if not isinstance(now, dict) or part in now else None
         elif number != absent:
-            branches.append((now, str(part)))
+            branches.append(_Branch(str(part), tuple(path), now))
             continue
         path.append(part)
     return path, branches
-
-
-def _is_other_branch(branches: list[tuple[Any, str]]) -> bool:
-    """Whether a problem is of a branch that the value was never meant for: text where a mapping is, and so on."""
-    for value, branch in branches:
-        simple = branch in ("str", "int", "float", "bool", "none") or branch.startswith("function")
-        listed = branch.startswith(("tuple", "list"))
-        if isinstance(value, dict) and (simple or listed):
-            return True
-        if isinstance(value, list | tuple) and not listed:
-            return True
-    return False
 
 
 def _known_keys(annotation: Any, path: list) -> Iterator[str]:

@@ -95,6 +95,7 @@ def test_a_file_and_what_is_set_over_it(tmp_path):
         ),
         (["fusers=[{name: a/b, fuser: nlc}]"], ["fusers.0.name: 'a/b' cannot be a name"]),
         (["fusers.0.name=n"], ["--set fusers.0.name=n", "0 holds a value, not keys"]),
+        (["searches.0.name=n"], ["the file has no list searches; set it whole"]),
         (["heads.1=x"], ["'1' names no entry of a list of 1"]),
         (["heads.first=x"], ["'first' names no entry of a list of 1"]),
         (["a..b=1"], ["--set a..b=1: write it as key.subkey=value"]),

@@ -120,6 +120,10 @@ def _below(place: dict | list, part: str, below: str, where: str) -> dict | list
     """What lies behind a key of a mapping or a number of a list; an empty mapping is put where nothing is."""
     at = _position(place, part, where)
     if isinstance(place, dict) and place.get(at) is None:
+        if below.isdecimal():
+            raise ConfigError(
+                f"{where}: the file has no list {part}; set it whole as {part}='[a, b]'"
+            )
         place[at] = {}
     found = place[at]
     if not isinstance(found, dict | list):

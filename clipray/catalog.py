@@ -14,7 +14,9 @@ from typing import Any
 from clipray.config import CONFIGS, Backbone, Dataset, parse, read_yaml
 from clipray.config.names import plain
 from clipray.errors import ConfigError
-from clipray.sources.chunks import entries, is_folder, join, resolve
+from clipray.sources import wds
+from clipray.sources.chunks import SPLITS, folder_named
+from clipray.sources.storage import entries, is_folder, join, resolve, shown
 
 YAML = (".yaml", ".yml")
 
@@ -52,16 +54,19 @@ def detect(uri: str, data_root: str = "") -> Dataset | None:
     """The dataset that lies in a folder, told by its files; None where they fit no layout.
 
     Parquet: files named after a split. Tars: `<split>/*.tar`. Folder: `<split>/<class folder>/`. A set has the splits
-    that are there; "val" or "validation" serves as test where there is no test.
+    that are there, in upper or lower case; a validation split serves as test where there is no test.
     """
     place = resolve(uri, data_root)
+    if not place.isprintable() and shown(place).count("\\udc"):
+        raise ConfigError(f"the folder {shown(place)} has a name that is not UTF-8: rename it")
     there = entries(place)
     name = plain(place.rstrip("/").rpartition("/")[2], "dataset")
-    for layout, has in _LAYOUTS.items():
+    for layout, named in _LAYOUTS.items():
         splits = {}
-        for split, aliases in {"train": ("train",), "test": ("test", "validation", "val")}.items():
-            alias = next((alias for alias in aliases if has(place, there, alias)), None)
-            splits |= {split: alias} if alias else {}
+        for split, aliases in SPLITS.items():
+            spelled = (named(place, there, alias) for alias in aliases)
+            spelled = next((text for text in spelled if text), None)
+            splits |= {split: spelled} if spelled else {}
         if "test" in splits:
             return Dataset(name=name, format=layout, uri=uri, splits=splits)
     return None
@@ -119,26 +124,52 @@ def _datasets(text: str, data_root: str) -> list[Dataset]:
                 f"{shipped}: name is {dataset.name!r}, but the file is named {text!r}"
             )
         return [dataset]
-    if any(sign in text for sign in "*?["):
-        found = [dataset for uri in _expand(text, data_root) if (dataset := detect(uri, data_root))]
+    dataset = detect(text, data_root)  # first as it stands: a folder may be named "set [2020]"
+    if dataset is None and any(sign in text for sign in "*?["):
+        found = [each for uri in _expand(text, data_root) if (each := detect(uri, data_root))]
         if not found:
             raise ConfigError(
                 f"dataset pattern {text!r}: no folder that fits it below {data_root or '.'!r} holds a dataset"
             )
         return found
-    dataset = detect(text, data_root)
     if dataset is None:
-        place = resolve(text, data_root)
-        there = entries(place)
-        seen = (
-            f"holds no train/test split in a known layout (there is: {', '.join(list(there)[:12])})"
-        )
-        raise ConfigError(
-            f"dataset {text!r} is unknown.{_close(text, dataset_names())}\n  It is no name of configs/datasets/ and"
-            f" the folder {place} {seen if there else 'does not exist'}.\n  `python -m jobs.ls` lists all;"
-            " a new one is a YAML file: see configs/datasets/example-folder.yaml."
-        )
+        raise _unknown(text, data_root)
     return [dataset]
+
+
+def _unknown(text: str, data_root: str) -> ConfigError:
+    """The error of a name that is none and a folder that holds no dataset: what is there, and what to do."""
+    place = resolve(text, data_root)
+    there = entries(place)
+    names = [shown(name) for name in there]
+    seen = f"holds no train/test split in a known layout (there is: {', '.join(names[:12])})"
+    return ConfigError(
+        f"dataset {text!r} is unknown.{_close(text, dataset_names())}\n  It is no name of configs/datasets/ and"
+        f" the folder {shown(place)} {seen if there else 'does not exist'}.\n{_way_on(place, there)}"
+        "  `python -m jobs.ls` lists all; a new one is a YAML file: see configs/datasets/example-folder.yaml."
+    )
+
+
+def _way_on(place: str, there: dict[str, Any]) -> str:
+    """What to do with a folder of images that fits no layout almost; "" for any other."""
+    splits = [_folder_of(there, alias) for aliases in SPLITS.values() for alias in aliases]
+    for split in filter(None, splits):
+        below = entries(join(place, split)).values()
+        if any(info["type"] == "file" for info in below):
+            return (
+                f"  Its images lie right in {split}/: move each into a folder of its class ({split}/<class>/<image>),"
+                " or write a Parquet file with a column of paths and one of labels.\n"
+            )
+    if any(filter(None, splits)):
+        return "  It has a train split only: a test split is needed.\n"
+    folders = [name for name, info in there.items() if is_folder(info)]
+    files = [name for name, info in there.items() if not is_folder(info)]
+    inner = (entries(join(place, name)).values() for name in folders[:3])
+    if folders and all(any(info["type"] == "file" for info in infos) for infos in inner):
+        return "  If these are class folders, move them into test/, and those to learn from into train/.\n"
+    if files and not folders:
+        return "  Images belong into test/<class>/<image>, and those to learn from into train/<class>/<image>.\n"
+    return ""
 
 
 def _from_yaml(text: str, data_root: str) -> Dataset:
@@ -172,7 +203,7 @@ def _expand(pattern: str, data_root: str) -> list[str]:
             join(uri, name) if uri else name
             for uri in found
             for name, info in entries(resolve(uri, data_root) if uri else data_root or ".").items()
-            if is_folder(info) and fnmatch.fnmatchcase(name, part)
+            if is_folder(info) and (name == part or fnmatch.fnmatchcase(name, part))
         ]
     return found
 
@@ -206,19 +237,37 @@ def _backbones() -> tuple[dict[str, Backbone], dict[str, tuple[str, ...]]]:
     return _read_backbones(path.stat().st_mtime if path.exists() else 0.0)
 
 
-def _has_parquet(place: str, there: dict[str, Any], split: str) -> bool:
+def _folder_of(there: dict[str, Any], split: str) -> str | None:
+    name = folder_named(there, split)
+    return name if name is not None and is_folder(there[name]) else None
+
+
+def _parquet_split(place: str, there: dict[str, Any], split: str) -> str | None:
+    """The split as it is spelled in Parquet files' names; None where there are none of it."""
     for names in (there, entries(join(place, "data")) if "data" in there else {}):
-        if any(re.fullmatch(rf"{split}([-_.].*)?\.parquet", name) for name in names):
-            return True
-    return split in there and any(name.endswith(".parquet") for name in entries(join(place, split)))
+        for name in names:
+            if found := re.fullmatch(rf"({split})([-_.].*)?\.parquet", name, re.IGNORECASE):
+                return found[1]
+    return _split_with(place, there, split, (".parquet",))
 
 
-def _has_tars(place: str, there: dict[str, Any], split: str) -> bool:
-    return split in there and any(name.endswith(".tar") for name in entries(join(place, split)))
+def _tar_split(place: str, there: dict[str, Any], split: str) -> str | None:
+    """The split's folder; compressed tars count, for they are told of when they are listed."""
+    return _split_with(place, there, split, (".tar", *wds.PACKED))
 
 
-def _has_class_folders(place: str, there: dict[str, Any], split: str) -> bool:
-    return split in there and any(is_folder(info) for info in entries(join(place, split)).values())
+def _class_split(place: str, there: dict[str, Any], split: str) -> str | None:
+    name = _folder_of(there, split)
+    below = entries(join(place, name)).values() if name else ()
+    return name if any(is_folder(info) for info in below) else None
 
 
-_LAYOUTS = {"parquet": _has_parquet, "wds": _has_tars, "folder": _has_class_folders}
+def _split_with(
+    place: str, there: dict[str, Any], split: str, suffixes: tuple[str, ...]
+) -> str | None:
+    name = _folder_of(there, split)
+    below = entries(join(place, name)) if name else ()
+    return name if any(each.lower().endswith(suffixes) for each in below) else None
+
+
+_LAYOUTS = {"parquet": _parquet_split, "wds": _tar_split, "folder": _class_split}

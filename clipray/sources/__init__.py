@@ -5,31 +5,25 @@ alone (never on the number of workers), so chunk and row stand for a sample in e
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
 from clipray.config import Dataset, fingerprint
 from clipray.errors import ConfigError
 from clipray.schema import INDEX
-from clipray.sources import bundled, drawn, folder, parquet, wds
-from clipray.sources.chunks import Chunk, Sample, lines, resolve
+from clipray.sources import bundled, drawn, folder, names, parquet, pointers, texts, wds
+from clipray.sources.chunks import VALIDATION, Chunk, Sample
+from clipray.sources.storage import is_remote, local, resolve, shown
 
 __all__ = [
-    *(
-        "FORMATS",
-        "Chunk",
-        "Sample",
-        "classnames",
-        "digest",
-        "fetch",
-        "image_id",
-        "index",
-        "listing",
-        "location",
-    ),
-    *("number_repeats", "scan", "templates"),
+    *("FORMATS", "Chunk", "Sample", "classnames", "digest", "fetch", "image_id", "index"),
+    *("left_out", "listing", "location", "number_repeats", "remarks", "scan", "templates"),
 ]
+
+LEFT_OUT = b"left_out"  # key in the metadata of a chunk's index
 
 
 def listing(dataset: Dataset, split: str, data_root: str) -> list[Chunk]:
@@ -45,9 +39,15 @@ def listing(dataset: Dataset, split: str, data_root: str) -> list[Chunk]:
     return _format(dataset).listing(dataset, split, location(dataset, data_root))
 
 
-def scan(chunk: Chunk) -> Iterator[Sample]:
-    """Every sample of a chunk in order."""
-    return FORMATS[chunk.format].scan(chunk)
+def scan(chunk: Chunk, left: Counter | None = None) -> Iterator[Sample]:
+    """Every sample of a chunk in order; what stands for a file that was not fetched is an error.
+
+    Args:
+        left: gets the counts of what lies there and is no sample, by its kind.
+    """
+    for sample in FORMATS[chunk.format].scan(chunk, Counter() if left is None else left):
+        reason = None if sample.data is None else pointers.reason(sample.data)
+        yield sample._replace(data=None, error=reason) if reason else sample
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
@@ -61,7 +61,10 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 
 def location(dataset: Dataset, data_root: str) -> str:
     """The dataset's folder, or the name of a set that needs none."""
-    return dataset.uri if _format(dataset) in (drawn, bundled) else resolve(dataset.uri, data_root)
+    if _format(dataset) in (drawn, bundled):
+        return dataset.uri
+    uri = resolve(dataset.uri, data_root)
+    return uri if is_remote(uri) else local(uri)  # workers may be in another folder than the driver
 
 
 def digest(chunks: Sequence[Chunk]) -> str:
@@ -75,45 +78,68 @@ def classnames(dataset: Dataset, data_root: str) -> list[str]:
     """The caption-ready names in label order: the config's list, its file, or what the layout itself names.
 
     Raises:
-        ConfigError: there are none, one stands twice in a row of its own, or their number is not the layout's.
+        ConfigError: there are none, one is empty, their number is not the layout's, or they are the layout's own in
+            another order.
     """
     uri = location(dataset, data_root)
     known = _format(dataset).classes(dataset, uri)
-    names = _texts(dataset, dataset.classnames, uri)
-    if names is None:
-        names = [name.replace("_", " ") for name in known or []]
-    if not names:
+    given = _texts(dataset, dataset.classnames, uri, texts.names)
+    found = given
+    if found is None:
+        found = [" ".join(name.replace("_", " ").split()) for name in known or []]
+    if not found:
+        for split in dataset.splits:  # what is not there at all is told first
+            listing(dataset, split, data_root)
         raise ConfigError(
-            f"dataset {dataset.name}: no class names (looked for {dataset.classnames!r} in {uri}).\n  Put a file"
+            f"dataset {dataset.name}: no class names (looked for {dataset.classnames!r} in {shown(uri)}).\n  Put a file"
             " `classnames.txt` there (one name a line, in label order), or write `classnames: [cat, dog, …]`."
         )
-    if known and len(known) != len(names):
+    if not all(name.strip() for name in found):
         raise ConfigError(
-            f"dataset {dataset.name}: {len(names)} class names, but {uri} has {len(known)} classes"
+            f"dataset {dataset.name}: a class name is empty.\n  Correct `classnames`."
+        )
+    if known and len(known) != len(found):
+        raise ConfigError(
+            f"dataset {dataset.name}: {len(found)} class names, but {shown(uri)} has {len(known)} classes"
             f" ({', '.join(known[:5])}{', …' if len(known) > 5 else ''}).\n  Correct `classnames`."
         )
-    return names
+    if known and given is not None:
+        _refuse_swapped(dataset, known, given)
+    return found
 
 
 def templates(dataset: Dataset, data_root: str) -> list[str]:
     """The prompts, with "{c}" where the class name goes ("{}" in a source becomes "{c}").
 
     Raises:
-        ConfigError: there are none, or one has no place for the name.
+        ConfigError: there are none, or one has no place for the name or several of different kinds.
     """
     uri = location(dataset, data_root)
-    found = _texts(dataset, dataset.templates, uri)
+    found = _texts(dataset, dataset.templates, uri, texts.templates)
     if not found:
         raise ConfigError(
-            f"dataset {dataset.name}: no prompt templates (looked for {dataset.templates!r} in {uri}).\n  Put a file"
-            ' `zeroshot_classification_templates.txt` there, or write `templates: ["a photo of a {c}."]`.'
+            f"dataset {dataset.name}: no prompt templates (looked for {dataset.templates!r} in {shown(uri)}).\n  Put a"
+            ' file `zeroshot_classification_templates.txt` there, or write `templates: ["a photo of a {c}."]`.'
         )
-    found = [text if "{c}" in text else text.replace("{}", "{c}", 1) for text in found]
-    for text in found:
-        if "{c}" not in text:
-            raise ConfigError(
-                f"dataset {dataset.name}: template {text!r} has no {{c}} where the class name goes"
-            )
+    return [_template(dataset, text) for text in found]
+
+
+def remarks(dataset: Dataset, data_root: str) -> list[str]:
+    """What a person should know of a dataset that can be used: a split of another name, names that may not fit."""
+    found = []
+    test = dataset.splits["test"].strip("/").rpartition("/")[2]
+    if test.casefold() in VALIDATION:
+        found.append(f"its {test!r} split is taken for test")
+    known = _format(dataset).classes(dataset, location(dataset, data_root))
+    if not known:
+        return found
+    if twins := names.alike(known):
+        found.append(f"classes whose names differ in case or separators only: {names.some(twins)}")
+    given = _texts(dataset, dataset.classnames, location(dataset, data_root), texts.names)
+    if given and (pairs := names.different(known, given)):
+        found.append(
+            f"class names that are not those of the data, to be checked: {names.some(pairs)}"
+        )
     return found
 
 
@@ -125,11 +151,14 @@ def image_id(data: bytes) -> str:
 def index(number: int, chunk: Chunk) -> pa.Table:
     """The index of one chunk: who the samples are, without their bytes (schema.INDEX, repeats not yet numbered).
 
+    What was left out is counted in the table's metadata: see `left_out`.
+
     Args:
         number: the chunk's position in the listing.
     """
     rows = []
-    for sample in scan(chunk):
+    left: Counter[str] = Counter()
+    for sample in scan(chunk, left):
         readable = sample.data is not None
         about = sample.data if readable else f"{number}\0{sample.key}".encode()
         rows.append(
@@ -144,7 +173,16 @@ def index(number: int, chunk: Chunk) -> pa.Table:
                 "error": sample.error,
             }
         )
-    return pa.Table.from_pylist(rows, schema=INDEX)
+    table = pa.Table.from_pylist(rows, schema=INDEX)
+    return table.replace_schema_metadata({LEFT_OUT: json.dumps(left)} if left else None)
+
+
+def left_out(tables: Iterable[pa.Table]) -> dict[str, int]:
+    """What lies among the images of chunks and is no sample, by its kind, from their indices."""
+    total: Counter[str] = Counter()
+    for table in tables:
+        total.update(json.loads((table.schema.metadata or {}).get(LEFT_OUT, b"{}")))
+    return dict(sorted(total.items()))
 
 
 def number_repeats(tables: Sequence[pa.Table]) -> pa.Table:
@@ -155,7 +193,8 @@ def number_repeats(tables: Sequence[pa.Table]) -> pa.Table:
     >>> ids[1] == ids[0] + ".1"
     True
     """
-    table = pa.concat_tables(tables) if tables else INDEX.empty_table()
+    plain = [table.replace_schema_metadata(None) for table in tables]
+    table = pa.concat_tables(plain) if plain else INDEX.empty_table()
     table = table.sort_by([("chunk", "ascending"), ("row", "ascending")])
     seen: dict[str, int] = {}
     ids = []
@@ -171,14 +210,48 @@ def _format(dataset: Dataset) -> object:
         raise ConfigError(
             f"dataset {dataset.name}: format {dataset.format!r} is unknown; known: {', '.join(FORMATS)}"
         )
+    known = FORMATS[dataset.format].KNOWN_OPTIONS
+    for key in dataset.options:
+        if key not in known:
+            raise ConfigError(
+                f"dataset {dataset.name}: options.{key} is unknown; known: {', '.join(known) or 'none'}"
+            )
     return FORMATS[dataset.format]
 
 
-def _texts(dataset: Dataset, given: tuple[str, ...] | str, uri: str) -> list[str] | None:
-    """A list as given, or the lines of a file in the dataset's folder; None where there is no such file."""
+def _texts(
+    dataset: Dataset,
+    given: tuple[str, ...] | str,
+    uri: str,
+    read: Callable[[str], list[str] | None],
+) -> list[str] | None:
+    """A list as given, or that of a file in the dataset's folder; None where there is no such file."""
     if not isinstance(given, str):
         return list(given)
-    return None if _format(dataset) in (drawn, bundled) else lines(resolve(given, uri))
+    return None if _format(dataset) in (drawn, bundled) else read(resolve(given, uri))
+
+
+def _template(dataset: Dataset, text: str) -> str:
+    if "{c}" not in text:
+        fits = text.count("{}") == 1
+        text = text.replace("{}", "{c}") if fits else text
+    if "{c}" not in text or "{}" in text:
+        why = "has no {c} where the class name goes"
+        if "{}" in text:
+            why = "has {} more than once, or beside {c}"
+        raise ConfigError(
+            f"dataset {dataset.name}: template {text!r} {why}.\n  Write it as in `a photo of a {{c}}.`"
+            " (`templates`, or the file that it names)."
+        )
+    return text
+
+
+def _refuse_swapped(dataset: Dataset, known: Sequence[str], given: Sequence[str]) -> None:
+    if pairs := names.swapped(known, given):
+        raise ConfigError(
+            f"dataset {dataset.name}: the class names are those of the data in another order: {names.some(pairs)}.\n"
+            f"  Write `classnames` in label order ({names.some(known)}), or leave it out."
+        )
 
 
 FORMATS = {"folder": folder, "parquet": parquet, "wds": wds, "drawn": drawn, "sklearn": bundled}

@@ -5,6 +5,7 @@ so that no writer is in both.
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from clipray.config import Dataset
 from clipray.errors import ConfigError
 from clipray.sources.chunks import Chunk, Sample
 
+KNOWN_OPTIONS = ()
 SPLITS = {"train": (0, 600), "test": (1197, 600)}
 
 
@@ -35,7 +37,7 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     return [Chunk("sklearn", "digits", start, count, (), {}, "scikit-learn")]
 
 
-def scan(chunk: Chunk) -> Iterator[Sample]:
+def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every digit of a split in order."""
     images, labels = _digits()
     for row in range(chunk.count):

@@ -6,6 +6,7 @@ can be drawn anywhere. Its class is `number` modulo the number of classes.
 
 import io
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,25 +32,25 @@ def classes(dataset: Dataset, uri: str) -> list[str]:
 def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     """Chunks of up to 1024 consecutive numbers."""
     _drawing(dataset.uri, dataset.name)
-    unknown = set(dataset.options) - set(KNOWN_OPTIONS)
-    if unknown:
-        raise ConfigError(
-            f"dataset {dataset.name}: options.{min(unknown)} is unknown; known: {', '.join(KNOWN_OPTIONS)}"
-        )
+    for key, value in dataset.options.items():
+        if type(value) is not int or value < 0:
+            raise ConfigError(
+                f"dataset {dataset.name}: options.{key} is {value!r}, not a whole number from 0 up"
+            )
     if dataset.splits[split] not in COUNTS:
         raise ConfigError(
             f"dataset {dataset.name}: split {dataset.splits[split]!r} is unknown; known: train, test"
         )
     part = dataset.splits[split]
-    total = int(dataset.options.get(part, COUNTS[part]))
-    options = {"split": part, "seed": int(dataset.options.get("seed", 0))}
+    total = dataset.options.get(part, COUNTS[part])
+    options = {"split": part, "seed": dataset.options.get("seed", 0)}
     return [
         Chunk("drawn", dataset.uri, start, min(CHUNK, total - start), (), options, STATE)
         for start in range(0, total, CHUNK)
     ]
 
 
-def scan(chunk: Chunk) -> Iterator[Sample]:
+def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every image of a chunk in order."""
     n_classes = len(_drawing(chunk.uri, chunk.uri).classes)
     for row in range(chunk.count):

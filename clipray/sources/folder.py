@@ -1,108 +1,175 @@
 """Image folders: `<uri>/<split>/<class folder>/…/<file>`, the layout of torchvision's ImageFolder.
 
-Labels number the class folders in sorted order, over all splits together, so that a class that one split lacks does not
-shift the others. Every file that is not hidden is a sample: one that is no image becomes an error row when it is
-decoded, where ImageFolder would drop it in silence.
+Labels number the class folders in sorted order, over all splits together, so that a class that one split lacks does
+not shift the others; folders that are all numbers are sorted by number. Hidden entries, what systems leave behind and
+files that tell of images are counted and left out (`sources.junk`). Every other file is a sample: one that is no image
+becomes an error row when it is decoded, where ImageFolder would drop it in silence.
 """
 
+import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow as pa
 
 from clipray.config import Dataset
-from clipray.sources.chunks import (
-    Chunk,
-    Sample,
+from clipray.errors import ConfigError
+from clipray.sources import junk, names
+from clipray.sources.chunks import Chunk, Sample, folder_named, nothing_for
+from clipray.sources.storage import (
+    below,
     entries,
+    everything,
+    identities,
     is_folder,
+    is_remote,
     join,
-    nothing_for,
-    open_fs,
     read_files,
+    shown,
     state,
 )
 
 CHUNK = 1024
+KNOWN_OPTIONS = ()
 
 
 def classes(dataset: Dataset, uri: str) -> list[str]:
-    """The class folders' names in label order."""
-    found = set()
-    for folder in set(dataset.splits.values()):
-        found |= {name for name, info in entries(join(uri, folder)).items() if is_folder(info)}
-    return sorted(found)
+    """The class folders' names in label order, in Unicode's composed form.
+
+    Raises:
+        ConfigError: a name is not UTF-8.
+    """
+    found: set[str] = set()
+    for split in dataset.splits:
+        found |= set(_class_folders(entries(_place(dataset, split, uri))))
+    for name in sorted(found):
+        if not _is_text(name):
+            raise ConfigError(
+                f"dataset {dataset.name}: the class folder {shown(name)} in {shown(uri)} has a name that is not"
+                " UTF-8.\n  Rename it, for example by `convmv -f latin1 -t utf8 -r --notest`."
+            )
+    return names.order(sorted(found))
 
 
 def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     """Chunks of up to 1024 consecutive files, ordered by class and path."""
-    folder = join(uri, dataset.splits[split])
-    present = entries(folder)
+    folder = _place(dataset, split, uri)
+    present = everything(folder)
+    left: Counter[str] = Counter()
+    for name, info in present.items():
+        if (kind := junk.kind(name)) or not is_folder(info):
+            left[kind or junk.beside(name) or "files outside class folders"] += 1
+    folders = _class_folders({n: i for n, i in present.items() if not junk.kind(n)})
     found = []
     for label, name in enumerate(classes(dataset, uri)):
-        if name in present:
-            found += [(f"{name}/{path}", label, info) for path, info in _files(join(folder, name))]
+        for real in folders.get(name, ()):
+            inner = _files(join(folder, real), present[real], left)
+            found += [(f"{real}/{path}", label, info) for path, info in inner]
     if not found:
-        raise nothing_for(
-            dataset,
-            split,
-            folder if present else uri,
-            f"{dataset.splits[split]}/<class folder>/<image>",
+        wanted = f"{dataset.splits[split]}/<class folder>/<image>"
+        hint = (
+            f"Its images lie right in {shown(folder)}: move each into a folder of its class, or use a Parquet file"
+            " with a column of paths and one of labels.\n  "
+            if any(info["type"] == "file" for info in entries(folder).values())
+            else ""
         )
-    return [
-        Chunk(
-            format="folder",
-            uri=folder,
-            start=start,
-            count=len(part),
-            files=tuple((path, label) for path, label, _ in part),
-            options={},
-            state=state(info for *_, info in part),
-        )
-        for start in range(0, len(found), CHUNK)
-        for part in [found[start : start + CHUNK]]
-    ]
+        raise nothing_for(dataset, split, folder if present else uri, wanted, hint)
+    chunks = []
+    for start in range(0, len(found), CHUNK):
+        part = found[start : start + CHUNK]
+        files = tuple((path, label) for path, label, _ in part)
+        version = state(info for *_, info in part)
+        counted = () if start else tuple(sorted(left.items()))
+        chunks.append(Chunk("folder", folder, start, len(part), files, {}, version, counted))
+    return chunks
 
 
-def scan(chunk: Chunk) -> Iterator[Sample]:
+def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every file of a chunk in order."""
+    left.update(dict(chunk.left_out))
     found = read_files([join(chunk.uri, path) for path, _ in chunk.files])
     for row, ((path, label), data) in enumerate(zip(chunk.files, found, strict=True)):
         if isinstance(data, bytes):
-            yield Sample(row, path, data, label)
+            yield Sample(row, shown(path), data, label)
         else:
-            yield Sample(row, path, None, label, error=f"cannot be read: {type(data).__name__}")
+            yield Sample(row, shown(path), None, label, error=f"cannot be read: {_why(data)}")
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
     """The bytes of just those rows, in order."""
-    return read_files([join(chunk.uri, key) for key in rows["key"].to_pylist()])
+    return read_files([join(chunk.uri, chunk.files[row][0]) for row in rows["row"].to_pylist()])
 
 
-def _files(uri: str) -> list[tuple[str, dict]]:
-    """(path below `uri`, info) of every file that is not hidden, however deep, sorted; links are followed."""
-    fs, root = open_fs(uri)
-    if fs.protocol in (
-        "file",
-        ("file", "local"),
-    ):  # fsspec's local find does not follow a link to a folder
-        found = []
-        for name, info in entries(uri).items():
-            below = _files(join(uri, name)) if is_folder(info) else None
-            found += (
-                [(name, info)]
-                if below is None
-                else [(f"{name}/{path}", deep) for path, deep in below]
-            )
-        return found
-    root = root.rstrip("/") + "/"
-    named = [
-        (info["name"].removeprefix(root), info) for info in fs.find(root, detail=True).values()
-    ]
-    return sorted(
-        (
-            (path, info)
-            for path, info in named
-            if path and not any(part.startswith(".") for part in path.split("/"))
-        ),
-        key=lambda item: item[0].split("/"),
-    )
+def _why(error: Exception) -> str:
+    known = isinstance(error, OSError) and error.errno is not None
+    return type(error).__name__ if known else str(error)
+
+
+def _place(dataset: Dataset, split: str, uri: str) -> str:
+    """The split's folder; its name may differ in case from the config's."""
+    wanted = dataset.splits[split]
+    parent, _, last = wanted.strip("/").rpartition("/")
+    there = folder_named(entries(join(uri, parent)), last)
+    return join(uri, parent, there or last)
+
+
+def _class_folders(present: dict[str, dict]) -> dict[str, list[str]]:
+    """Folders by their name in Unicode's composed form: a Mac writes é as two signs, others as one."""
+    found: dict[str, list[str]] = {}
+    for name, info in present.items():
+        if is_folder(info):
+            found.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _files(uri: str, info: dict, left: Counter) -> list[tuple[str, dict]]:
+    """(path below `uri`, info) of every sample, however deep, sorted; counts what is left out."""
+    if is_remote(uri):
+        return _remote_files(uri, left)
+    return _local_files(uri, info.get("link", ""), identities(uri), left)
+
+
+def _local_files(uri: str, links: str, above: tuple, left: Counter) -> list[tuple[str, dict]]:
+    """Links are followed, save for one that leads to a folder above it.
+
+    Args:
+        links: where the folders' links above lead, which is part of the files' state.
+        above: the identities of the folders above.
+    """
+    found = []
+    for name, info in everything(uri).items():
+        folder = is_folder(info)
+        kind = junk.kind(name) or ("" if folder else junk.beside(name))
+        if folder and info["ino"] in above:
+            kind = "links to a folder above them"
+        if kind:
+            left[kind] += 1
+            continue
+        trail = links + info.get("link", "")
+        if folder:
+            inner = _local_files(join(uri, name), trail, (*above, info["ino"]), left)
+            found += [(f"{name}/{path}", deep) for path, deep in inner]
+        else:
+            found.append((name, info | {"link": trail}))
+    return found
+
+
+def _remote_files(uri: str, left: Counter) -> list[tuple[str, dict]]:
+    found = []
+    for path, info in below(uri).items():
+        kinds = [junk.kind(part) for part in path.split("/")]
+        kind = next((kind for kind in kinds if kind), junk.beside(os.path.basename(path)))
+        if kind:
+            left[kind] += 1
+        else:
+            found.append((path, info))
+    return sorted(found, key=lambda item: item[0].split("/"))

@@ -2,12 +2,13 @@
 
 Files of a split, below `<uri>` or `<uri>/data`: `<split>-*.parquet`, `<split>_*.parquet`, `<split>.parquet` or
 `<split>/*.parquet`; a split's name that ends in `.parquet` is a file name or a pattern of its own. The image column
-(`options: {image: …}`) is `struct<bytes, path>`, binary, or a string with a path below the dataset's folder; the label
-column (`options: {label: …}`) holds integers, or strings that `options: {labels: […]}` lists in label order.
+(`options: {image: …}`) is `struct<bytes, path>`, binary, or a string with a path (absolute, or below the dataset's
+folder). The label column (`options: {label: …}`) holds integers, or strings that `options: {labels: […]}` lists in
+label order.
 """
 
 import fnmatch
-import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,85 +17,70 @@ import pyarrow.parquet as pq
 
 from clipray.config import Dataset
 from clipray.errors import ConfigError
-from clipray.sources.chunks import (
-    Chunk,
-    Sample,
+from clipray.sources import columns, pointers
+from clipray.sources.chunks import Chunk, Sample, folder_named, nothing_for
+from clipray.sources.storage import (
     entries,
     is_folder,
     join,
-    nothing_for,
-    open_fs,
+    opened,
     read_files,
+    resolve,
+    shown,
     state,
+    targets,
 )
 
-IMAGE_COLUMNS = ("image", "img", "bytes", "path")
-LABEL_COLUMNS = ("label", "labels", "cls")
 KNOWN_OPTIONS = ("image", "label", "labels")
+LARGEST = 2**63 - 1  # a label that schema.INDEX can hold
+NO_WEB = "images at web addresses are not fetched: download them"
 
 
 def classes(dataset: Dataset, uri: str) -> list[str] | None:
-    """The class names that the first file's schema carries (as the hub writes them), or None."""
+    """The strings of `options: {labels: […]}`, or the names in the first file's schema (as the hub writes them)."""
     for split in dataset.splits:
-        for path, _ in _files(dataset, split, uri)[:1]:
-            with _open(path) as file:
-                schema = pq.read_schema(file)
-            features = (
-                json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-                .get("info", {})
-                .get("features", {})
-            )
-            names = features.get(_column(dataset, schema, "label", LABEL_COLUMNS, path), {}).get(
-                "names"
-            )
-            return list(names) if isinstance(names, list) else None
+        for path, info in _files(dataset, split, uri)[:1]:
+            schema = _footer(dataset, path, info).schema.to_arrow_schema()
+            return columns.class_names(schema, columns.chosen(dataset, schema, path))
     return None
 
 
 def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     """One chunk per row group, in the order of the files' names."""
-    unknown = set(dataset.options) - set(KNOWN_OPTIONS)
-    if unknown:
-        raise ConfigError(
-            f"dataset {dataset.name}: options.{min(unknown)} is unknown; known: {', '.join(KNOWN_OPTIONS)}"
-        )
     files = _files(dataset, split, uri)
     if not files:
         raise nothing_for(dataset, split, uri, f"{dataset.splits[split]}-*.parquet")
     chunks = []
     for path, info in files:
-        try:
-            with _open(path) as file:
-                footer = pq.read_metadata(file)
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(
-                f"dataset {dataset.name}: {path} is not a complete parquet file: {error}"
-            ) from error
-        options = _columns(dataset, footer.schema.to_arrow_schema(), path) | {"folder": uri}
+        footer = _footer(dataset, path, info)
+        chosen = columns.chosen(dataset, footer.schema.to_arrow_schema(), path)
+        options = chosen._asdict() | {"folder": uri}
         for group in range(footer.num_row_groups):
             count = footer.row_group(group).num_rows
-            chunks.append(Chunk("parquet", path, group, count, (), options, state([info])))
+            chunk = Chunk("parquet", path, group, count, (), options, state([info]))
+            chunks.append(_with_targets(chunk, footer))
     return chunks
 
 
-def scan(chunk: Chunk) -> Iterator[Sample]:
+def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every row of a row group in order."""
-    table = _read(chunk, [chunk.options["image"], chunk.options["label"]])
-    labels = chunk.options["labels"]
+    name = f"{shown(chunk.uri.rpartition('/')[2])}#{chunk.start}"
+    try:
+        table = _read(chunk, [chunk.options["image"], chunk.options["label"]])
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        for row in range(chunk.count):
+            yield Sample(
+                row, f"{name}/{row}", None, None, error=f"its row group is damaged: {error}"
+            )
+        return
     for row in range(table.num_rows):
-        label, data = (
-            table[chunk.options["label"]][row].as_py(),
-            _bytes(chunk, table[chunk.options["image"]][row].as_py()),
-        )
-        key = f"{chunk.uri.rpartition('/')[2]}#{chunk.start}/{row}"
-        if isinstance(label, str):
-            error = None if label in labels else f"label {label!r} is not in options.labels"
-            label = labels.index(label) if label in labels else None
-        else:
-            error = None if label is not None else "no label"
+        label, error = _label(chunk, table[chunk.options["label"]][row].as_py())
+        data = _bytes(chunk, table[chunk.options["image"]][row].as_py())
         if isinstance(data, Exception):
             data, error = None, str(data)
-        yield Sample(row, key, data, label, error=error)
+        yield Sample(row, f"{name}/{row}", data, label, error=error)
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
@@ -106,87 +92,92 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 
 def _files(dataset: Dataset, split: str, uri: str) -> list[tuple[str, dict]]:
     name = dataset.splits[split]
-    patterns = (
-        [name]
-        if name.endswith(".parquet")
-        else [f"{name}{rest}.parquet" for rest in ("", "-*", "_*", ".*")]
-    )
     for folder in (uri, join(uri, "data")):
         there = entries(folder)
-        found = [
-            each
-            for each in there
-            if any(fnmatch.fnmatchcase(each, pattern) for pattern in patterns)
-        ]
+        found = [each for each in there if _fits(each, name)]
         if found:
             return [(join(folder, each), there[each]) for each in found]
-        if name in there and is_folder(there[name]):
-            below = entries(join(folder, name))
+        inner = folder_named(there, name)
+        if inner is not None and is_folder(there[inner]):
+            below = entries(join(folder, inner))
             return [
-                (join(folder, name, each), below[each])
+                (join(folder, inner, each), below[each])
                 for each in below
-                if each.endswith(".parquet")
+                if each.lower().endswith(".parquet")
             ]
     return []
 
 
-def _columns(dataset: Dataset, schema: pa.Schema, path: str) -> dict[str, Any]:
-    """The two columns' names, checked, and the list that turns string labels into numbers."""
-    image = _column(dataset, schema, "image", IMAGE_COLUMNS, path)
-    label = _column(dataset, schema, "label", LABEL_COLUMNS, path)
-    labels = list(dataset.options.get("labels", ()))
-    kind = schema.field(label).type
-    if not pa.types.is_integer(kind) and not (labels and _is_text(kind)):
+def _fits(file: str, split: str) -> bool:
+    """Whether a file's name is of a split: as its name or pattern says, or the split with a separator behind it."""
+    if split.endswith(".parquet"):
+        return file == split or fnmatch.fnmatchcase(file, split)
+    stem, dot, suffix = file.casefold().rpartition(".")
+    rest = stem.removeprefix(split.casefold())
+    return bool(dot) and suffix == "parquet" and rest != stem and (not rest or rest[0] in "-_.")
+
+
+def _footer(dataset: Dataset, path: str, info: dict) -> pq.FileMetaData:
+    pointers.refuse_small(path, info)
+    try:
+        with opened(path) as file:
+            return pq.read_metadata(file)
+    except (pa.ArrowException, OSError) as error:
         raise ConfigError(
-            f"dataset {dataset.name}: column {label!r} of {path} holds {kind}, not integers.\n  For strings write"
-            " `options: {labels: [<each string, in label order>]}`, or name another column: `options: {label: …}`."
+            f"dataset {dataset.name}: {shown(path)} is not a complete parquet file: {error}"
+        ) from error
+
+
+def _with_targets(chunk: Chunk, footer: pq.FileMetaData) -> Chunk:
+    """A chunk whose state has that of the files that its rows name by path."""
+    column = columns.paths_to_follow(footer, chunk.start, chunk.options["image"])
+    if column is None:
+        return chunk
+    table = _read(chunk, [column])
+    values = table[chunk.options["image"]].combine_chunks()
+    if pa.types.is_struct(values.type):
+        values = values.field("path")
+    paths = [_place(chunk, value) for value in values.to_pylist() if value]
+    near = [path for path in paths if not path.startswith(("http://", "https://"))]
+    return chunk._replace(state=f"{chunk.state} {state(targets(near))}")
+
+
+def _read(chunk: Chunk, names: list[str]) -> pa.Table:
+    with opened(chunk.uri) as file, pq.ParquetFile(file) as reader:
+        return reader.read_row_group(chunk.start, columns=names)
+
+
+def _label(chunk: Chunk, value: Any) -> tuple[int | None, str | None]:
+    """A cell as a label, or why it is none."""
+    if value is None:
+        return None, "no label"
+    labels = chunk.options["labels"]
+    if isinstance(value, str):
+        known = value in labels
+        return (
+            (labels.index(value), None)
+            if known
+            else (None, f"label {value!r} is not in options.labels")
         )
-    kind = schema.field(image).type
-    if not (
-        pa.types.is_struct(kind)
-        or _is_text(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    ):
-        raise ConfigError(
-            f"dataset {dataset.name}: column {image!r} of {path} holds {kind}, not image bytes, struct<bytes, path> or"
-            " paths.\n  Name another column: `options: {image: …}`."
-        )
-    return {"image": image, "label": label, "labels": labels}
+    return (value, None) if value <= LARGEST else (None, f"label {value} is no class number")
 
 
-def _column(
-    dataset: Dataset, schema: pa.Schema, kind: str, usual: tuple[str, ...], path: str
-) -> str:
-    wanted = (dataset.options[kind],) if kind in dataset.options else usual
-    for name in wanted:
-        if name in schema.names:
-            return name
-    raise ConfigError(
-        f"dataset {dataset.name}: {path} has no {kind} column (looked for {', '.join(wanted)}; there is:"
-        f" {', '.join(schema.names)}).\n  In the dataset's YAML write `options: {{{kind}: <its name>}}`."
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _open(path: str) -> Any:
-    fs, inner = open_fs(path)
-    return fs.open(inner, "rb")
-
-
-def _read(chunk: Chunk, columns: list[str]) -> pa.Table:
-    with _open(chunk.uri) as file, pq.ParquetFile(file) as reader:
-        return reader.read_row_group(chunk.start, columns=columns)
+def _place(chunk: Chunk, path: str) -> str:
+    """Where a file that a cell names lies: below the dataset's folder, unless the path says where."""
+    return resolve(path, chunk.options["folder"])
 
 
 def _bytes(chunk: Chunk, value: Any) -> bytes | Exception:
-    """The image's bytes from a cell: bytes, a path below the dataset's folder, or a struct of both."""
+    """The image's bytes from a cell: bytes, a path, or a struct of both."""
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    if isinstance(value, str):
-        found = next(read_files([join(chunk.options["folder"], value)]))
-        return ValueError(f"cannot be read: {value}") if isinstance(found, Exception) else found
-    return ValueError("no image bytes") if value is None else value
+    if not isinstance(value, str):
+        return ValueError("no image bytes") if value is None else value
+    if value.startswith(("http://", "https://")):
+        return ValueError(f"{shown(value)}: {NO_WEB}")
+    place = _place(chunk, value)
+    found = next(read_files([place]))
+    if not isinstance(found, Exception):
+        return found
+    looked = "" if place == value else f" (looked for {shown(place)})"
+    return ValueError(f"cannot be read: {shown(value)}{looked}")

@@ -1,64 +1,35 @@
 """WebDataset tars in CLIP_benchmark's layout: `<uri>/<split>/<k>.tar` of `<key>.<image suffix>` + `<key>.cls`.
 
-Neighbouring members with one key form a sample, as webdataset groups them. What cannot be a labelled image becomes a
+Neighbouring members with one key form a sample, as webdataset groups them: a key ends at the first dot of a member's
+base name, and what follows is the suffix, whose last part says what it holds. What cannot be a labelled image becomes a
 row with an error instead of a crash: no image, two of them, no or a bad `.cls`. A tar that breaks off gives one more
-error row for all that is missing.
+error row for all that is missing. Members of other kinds are counted.
 """
 
 import itertools
 import re
-import tarfile
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
 from clipray.config import Dataset
 from clipray.errors import ConfigError
-from clipray.sources.chunks import (
-    Chunk,
-    Sample,
-    entries,
-    join,
-    lines,
-    nothing_for,
-    open_fs,
-    read_ranges,
-    state,
-)
+from clipray.sources import pointers, tars
+from clipray.sources.chunks import Chunk, Sample, folder_named, nothing_for
+from clipray.sources.storage import entries, join, opened, read_ranges, shown, state
+from clipray.sources.tars import Member
+from clipray.sources.texts import lines
 
+KNOWN_OPTIONS = ()
 IMAGE_SUFFIXES = frozenset(
     [
-        *(
-            "jpg",
-            "jpeg",
-            "jpe",
-            "jfif",
-            "png",
-            "apng",
-            "webp",
-            "gif",
-            "bmp",
-            "dib",
-            "tif",
-            "tiff",
-            "ppm",
-            "pgm",
-            "pbm",
-        ),
-        *("pnm", "pfm", "jp2", "j2k", "avif", "ico", "tga", "img", "image"),
+        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif"),
+        *("tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "jp2", "j2k", "avif", "ico", "tga", "img"),
+        *("image", "heic", "heif", "jxl", "pcx", "sgi", "qoi", "dds", "icns"),
     ]
 )
-BLOCK = 2**23  # bytes fetched at once while scanning an object store
-
-
-class Member(NamedTuple):
-    """A file in the tar; `data` is None where it breaks off."""
-
-    key: str
-    suffix: str
-    offset: int
-    data: bytes | None
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 def classes(dataset: Dataset, uri: str) -> None:
@@ -67,40 +38,47 @@ def classes(dataset: Dataset, uri: str) -> None:
 
 def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     """One chunk per tar, in the order of their numbers; `nshards.txt`, where there is one, must agree."""
-    folder = join(uri, dataset.splits[split])
+    name = folder_named(entries(uri), dataset.splits[split]) or dataset.splits[split]
+    folder = join(uri, name)
     present = entries(folder)
-    tars = sorted((name for name in present if name.endswith(".tar")), key=_natural)
-    if not tars:
-        raise nothing_for(
-            dataset, split, folder if present else uri, f"{dataset.splits[split]}/<k>.tar"
-        )
-    promised = lines(join(folder, "nshards.txt")) if "nshards.txt" in present else None
-    if promised and promised[0] != str(len(tars)):
+    found = sorted((each for each in present if each.lower().endswith(".tar")), key=_natural)
+    packed = [each for each in present if each.lower().endswith(PACKED)]
+    if packed:
         raise ConfigError(
-            f"dataset {dataset.name}: {folder}/nshards.txt promises {promised[0]} tars, there are {len(tars)}"
-            f" ({tars[0]} … {tars[-1]}).\n  Fetch the missing ones, or correct nshards.txt."
+            f"dataset {dataset.name}: {shown(folder)} holds {len(packed)} compressed tars ({shown(packed[0])}, …), of"
+            " which no part can be read on its own.\n  Unpack each to a plain .tar, for example by `gunzip`."
         )
+    if not found:
+        raise nothing_for(dataset, split, folder if present else uri, f"{name}/<k>.tar")
+    promised = lines(join(folder, "nshards.txt")) if "nshards.txt" in present else None
+    if promised and promised[0] != str(len(found)):
+        raise ConfigError(
+            f"dataset {dataset.name}: {shown(folder)}/nshards.txt promises {promised[0]} tars, there are {len(found)}"
+            f" ({shown(found[0])} … {shown(found[-1])}).\n  Fetch the missing ones, or correct nshards.txt."
+        )
+    for each in found:
+        if present[each].get("size"):  # an empty one is a row: the others can be read
+            pointers.refuse_small(join(folder, each), present[each])
     return [
-        Chunk("wds", join(folder, name), 0, None, (), {}, state([present[name]])) for name in tars
+        Chunk("wds", join(folder, each), 0, None, (), {}, state([present[each]])) for each in found
     ]
 
 
-def scan(chunk: Chunk) -> Iterator[Sample]:
+def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every sample of a tar in order."""
-    fs, path = open_fs(chunk.uri)
-    tar_name = path.rpartition("/")[2]
+    tar_name = shown(chunk.uri.rpartition("/")[2])
     row = 0
-    with fs.open(path, "rb", block_size=BLOCK) as file:
+    with opened(chunk.uri) as file:
         broken: list[str] = []
-        for key, members in itertools.groupby(
-            _members(file, broken), key=lambda member: member.key
-        ):
-            sample = _sample(row, f"{tar_name}/{key}", list(members))
-            if sample is not None:
-                yield sample
+        members = tars.members(file, broken, left)
+        for key, group in itertools.groupby(members, key=lambda member: member.key):
+            for stem, parts in _samples(list(group), left):
+                name = f"{tar_name}/{shown(key)}{'.' if stem else ''}{shown(stem)}"
+                yield _sample(row, name, parts)
                 row += 1
     for reason in broken:
         yield Sample(row, f"{tar_name}/(the rest)", None, None, error=reason)
+        row += 1
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
@@ -109,57 +87,50 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 
 
 def _natural(name: str) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _members(file: object, broken: list[str]) -> Iterator[Member]:
-    """Regular members in order; appends to `broken` when the archive ends before its end mark."""
-    try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closes with the file
-    except tarfile.TarError as error:
-        broken.append(f"not a readable tar: {error}")
-        return
-    while True:
-        try:
-            info = tar.next()
-        except (tarfile.TarError, EOFError) as error:
-            broken.append(f"the tar breaks off at byte {tar.offset}: {error}")
-            return
-        if info is None:
-            break
-        name = info.name.rpartition("/")[2]
-        if not info.isfile() or name.startswith("."):
-            continue
-        file.seek(info.offset_data)
-        data = file.read(info.size)
-        stem, _, suffix = name.partition(".")
-        key = info.name.removesuffix(name) + stem
-        yield Member(
-            key, suffix.lower(), info.offset_data, data if len(data) == info.size else None
-        )
-        if len(data) != info.size:
-            broken.append(f"the tar breaks off at byte {info.offset_data + len(data)}")
-            return
-    file.seek(tar.offset)  # tarfile takes a cut or garbled header for the end: look for the mark
-    tail = file.read(tarfile.BLOCKSIZE)
-    if tail.count(b"\0") != tarfile.BLOCKSIZE:
-        broken.append(f"the tar breaks off at byte {tar.offset}: no end mark")
+def _kind(member: Member) -> str:
+    """ "image", "cls", or "" for any other member."""
+    last = member.suffix.rpartition(".")[2]
+    return "image" if last in IMAGE_SUFFIXES else "cls" if last == "cls" else ""
 
 
-def _sample(row: int, key: str, members: Iterable[Member]) -> Sample | None:
-    """The sample of one key; None where its members are neither image nor label."""
-    images = [member for member in members if member.suffix in IMAGE_SUFFIXES]
-    labels = [member for member in members if member.suffix == "cls"]
-    if not images and not labels:
-        return None
+def _samples(members: Sequence[Member], left: Counter) -> list[tuple[str, list[Member]]]:
+    """The samples under one key, each with what tells it from the others; counts what belongs to none.
+
+    One image and one label are a sample, whatever stands between the first and the last dot. Of several, those without
+    anything between are the sample; or else those that have the same between form one each.
+    """
+    wanted = [member for member in members if _kind(member)]
+    left.update(f"*.{member.suffix}" for member in members if not _kind(member))
+    kinds = Counter(_kind(member) for member in wanted)
+    if max(kinds.values(), default=0) <= 1:
+        return [("", wanted)] if wanted else []
+    plain = [member for member in wanted if "." not in member.suffix]
+    if Counter(_kind(member) for member in plain) == {"image": 1, "cls": 1}:
+        left.update(f"*.{member.suffix}" for member in wanted if "." in member.suffix)
+        return [("", plain)]
+    stems: dict[str, list[Member]] = {}
+    for member in wanted:
+        stems.setdefault(member.suffix.rpartition(".")[0], []).append(member)
+    return list(stems.items())
+
+
+def _sample(row: int, key: str, members: Sequence[Member]) -> Sample:
+    images = [member for member in members if _kind(member) == "image"]
+    labels = [member for member in members if _kind(member) == "cls"]
     label, error = None, None
     if len(images) != 1 or len(labels) != 1:
-        error = f"{len(images)} images and {len(labels)} .cls under one key; one of each is needed"
+        error = (
+            f"{len(images)} images and {len(labels)} .cls under one key; one of each is needed, side by side in the tar"
+            " (`tar --sort=name`)"
+        )
     elif images[0].data is None or labels[0].data is None:
-        error = "the tar breaks off in this sample"
+        error = images[0].error or labels[0].error
     else:
-        text = labels[0].data.decode("utf-8", "replace").strip()
-        label = int(text) if re.fullmatch(r"-?\d{1,18}", text) else None
+        text = labels[0].data.decode("utf-8-sig", "replace").strip()
+        label = int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
         error = None if label is not None else f".cls holds {text[:20]!r}, not a number"
     if error:
         return Sample(row, key, None, None, error=error)

@@ -21,26 +21,6 @@ from tests.sources.made import CLASSES, MAKERS, dataset, make_folder, picture, w
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """The URI of a bucket behind a real S3 endpoint on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("sources")
-        yield "s3://sources"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
-
-
 @pytest.fixture(scope="module", params=MAKERS)
 def made(request, tmp_path_factory):
     """(format, data root, samples of the test split by key)."""

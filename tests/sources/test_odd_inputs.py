@@ -1,15 +1,22 @@
 """What is no labelled image becomes a row with a reason; what is missing is said with a remedy."""
 
+import bz2
+import gzip
+import io
+import lzma
+import re
 import shutil
 import tarfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipray import sources
+from clipray import catalog, sources
 from clipray.config import Dataset
 from clipray.errors import ConfigError
+from clipray.sources import tars
 from tests.sources.made import MAKERS, dataset, make_parquet, make_wds, picture, whole, write_tar
 
 
@@ -24,7 +31,7 @@ def test_parquet_rows_that_are_no_labelled_image(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "test.parquet")
     (chunk,) = sources.listing(dataset("parquet", splits=["test"]), "test", str(tmp_path))
     assert [s.error for s in sources.scan(chunk)] == [
-        "cannot be read: gone.png",
+        f"cannot be read: gone.png (looked for {tmp_path}/set/gone.png)",
         "no image bytes",
         "no label",
     ]
@@ -95,6 +102,137 @@ def test_a_file_that_shrank_after_listing_is_an_error_of_its_rows(tmp_path):
     assert all(isinstance(found, EOFError) for found in sources.fetch(chunk, rows))
 
 
+def tar_of(tmp_path, members: list[tuple[str, bytes]]) -> tuple[list, Counter]:
+    write_tar(tmp_path / "set" / "test" / "0.tar", members)
+    left: Counter[str] = Counter()
+    (chunk,) = sources.listing(dataset("wds", splits=["test"]), "test", str(tmp_path))
+    return list(sources.scan(chunk, left)), left
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("a.v1.png a.v1.cls", {"a": ""}),
+        ("a.png a.v1.cls", {"a": ""}),
+        ("a.b.c.JPG a.b.c.CLS", {"a": ""}),
+        ("d/a.v1.png d/a.v1.cls d/a.v2.png d/a.v2.cls", {"d/a.v1": "", "d/a.v2": ""}),
+        ("a.seg.png a.jpg a.cls", {"a": ""}),
+        ("a.v1.png a.v2.png a.cls", {"a.v1": "0 .cls", "a.v2": "0 .cls", "a": "0 images"}),
+        ("a.v1.png a.v1.cls b.v1.png b.v1.cls", {"a": "", "b": ""}),
+        ("a.png b.png a.cls b.cls", {"a": "side by side", "b": "side by side"}),
+        ("a.heic a.cls", {"a": ""}),
+        ("d.x/a.png d.x/a.cls", {"d.x/a": ""}),
+        ("../../a.png ../../a.cls", {"../../a": ""}),
+        ("/etc/a.png /etc/a.cls", {"/etc/a": ""}),
+    ],
+)
+def test_members_of_a_tar_form_samples_as_webdataset_groups_them(tmp_path, names, expected):
+    members = [(name, b"1" if name.lower().endswith("cls") else b"x") for name in names.split()]
+    found, _ = tar_of(tmp_path, members)
+    keys = {sample.key.removeprefix("0.tar/") for sample in found}
+    assert keys == set(expected)
+    for sample in found:
+        reason = expected[sample.key.removeprefix("0.tar/")]
+        assert reason in (sample.error or "")
+        assert bool(sample.error) == bool(reason)
+    assert sum(sample.data is not None for sample in found) == sum(not r for r in expected.values())
+
+
+def test_webdataset_itself_finds_the_same_keys(tmp_path):
+    """The grouping of the webdataset package, written down: `base_plus_ext` of webdataset/tariterators.py."""
+    convention = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+    names = ["a.v1.png", "x/y.z/b.tar.jpg", "c.cls", "./d.e.f.PNG", "é.png", "x.y/g.h.cls"]
+    write_tar(tmp_path / "0.tar", [(name, b"x") for name in names])
+    with open(tmp_path / "0.tar", "rb") as file:
+        members = list(tars.members(file, [], Counter()))
+    theirs = [convention.match(name) for name in names]
+    assert [(m.key, m.suffix) for m in members] == [(t[1], t[2].lower()) for t in theirs]
+
+
+def test_what_is_in_a_tar_beside_samples_is_counted(tmp_path):
+    found, left = tar_of(
+        tmp_path,
+        [
+            *(("a.png", picture(1)), ("a.cls", b"0"), ("a.json", b"{}"), ("b.txt", b"x")),
+            *(("._a.png", b"x"), ("__MACOSX/a.png", b"x"), ("d/.DS_Store", b"x")),
+        ],
+    )
+    assert [sample.error for sample in found] == [None]
+    assert left == {"*.json": 1, "*.txt": 1, "._*": 1, "__MACOSX": 1, ".DS_Store": 1}
+
+
+def test_tars_that_were_appended_to_one_another_are_read_whole(tmp_path):
+    parts = []
+    for number in range(3):
+        pair = [(f"{number}.png", picture(number)), (f"{number}.cls", b"%d" % number)]
+        write_tar(tmp_path / "part.tar", pair)
+        parts.append((tmp_path / "part.tar").read_bytes())
+    path = tmp_path / "set" / "test" / "0.tar"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"".join(parts))
+    (chunk,) = sources.listing(dataset("wds", splits=["test"]), "test", str(tmp_path))
+    found = list(sources.scan(chunk))
+    assert [(s.data, s.label, s.error) for s in found] == [(picture(n), n, None) for n in range(3)]
+    assert list(sources.fetch(chunk, whole([chunk]))) == [picture(n) for n in range(3)]
+    path.write_bytes(parts[0] + parts[1][:700])
+    assert [bool(s.error) for s in sources.scan(chunk)][:1] == [False]
+    assert "breaks off" in list(sources.scan(chunk))[-1].error
+    path.write_bytes(parts[0] + b"no tar at all")
+    assert [bool(s.error) for s in sources.scan(chunk)] == [False, True]
+
+
+def test_links_sparse_files_and_long_names_in_a_tar(tmp_path):
+    path = tmp_path / "set" / "test" / "0.tar"
+    path.parent.mkdir(parents=True)
+    long = "./dir/" + "é" * 120
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}) as tar:
+        folder = tarfile.TarInfo("./dir")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in [(f"{long}.png", picture(1)), (f"{long}.cls", b"1")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for kind, name in [(tarfile.LNKTYPE, "hard"), (tarfile.SYMTYPE, "soft")]:
+            link = tarfile.TarInfo(f"{name}.png")
+            link.type, link.linkname = kind, f"{long}.png"
+            tar.addfile(link)
+            info = tarfile.TarInfo(f"{name}.cls")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"1"))
+    (chunk,) = sources.listing(dataset("wds", splits=["test"]), "test", str(tmp_path))
+    found = list(sources.scan(chunk))
+    assert [(s.key, s.data, s.label) for s in found[:1]] == [(f"0.tar/{long}", picture(1), 1)]
+    assert ["a link" in sample.error for sample in found[1:]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        *((b"1", 1), (b" 1\r\n", 1), (b"\xef\xbb\xbf1", 1), (b"+1", 1), (b"-1", -1)),
+        *((b"1.0", None), (b"[1]", None), (b"", None), (b"1" * 30, None), (b"\xff", None)),
+    ],
+)
+def test_labels_of_a_tar(tmp_path, text, label):
+    (sample,), _ = tar_of(tmp_path, [("a.png", picture(1)), ("a.cls", text)])
+    assert sample.label == label
+    assert bool(sample.error) == (label is None)
+
+
+def test_compressed_tars_are_told(tmp_path):
+    write_tar(tmp_path / "set" / "test" / "0.tar", [("a.png", picture(1)), ("a.cls", b"0")])
+    plain = (tmp_path / "set" / "test" / "0.tar").read_bytes()
+    for pack, name in [(gzip, "gzip"), (bz2, "bzip2"), (lzma, "xz")]:
+        (tmp_path / "set" / "test" / "0.tar").write_bytes(pack.compress(plain))
+        (chunk,) = sources.listing(dataset("wds", splits=["test"]), "test", str(tmp_path))
+        (sample,) = sources.scan(chunk)
+        assert f"compressed ({name})" in sample.error
+    (tmp_path / "set" / "test" / "0.tar").rename(tmp_path / "set" / "test" / "0.tar.xz")
+    assert catalog.detect("set", str(tmp_path)).format == "wds"
+    with pytest.raises(ConfigError, match=r"1 compressed tars \(0\.tar\.xz"):
+        sources.listing(dataset("wds", splits=["test"]), "test", str(tmp_path))
+
+
 @pytest.mark.parametrize("layout", MAKERS)
 def test_what_is_missing_is_said_with_a_remedy(tmp_path, layout):
     def complaint(split: str, **more) -> str:
@@ -153,6 +291,7 @@ def test_complaints_about_names_templates_formats_and_columns(tmp_path):
     (tmp_path / "tars" / "test" / "2.tar").unlink()
     with pytest.raises(ConfigError, match="promises 3 tars, there are 2"):
         sources.listing(Dataset(name="t", format="wds", uri="tars"), "test", root)
+    (tmp_path / "tars" / "test" / "nshards.txt").write_text("2")
     (tmp_path / "tars" / "classnames.txt").unlink()
     with pytest.raises(ConfigError, match="no class names"):
         sources.classnames(Dataset(name="t", format="wds", uri="tars"), root)

@@ -27,7 +27,7 @@ def outlook(todo: Plan) -> Facts:
         "name": todo.campaign.name,
         "workspace": todo.store.uri,
         "defaults": todo.campaign.defaults(),
-        "notes": _notes(todo),
+        "notes": [*_notes(todo), *(f"warning: {text}" for text in todo.remarks)],
         "splits": {
             f"{dataset}/{split}": {"images": len(work.index), "images_to_embed": work.images}
             for (dataset, split), work in todo.works.items()

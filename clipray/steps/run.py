@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from clipray import catalog, sources
-from clipray.config import Backbone, Campaign, Dataset, names
-from clipray.errors import ConfigError
+from clipray.config import Backbone, Campaign, Dataset
+from clipray.config import names as config_names
 from clipray.progress import doing, progress
 from clipray.steps import cards, checks, classifiers, cluster, embed, evaluate, meta
 from clipray.steps.index import in_threads, index, reader
@@ -24,6 +24,7 @@ class Plan:
     classifiers: dict[str, dict]  # by backbone with something missing: the datasets' prompts
     verbose: bool = False
     failures: list[dict] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # on the data, for a person
 
     @property
     def images(self) -> int:
@@ -51,9 +52,9 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
     checks.check(campaign)
     store = Store(campaign.workspace)
     specs = catalog.backbones(campaign.backbones)
-    names.refuse_merged((spec.name for spec in specs), "backbones")
+    config_names.refuse_merged((spec.name for spec in specs), "backbones")
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
-    names.refuse_merged((dataset.name for dataset in datasets), "datasets")
+    config_names.refuse_merged((dataset.name for dataset in datasets), "datasets")
     prompts = {
         dataset.name: {
             "classnames": sources.classnames(dataset, campaign.data_root),
@@ -61,19 +62,24 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
         }
         for dataset in datasets
     }
-    works = {}
+    works, remarks = {}, []
     mapper = in_threads if dry else reader(campaign.compute)
     splits = [(dataset, split) for dataset in datasets for split in dataset.splits]
+    for dataset in datasets:
+        said = sources.remarks(dataset, campaign.data_root)
+        remarks += [f"{dataset.name}: {text}" for text in said]
     with progress("index", len(splits), "splits") as advance:
         for dataset, split in splits:
+            names = prompts[dataset.name]["classnames"]
             with doing(f"looking at {dataset.name}/{split}"):
-                found = index(store, dataset, split, campaign.data_root, mapper, campaign.limit)
-                if not len(found):
-                    raise ConfigError(f"dataset {dataset.name}: its {split} split holds no image")
+                found = index(
+                    store, dataset, split, campaign.data_root, mapper, campaign.limit, names
+                )
                 works[dataset.name, split] = embed.plan(store, specs, campaign, found)
+            remarks += [f"{dataset.name}: {text}" for text in found.remarks]
             advance(1)
     missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
-    return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose)
+    return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose, remarks=remarks)
 
 
 def prepare(todo: Plan) -> None:

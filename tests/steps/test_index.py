@@ -4,9 +4,13 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
-from clipray.config import Compute, Dataset
-from clipray.steps.index import evenly, in_threads, index, reader
+from clipray import sources
+from clipray.config import Compute, Dataset, fingerprint
+from clipray.errors import ConfigError
+from clipray.steps.index import TEXTS, evenly, in_threads, index, reader, what_of
 from clipray.store import Store
 
 
@@ -75,3 +79,131 @@ def test_threads_keep_the_order():
         2 * i for i in range(50)
     ]
     assert list(reader(Compute())(max, [(1, 2), (4, 3)])) == [2, 4]
+
+
+CHANGES = {  # another value of each field of a dataset
+    "name": "other",
+    "format": "folder",
+    "uri": "elsewhere",
+    "splits": {"train": "test", "test": "test"},
+    "classnames": ("x", "y"),
+    "templates": ("a {c}",),
+    "options": {"label": "kind"},
+}
+
+
+def parquet(root: Path, labels: list, kinds: list | None = None) -> Dataset:
+    images = [b"%d" % number for number in range(len(labels))]
+    table = pa.table({"image": images, "label": labels, "kind": kinds or labels})
+    root.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, root / "test.parquet")
+    names = ("a", "b", "c")
+    return Dataset(name="made", format="parquet", uri=str(root), splits=["test"], classnames=names)
+
+
+def test_every_field_that_decides_who_has_which_label_is_in_the_address(tmp_path):
+    dataset = parquet(tmp_path / "x", [0, 1, 2])
+    chunks = sources.listing(dataset, "test", "")
+    before = fingerprint(what_of(dataset, "test", chunks))
+    assert set(CHANGES) == set(Dataset.model_fields)
+    for field, value in CHANGES.items():
+        changed = dataset.model_copy(update={field: value})
+        assert changed != dataset
+        same = fingerprint(what_of(changed, "test", chunks)) == before
+        assert same == (field in TEXTS), field
+    assert fingerprint(what_of(dataset, "train", chunks)) != before
+
+
+def test_another_label_column_or_order_of_labels_is_never_served_the_old_ones(tmp_path):
+    store = Store(str(tmp_path / "w"))
+    first = parquet(tmp_path / "x", [0, 1, 2], ["z", "y", "x"])
+
+    def labels(**options) -> list[int]:
+        given = first.model_copy(update={"options": options, "classnames": ("x", "y", "z")})
+        if "labels" in options:
+            given = given.model_copy(update={"classnames": tuple(options["labels"])})
+        return index(store, given, "test", "", in_threads).table["label"].to_pylist()
+
+    assert labels() == [0, 1, 2]
+    assert labels(label="kind", labels=["x", "y", "z"]) == [2, 1, 0]
+    assert labels(label="kind", labels=["z", "x", "y"]) == [0, 2, 1]
+    assert labels() == [0, 1, 2]
+
+
+def test_images_that_change_beside_a_parquet_file_are_read_again(tmp_path):
+    store, root = Store(str(tmp_path / "w")), tmp_path / "x"
+    root.mkdir()
+    pq.write_table(pa.table({"image": ["0.png", "1.png"], "label": [0, 1]}), root / "test.parquet")
+    dataset = parquet(tmp_path / "y", [0]).model_copy(update={"uri": str(root)})
+    contents = []
+    for data in (b"one", b"another", None):
+        (root / "0.png").write_bytes(b"zero")
+        (root / "1.png").write_bytes(data) if data else (root / "1.png").unlink()
+        found = index(store, dataset, "test", "", in_threads)
+        contents.append(found.content)
+    assert len(set(contents)) == 3
+    assert [error is None for error in found.table["error"].to_pylist()] == [True, False]
+    assert "1 of 2 rows cannot be used, such as test.parquet#0/1" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 1, 3], r"labels from 0 to 3, but there are 3 class names \(labels 0 to 2\); 1 of 3"),
+        ([1, 2, 3], "start at 1: subtract 1"),
+        ([-1, -1, -1], r"withheld: name a split that has some.*validation"),
+        ([0, -1, 1], "write null in place of -1"),
+        ([None, None, None], r"holds no image that can be used: test\.parquet#0/0: no label"),
+    ],
+)
+def test_labels_of_no_class_are_an_error_each_time_before_anything_else(tmp_path, labels, words):
+    store = Store(str(tmp_path / "w"))
+    dataset = parquet(tmp_path / "x", pa.array(labels, pa.int64()))
+    for _ in range(2):  # also where the index is there already
+        with pytest.raises(ConfigError, match=words):
+            index(store, dataset, "test", "", in_threads)
+
+
+def test_class_names_that_become_too_few_are_noticed(tmp_path):
+    store, dataset = Store(str(tmp_path / "w")), parquet(tmp_path / "x", [0, 1, 2])
+    index(store, dataset, "test", "", in_threads)
+    fewer = dataset.model_copy(update={"classnames": ("a", "b")})
+    with pytest.raises(ConfigError, match="labels from 0 to 2, but there are 2 class names"):
+        index(store, fewer, "test", "", in_threads)
+
+
+def test_some_rows_without_a_label_and_absent_classes_are_said(tmp_path):
+    store = Store(str(tmp_path / "w"))
+    found = index(store, parquet(tmp_path / "x", [0, None, 2, 2]), "test", "", in_threads)
+    assert found.table["error"].to_pylist() == [None, "no label", None, None]
+    assert found.remarks == (
+        "test split: 1 of 4 rows cannot be used, such as test.parquet#0/1: no label",
+        "test split: 1 of 3 classes have no image",
+    )
+
+
+def test_what_was_left_out_stands_in_the_manifest(tmp_path):
+    store = Store(str(tmp_path / "w"))
+    junk = {"a/Thumbs.db": b"x", "a/1.json": b"{}", "b/2.json": b"{}", "stray.png": b"x"}
+    dataset = folder(tmp_path / "x", FILES | junk)
+    counts = {"*.json": 2, "Thumbs.db": 1, "files outside class folders": 1}
+    for _ in range(2):
+        found = index(store, dataset, "test", "", in_threads)
+        assert len(found) == 4
+        assert found.remarks == (
+            "test split: left out as no image: 2 *.json, 1 Thumbs.db, 1 files outside class folders",
+        )
+    chunks = sources.listing(dataset, "test", "")
+    address = store.address("index", "made", "test", what=what_of(dataset, "test", chunks))
+    assert store.manifest(address)["left_out"] == counts
+    (tmp_path / "x" / "test" / "a" / "desktop.ini").write_bytes(
+        b"x"
+    )  # junk is no reason to read again
+    assert sources.digest(sources.listing(dataset, "test", "")) == sources.digest(chunks)
+
+
+def test_a_set_of_pointers_is_an_error_that_says_so(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n"
+    dataset = folder(tmp_path / "x", dict.fromkeys(FILES, pointer))
+    with pytest.raises(ConfigError, match=r"a/1\.png: a Git LFS pointer.*git lfs pull"):
+        index(Store(str(tmp_path / "w")), dataset, "test", "", in_threads)

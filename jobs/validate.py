@@ -5,7 +5,7 @@
     python -m jobs.validate CONFIG --set 'datasets=[parquet/*]'    other datasets than the config's
 
 Reports counts, classes, corrupt files, label range, images per class, and images that stand in train and in test.
-Starts no Ray and loads no model. Exit code 1 if a dataset cannot be used, 2 if the config cannot.
+Starts no Ray and loads no model. Exit code 2 if the config or a dataset cannot be used.
 The last line on stdout is one JSON object.
 """
 
@@ -54,10 +54,11 @@ def main() -> int:
     for report in reports:
         for kind in ("errors", "warnings"):
             for text in report[kind]:
-                screen.print(f"{kind[:-1]}: {report['dataset']}: {text}", markup=False)
+                line = f"{kind[:-1]}: {report['dataset']}: {text}"
+                screen.print(line, markup=False, emoji=False)
     unusable = [report["dataset"] for report in reports if report["errors"]]
     finish({"usable": len(reports) - len(unusable), "unusable": unusable, "datasets": reports})
-    return 1 if unusable else 0
+    return 2 if unusable else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from clipray import images, sources
 from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
+from clipray.steps.index import counted, label_remedy
 
 SPREAD = 16  # files that a sample is spread over at least, if there are as many
 LISTED = 5  # corrupt files and repeats named in a report; all are counted
@@ -41,9 +42,8 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
     }
     report |= {"classes": None, "templates": None, "errors": [], "warnings": []}
     try:
-        for split in (
-            dataset.splits
-        ):  # a set that is not there at all is told before its missing class names
+        # a set that is not there at all is told before its missing class names
+        for split in dataset.splits:
             sources.listing(dataset, split, campaign.data_root)
         names = sources.classnames(dataset, campaign.data_root)
         report |= {
@@ -53,6 +53,7 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
         report["warnings"] += [
             f"class name {name!r} stands twice" for name, n in Counter(names).items() if n > 1
         ]
+        report["warnings"] += sources.remarks(dataset, campaign.data_root)
         hashes = {}
         for split in sorted(dataset.splits):
             report["splits"][split], hashes[split] = _split(
@@ -81,7 +82,8 @@ def _split(
     Returns:
         `files` (chunks), `images` (None where only reading all would tell), `read`, `corrupt` (count), `corrupt_keys`,
         `label_range`, `labels_out_of_range`, `per_class` (least and most images read of a class), `classes_seen`,
-        `repeats` (equal images within the split), `sizes` (least and most pixels of a short side).
+        `repeats` (equal images within the split), `sizes` (least and most pixels of a short side), `left_out` (what
+        lies there and is no sample: counts by kind, in what was read).
     """
     chunks = sources.listing(dataset, split, campaign.data_root)
     counts = [chunk.count for chunk in chunks]
@@ -89,9 +91,10 @@ def _split(
     labels: Counter[int] = Counter()
     hashes: dict[str, str] = {}
     corrupt, left = [], []
+    left_out: Counter[str] = Counter()
     sides: list[int] = []
     read = repeats = 0
-    for image_id, taken in _sample(chunks, sample, left):
+    for image_id, taken in _sample(chunks, sample, left, left_out):
         read += 1
         try:
             if taken.error:
@@ -114,34 +117,39 @@ def _split(
         "per_class": [min(labels[c] for c in range(n_classes)), max(labels.values())]
         if labels
         else None,
-        "classes_seen": len(labels),
+        "classes_seen": sum(0 <= label < n_classes for label in labels),
         "repeats": repeats,
         "sizes": [min(sides), max(sides)] if sides else None,
         "whole": not left,
+        "left_out": dict(sorted(left_out.items())),
     }
     return report, hashes
 
 
 def _sample(
-    chunks: Sequence[sources.Chunk], sample: int, left: list[str]
+    chunks: Sequence[sources.Chunk], sample: int, left: list[str], left_out: Counter
 ) -> Iterator[tuple[str, sources.Sample]]:
     """(hash, sample) of about `sample` images drawn from evenly spread chunks, or of all for 0; `left` gets the chunks
-    that were not read whole."""
+    that were not read whole, `left_out` the counts of what is no sample."""
     chosen = chunks[:: max(1, len(chunks) // SPREAD)] if sample else chunks
     left += [chunk.uri for chunk in chunks[len(chosen) :]]
     for position, chunk in enumerate(chosen):
         share = -(-sample // (len(chosen) - position))
         taken = 0
-        for each in _part(chunk, share, left) if sample else sources.scan(chunk):
+        for each in (
+            _part(chunk, share, left, left_out) if sample else sources.scan(chunk, left_out)
+        ):
             yield sources.image_id(each.data or b""), each
             taken += 1
         sample -= min(taken, sample)
 
 
-def _part(chunk: sources.Chunk, share: int, left: list[str]) -> Iterator[sources.Sample]:
+def _part(
+    chunk: sources.Chunk, share: int, left: list[str], left_out: Counter
+) -> Iterator[sources.Sample]:
     """Samples of a chunk drawn by a fixed seed; the first ones of a tar, whose number is not known beforehand."""
     if chunk.count is None:
-        found = sources.scan(chunk)
+        found = sources.scan(chunk, left_out)
         yield from itertools.islice(found, share)
         left += [chunk.uri for _ in itertools.islice(found, 1)]
         return
@@ -149,10 +157,11 @@ def _part(chunk: sources.Chunk, share: int, left: list[str]) -> Iterator[sources
     left += [chunk.uri] if len(rows) < chunk.count else []
     if chunk.files:  # read those files only
         yield from sources.scan(
-            chunk._replace(files=[chunk.files[row] for row in sorted(rows)], count=len(rows))
+            chunk._replace(files=[chunk.files[row] for row in sorted(rows)], count=len(rows)),
+            left_out,
         )
     else:
-        yield from (each for each in sources.scan(chunk) if each.row in rows)
+        yield from (each for each in sources.scan(chunk, left_out) if each.row in rows)
 
 
 def _judge(campaign: Campaign, report: dict[str, Any], split: str) -> None:
@@ -160,9 +169,15 @@ def _judge(campaign: Campaign, report: dict[str, Any], split: str) -> None:
     found, name = report["splits"][split], f"{split} split"
     budget = campaign.compute.error_budget
     allowed = budget * found["read"] if budget < 1 else budget
-    if not found["classes_seen"]:
-        report["errors"].append(f"{name}: no image of {found['read']} can be read")
-    elif found["corrupt"] > allowed:
+    if not found["read"]:
+        report["errors"].append(f"{name}: it holds no image")
+        return
+    if not found["label_range"]:
+        report["errors"].append(
+            f"{name}: no image of {found['read']} can be used: {found['corrupt_keys'][0]}"
+        )
+        return
+    if found["corrupt"] > allowed:
         report["errors"].append(
             f"{name}: {found['corrupt']} of {found['read']} images cannot be read"
         )
@@ -175,8 +190,11 @@ def _judge(campaign: Campaign, report: dict[str, Any], split: str) -> None:
     if found["labels_out_of_range"]:
         low, high = found["label_range"]
         report["errors"].append(
-            f"{name}: labels from {low} to {high}, but {report['classes']} class names (0 to {report['classes'] - 1})"
+            f"{name}: labels from {low} to {high}, but {report['classes']} class names (0 to {report['classes'] - 1})."
+            f" {label_remedy(low, high, report['classes'])}"
         )
+    if found["left_out"]:
+        report["warnings"].append(f"{name}: left out as no image: {counted(found['left_out'])}")
     missing = report["classes"] - found["classes_seen"]
     if found["whole"] and missing > 0:
         report["warnings"].append(f"{name}: {missing} of {report['classes']} classes have no image")

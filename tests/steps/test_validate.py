@@ -69,7 +69,42 @@ def test_labels_beyond_the_class_names_make_a_set_unusable(tmp_path):
     (tmp_path / "set" / TEMPLATES).write_text("a {c}\n")
     (tmp_path / "set" / "classnames.txt").write_text("one\ntwo\n")
     found = report(tmp_path, ["set"])
-    assert "test split: labels from 0 to 2, but 2 class names (0 to 1)" in found["errors"]
+    assert (
+        "test split: labels from 0 to 2, but 2 class names (0 to 1). Correct the labels, or complete `classnames`."
+        in found["errors"]
+    )
+
+
+def test_what_is_left_out_or_no_sample_is_counted_and_a_set_of_pointers_is_told(tmp_path):
+    make_folder(tmp_path / "set")
+    (tmp_path / "set" / TEMPLATES).write_text("a {c}\n")
+    for name in ("Thumbs.db", "2.json", "10.json"):
+        (tmp_path / "set" / "test" / "ant" / name).write_bytes(b"x")
+    found = report(tmp_path, ["set"], sample=2)
+    counts = {"*.json": 2, ".*": 1, "Thumbs.db": 1, "*.txt": 1}
+    assert found["splits"]["test"]["left_out"] == counts
+    text = "test split: left out as no image: 2 *.json, 1 *.txt, 1 .*, 1 Thumbs.db"
+    assert text in found["warnings"]
+    assert found["errors"] == []
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n"
+    for path in (tmp_path / "set" / "test").rglob("*.*"):
+        path.write_bytes(pointer)
+    (tmp_path / "set" / "test" / "cat" / "z").write_bytes(pointer)
+    (text,) = report(tmp_path, ["set"])["errors"]
+    assert text.startswith(
+        "test split: no image of 7 can be used: Bee/b [1]?.png: a Git LFS pointer"
+    )
+
+
+def test_names_of_the_folders_in_another_order_make_a_set_unusable_and_others_are_shown(tmp_path):
+    make_folder(tmp_path / "set")
+    (tmp_path / "set" / TEMPLATES).write_text("a {c}\n")
+    (tmp_path / "set" / "classnames.txt").write_text("ant\nbee\ncat\n")
+    assert "in another order: Bee = ant, ant = bee" in report(tmp_path, ["set"])["errors"][0]
+    (tmp_path / "set" / "classnames.txt").write_text("wasp\nant\nlion\n")
+    found = report(tmp_path, ["set"])
+    assert found["errors"] == []
+    assert any(text.endswith("Bee = wasp, cat = lion") for text in found["warnings"])
 
 
 def test_missing_splits_classes_and_shots_are_warnings(tmp_path):
@@ -124,7 +159,7 @@ def test_the_jobs_end_with_one_json_line_and_a_code(tmp_path):
     code, result, _ = job("validate", str(path))
     assert (code, result["usable"], result["unusable"]) == (0, 1, [])
     code, result, _ = job("validate", str(path), "--set", "datasets=[good, bad]", "--sample", "3")
-    assert (code, result["unusable"]) == (1, ["bad"])
+    assert (code, result["unusable"]) == (2, ["bad"])
     code, result, said = job("validate", str(path), "--set", "datsets=[good]")
     assert (code, result) == (2, None)
     assert "datsets" in said

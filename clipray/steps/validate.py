@@ -61,7 +61,7 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
             )
             _judge(campaign, report, split)
     except (ConfigError, OSError) as error:
-        report["errors"].append(str(error))
+        report["errors"].append(str(error).removeprefix(f"dataset {dataset.name}: "))
         return report
     if "train" in hashes:
         both = sorted(set(hashes["train"]) & set(hashes["test"]))

@@ -165,6 +165,15 @@ def opened(uri: str) -> Any:
     return fs.open(path, "rb", block_size=2**23)
 
 
+def content(uri: str) -> bytes:
+    """All bytes of a file."""
+    if not is_remote(uri):
+        with opened(uri) as file:
+            return file.read()
+    fs, path = remote(uri)
+    return fs.cat_file(path)
+
+
 def head(uri: str, count: int) -> bytes:
     """The first bytes of a file."""
     with opened(uri) as file:

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipray.errors import ConfigError
 from clipray.sources import pointers
-from clipray.sources.storage import opened, shown
+from clipray.sources.storage import content, shown
 
 _NUMBERED = re.compile(r"\s*(\d+)\s*[,;:\t|]\s*\S")
 _HEADER = re.compile(r"\s*(id|idx|index|label|class|class_id|number)\s*[,;\t|]", re.IGNORECASE)
@@ -64,8 +64,7 @@ def templates(uri: str) -> list[str] | None:
 
 def _read(uri: str) -> str | None:
     try:
-        with opened(uri) as file:
-            data = file.read()
+        data = content(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except Exception as error:  # every storage has errors of its own; all of them mean this

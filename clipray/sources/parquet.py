@@ -8,6 +8,7 @@ label order.
 """
 
 import fnmatch
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -96,6 +97,7 @@ def _files(dataset: Dataset, split: str, uri: str) -> list[tuple[str, dict]]:
         there = entries(folder)
         found = [each for each in there if _fits(each, name)]
         if found:
+            _refuse_mixed(dataset, split, folder, found)
             return [(join(folder, each), there[each]) for each in found]
         inner = folder_named(there, name)
         if inner is not None and is_folder(there[inner]):
@@ -115,6 +117,32 @@ def _fits(file: str, split: str) -> bool:
     stem, dot, suffix = file.casefold().rpartition(".")
     rest = stem.removeprefix(split.casefold())
     return bool(dot) and suffix == "parquet" and rest != stem and (not rest or rest[0] in "-_.")
+
+
+def _refuse_mixed(dataset: Dataset, split: str, folder: str, files: list[str]) -> None:
+    """Refuse files that belong to several splits by their names (train-…, train_extra-…), and incomplete ones."""
+    name = dataset.splits[split]
+    if name.endswith(".parquet"):  # the config says which
+        return
+    kinds: dict[str, str] = {}
+    promised: dict[str, int] = {}
+    for file in files:
+        rest = file[len(name) : -len(".parquet")]
+        kinds.setdefault(re.sub(r"[0-9a-f]{16}|[0-9]+|\bof\b|[-_.]", "", rest.lower()), file)
+        if shard := re.match(r"(.*)-[0-9]+-of-([0-9]+)", file):
+            promised[f"{shard[1]} of {shard[2]}"] = int(shard[2])
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"dataset {dataset.name}: files of several kinds in {shown(folder)} fit its {split} split:"
+            f" {', '.join(map(shown, kinds.values()))}.\n  Say which in the dataset's YAML by a pattern:"
+            f" `splits: {{{split}: {name}-*.parquet}}`."
+        )
+    if promised and (len(promised) > 1 or [len(files)] != list(promised.values())):
+        raise ConfigError(
+            f"dataset {dataset.name}: the names of the {split} split's files in {shown(folder)} promise"
+            f" {' and '.join(map(str, promised.values()))} files, there are {len(files)} ({shown(files[0])}, …).\n"
+            "  Fetch the missing ones, or remove those of another download."
+        )
 
 
 def _footer(dataset: Dataset, path: str, info: dict) -> pq.FileMetaData:

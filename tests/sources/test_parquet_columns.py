@@ -263,3 +263,31 @@ def test_files_of_a_split_in_any_case(tmp_path, name):
     target.parent.mkdir(exist_ok=True)
     (tmp_path / "set" / "test.parquet").rename(target)
     assert len(read(given, tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ("test-00000-of-00002 test-00001-of-00002", ""),
+        ("test-00000-of-00002-0123456789abcdef test-00001-of-00002-fedcba9876543210", ""),
+        ("test_0 test_1 test_10", ""),
+        ("test-part.0 test-part.1", ""),
+        ("test-00000-of-00003 test-00002-of-00003", "promise 3 files, there are 2"),
+        ("test-00000-of-00001 test-00000-of-00002 test-00001-of-00002", "promise 1 and 2 files"),
+        ("test-00000-of-00001 test_labels", "files of several kinds"),
+        ("test test-extra-0", "files of several kinds"),
+    ],
+)
+def test_files_of_a_split_are_complete_and_of_one_kind(tmp_path, files, words):
+    given = write(tmp_path)
+    data = (tmp_path / "set" / "test.parquet").read_bytes()
+    (tmp_path / "set" / "test.parquet").unlink()
+    for name in files.split():
+        (tmp_path / "set" / f"{name}.parquet").write_bytes(data)
+    if not words:
+        assert len(read(given, tmp_path)) == 2 * len(files.split())
+        return
+    with pytest.raises(ConfigError, match=words):
+        sources.listing(given, "test", str(tmp_path))
+    one = given.model_copy(update={"splits": {"test": f"{files.split()[0]}.parquet"}})
+    assert len(read(one, tmp_path)) == 2

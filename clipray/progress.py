@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipray.secrets import redacted
+
 SECONDS = 8  # of silence before a sign of life
 
 
@@ -39,7 +41,7 @@ def is_quiet() -> bool:
 def say(text: str) -> None:
     """Tell a person something; stdout is for a job's last line."""
     if not _now.quiet:
-        print(text, file=_now.stream or sys.stderr, flush=True)
+        print(redacted(text), file=_now.stream or sys.stderr, flush=True)
     _now.said = time.monotonic()
 
 

@@ -17,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipray import secrets
 from clipray.config import fingerprint
 
 MANIFEST = "manifest.json"
@@ -119,7 +120,7 @@ class Store:
         """
         self.write_json(
             f"{address}/{MANIFEST}",
-            {"what": _plain(what), **facts, **provenance(), "written": _now()},
+            {"what": secrets.clean(_plain(what)), **facts, **provenance(), "written": _now()},
         )
 
     def tables(self, address: str, names: list[str], columns: list[str] | None = None) -> pa.Table:

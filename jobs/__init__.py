@@ -3,16 +3,28 @@
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from clipray import progress
-from clipray.errors import ClipRayError, ConfigError
+from clipray.errors import ClipRayError, ConfigError, TrackingError
 from clipray.progress import say
+from clipray.secrets import redacted
 from jobs.command import DRY, arguments
 
-__all__ = ["DRY", "arguments", "console", "finish", "naming", "read_campaign", "run", "say"]
+__all__ = [
+    "DRY",
+    "arguments",
+    "console",
+    "finish",
+    "naming",
+    "read_campaign",
+    "run",
+    "say",
+    "tracked",
+]
 
 
 def read_campaign(given: argparse.Namespace, *sets: str) -> Any:
@@ -52,7 +64,18 @@ def console(stream: TextIO | None = None) -> Any:
 def finish(result: dict[str, Any]) -> None:
     """Print the job's last line: one JSON object."""
     sys.stderr.flush()
-    print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+    print(redacted(json.dumps(result, ensure_ascii=False, default=str)), flush=True)
+
+
+def tracked(result: dict[str, Any]) -> int:
+    """Say where the runs are or, where MLflow failed, how to send them; the exit code that this wants."""
+    mlflow = result["mlflow"]
+    if "error" in mlflow:
+        _tell(f"error: {mlflow['error']}\n  all results are kept; to send them: {mlflow['send']}")
+        return TrackingError.exit_code
+    if mlflow["open"]:
+        say(f"runs    {mlflow['open']}")
+    return 0
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -64,17 +87,20 @@ def run(main: Callable[[], int | None]) -> None:
         with progress.heartbeat():
             code = main() or 0
     except ClipRayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
+        _tell("stopped; the same command continues")
         code = 130
     except Exception as error:
-        if (words := _lost(error)) is None:
-            raise
-        print(f"error: {words}", file=sys.stderr)
+        _tell(f"error: {words}" if (words := _lost(error)) else traceback.format_exc())
         code = 1
     sys.exit(code)
+
+
+def _tell(text: str) -> None:
+    """Print what must be read even with --quiet."""
+    print(redacted(text), file=sys.stderr, flush=True)
 
 
 def _lost(error: Exception) -> str | None:

@@ -7,6 +7,7 @@
 Needs no GPU, no Ray, no network beyond the data's own. The last line on stdout is one JSON object.
 """
 
+from clipray.secrets import redacted
 from jobs import arguments, console, finish, read_campaign, run
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         splits = ", ".join(
             name if name == there else f"{name}: {there}" for name, there in dataset.splits.items()
         )
-        table.add_row(dataset.name, dataset.format, dataset.uri, splits)
+        table.add_row(dataset.name, dataset.format, redacted(dataset.uri), splits)
     screen = console()
     screen.print(table)
 
@@ -39,7 +40,10 @@ def main() -> None:
     for backbone in backbones:
         within = ", ".join(group for group, members in groups.items() if backbone.name in members)
         table.add_row(
-            backbone.name, backbone.architecture, backbone.pretrained or backbone.weights, within
+            backbone.name,
+            backbone.architecture,
+            backbone.pretrained or redacted(backbone.weights),
+            within,
         )
     screen.print(table)
     finish(

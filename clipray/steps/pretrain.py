@@ -48,7 +48,7 @@ def pretrain(config: Pretrain, verbose: bool = False) -> dict:
             f"corpus {config.corpus}: {train.count()} training images are fewer than one batch"
         )
     settings = {
-        "config": config.model_dump(),
+        "config": config.model_dump(exclude={"tracking"}),
         "captions": captions,
         "n": train.count(),
         "name": name,

@@ -10,21 +10,26 @@ safetensors, the epochs' loss, throughput and held-out accuracy to MLflow. The l
 """
 
 from clipray import config
-from jobs import arguments, finish, run, say
+from jobs import arguments, finish, run, say, tracked
 
 CONFIG = "a training's YAML file, such as configs/pretrain/rn-32.yaml"
 
 
-def main() -> None:
+def main() -> int:
     """Train, export, record."""
     given = arguments(__doc__, config=CONFIG)
     say(f"reading {given.config}")
     training = config.load(config.Pretrain, given.config, given.set)
     from clipray.steps.cluster import check_lasting
     from clipray.steps.pretrain import pretrain
+    from clipray.steps.tracked import check as check_tracking
 
     check_lasting(workspace=training.workspace, output=training.output)
-    finish(pretrain(training, given.verbose))
+    check_tracking(f"pretrain/{training.name}", training)
+    result = pretrain(training, given.verbose)
+    code = tracked(result)
+    finish(result)
+    return code
 
 
 if __name__ == "__main__":

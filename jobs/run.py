@@ -13,12 +13,12 @@ the last line on stdout is one JSON object: workspace, scores, report, mlflow, h
 import sys
 
 from clipray.progress import working
-from jobs import DRY, arguments, console, finish, read_campaign, run, say
+from jobs import DRY, arguments, console, finish, read_campaign, run, say, tracked
 
 LIMIT = {"type": int, "metavar": "N", "help": "at most N images of each split"}
 
 
-def main() -> None:
+def main() -> int:
     """Plan, compute what is missing, publish."""
     given = arguments(__doc__, dry_run=DRY, limit=LIMIT)
     sets = [] if given.limit is None else [f"limit={given.limit}"]
@@ -30,19 +30,23 @@ def main() -> None:
     from clipray.steps.outlook import describe, outlook
 
     check_lasting(workspace=campaign.workspace)
+    if not given.dry_run:
+        publish.check_tracking(campaign)
     todo = steps.plan(campaign, given.verbose, given.dry_run)
     facts = outlook(todo)
     say("\n".join(describe(facts)))
     if given.dry_run:
         finish(facts)
-        return
+        return 0
     steps.prepare(todo)
     steps.embed_images(todo)
     places = steps.evaluate_datasets(todo)
     with working("writing the report and MLflow's records"):
         result = publish.publish(todo, places)
     show(result)
+    code = tracked(result)
     finish(result)
+    return code
 
 
 def show(result: dict) -> None:
@@ -54,8 +58,6 @@ def show(result: dict) -> None:
     console(sys.stderr).print(console_table(scores))
     say("\n".join(result["headline"]["text"]))
     say(f"\nreport  {result['report']}")
-    if result["mlflow"]["open"]:
-        say(f"runs    {result['mlflow']['open']}")
     if not result["changed"]:
         say("nothing had to be done: all of it was there")
 

@@ -18,7 +18,7 @@ from clipray import config
 from clipray.config.search import Tune
 from clipray.progress import working
 from clipray.steps import spaces
-from jobs import DRY, arguments, console, finish, naming, run, say
+from jobs import DRY, arguments, console, finish, naming, run, say, tracked
 
 CONFIG = "a search's YAML file, such as configs/tune/demo.yaml"
 RETRY = {"action": "store_true", "help": "fit again what failed before"}
@@ -35,6 +35,7 @@ def main() -> int:
     from clipray.steps import outlook, tune
     from clipray.steps.cluster import check_lasting
     from clipray.steps.run import plan
+    from clipray.steps.tracked import check as check_tracking
     from clipray.steps.tune_publish import describe, publish
 
     check_lasting(workspace=wanted.workspace)
@@ -45,14 +46,16 @@ def main() -> int:
         finish(facts)
         return 0
     say("\n".join(outlook.defaults(wanted)))
+    check_tracking(f"tune/{wanted.name}", wanted)
     search = tune.prepare(wanted, given.verbose, given.retry_failed)
     say("\n".join(describe(search)))
     tune.fit(search, given.verbose)
     with working("writing what was chosen and MLflow's records"):
         result = publish(search)
     show(result)
+    code = tracked(result)
     finish(result)
-    return int(tune.over_budget(search))
+    return int(tune.over_budget(search)) or code
 
 
 def show(result: dict) -> None:
@@ -77,8 +80,6 @@ def show(result: dict) -> None:
     console(sys.stderr).print(drawn)
     say("\n".join(result["headline"]["text"]))
     say(f"\nto score it on the test images: python -m jobs.run {result['best']}")
-    if result["mlflow"]["open"]:
-        say(f"runs    {result['mlflow']['open']}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,18 @@ from clipray import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 
-JOBS = ("run", "embed", "evaluate", "report", "ls", "validate", "compare", "pretrain", "tune")
+JOBS = (
+    "run",
+    "embed",
+    "evaluate",
+    "report",
+    "ls",
+    "validate",
+    "compare",
+    "pretrain",
+    "tune",
+    "track",
+)
 
 
 def call(monkeypatch, capsys, job: str, *arguments: str) -> tuple[int, str, str]:

@@ -1,15 +1,14 @@
 """Scores of all datasets → one table, the report, MLflow's runs and the job's result; nothing where nothing changed."""
 
 import pyarrow as pa
-import yaml
 
-from clipray import schema
-from clipray.config import fingerprint
+from clipray import schema, secrets
+from clipray.config import Campaign, fingerprint
 from clipray.report import files
-from clipray.steps import evaluate
+from clipray.steps import evaluate, tracked
 from clipray.steps.run import Plan
 from clipray.steps.standings import standings
-from clipray.store import provenance
+from clipray.store import Store, provenance
 
 MARK = "published.json"
 
@@ -19,38 +18,77 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
 
     Args:
         places: each dataset's evaluation.
+
+    Returns:
+        the addresses (`scores`, `failures`, `standings`, `report`, `markdown`, `outcomes`), `headline`, `mlflow`
+        (see `tracking.record`; with `error` where MLflow failed), and `changed`.
     """
     store, campaign = todo.store, todo.campaign
     folder = f"{files.FOLDER}/{campaign.name}"
-    settings = campaign.model_dump(mode="json", exclude={"compute"})
-    mark = fingerprint([places, todo.failures, settings])
+    mark = fingerprint([places, todo.failures, settings(campaign)])
     before = store.read_json(f"{folder}/{MARK}") or {}
-    if before.get("mark") == mark:
-        return before["result"] | {"changed": False}
+    if before.get("mark") == mark and tracked.kept(campaign):
+        mlflow = tracked.again(campaign)
+        written = mlflow.pop("written")
+        return _located(store, before["result"]) | {"mlflow": mlflow, "changed": written}
     scores = pa.concat_tables(
         store.read_table(f"{place}/{evaluate.SCORES}") for place in places.values()
     )
-    failures = pa.Table.from_pylist(todo.failures, schema=schema.FAILURES)
+    failures = pa.Table.from_pylist(secrets.clean(todo.failures), schema=schema.FAILURES)
     stands = standings(scores)
     made = files.write(store, campaign.name, scores, failures, about(todo), stands)
     result = {
         "name": campaign.name,
-        "workspace": store.uri,
-        **made,
-        "outcomes": {name: store.place(p) for name, p in places.items()},
-    }
-    result |= {
-        "mlflow": track(todo, places, scores, stands, made),
+        "files": {key: _below(store, place) for key, place in made.items()},
+        "outcomes": places,
         "headline": headline(todo, scores),
     }
-    store.write_json(f"{folder}/{MARK}", {"mark": mark, "result": result})
-    return result | {"changed": True}
+    store.write_json(
+        f"{folder}/{MARK}",
+        {"mark": mark, "settings": fingerprint(settings(campaign)), "result": result},
+    )
+    mlflow = tracked.record(todo, scores, stands, made, result["headline"])
+    return _located(store, result) | {"mlflow": mlflow, "changed": True}
+
+
+def settings(campaign: Campaign) -> dict:
+    """The choices that a report shows: all but where it lies, where runs are recorded, and how it was computed."""
+    return campaign.model_dump(mode="json", exclude={"compute", "tracking", "workspace"})
+
+
+def _below(store: Store, place: str) -> str:
+    return place.removeprefix(store.uri + "/")
+
+
+def _located(store: Store, result: dict) -> dict:
+    """The result with full addresses: a workspace may have moved since it was written."""
+    addresses = {key: store.place(path) for key, path in result["files"].items()}
+    outcomes = {name: store.place(path) for name, path in result["outcomes"].items()}
+    return {
+        "name": result["name"],
+        "workspace": store.uri,
+        **addresses,
+        "outcomes": outcomes,
+        "headline": result["headline"],
+    }
+
+
+def check_tracking(campaign: Campaign) -> None:
+    """Look before work starts whether MLflow takes the runs, unless this very campaign is published already.
+
+    Raises:
+        ConfigError: MLflow cannot be reached or written; the message says what to do.
+    """
+    store = Store(campaign.workspace)
+    before = store.read_json(f"{files.FOLDER}/{campaign.name}/{MARK}") or {}
+    if before.get("settings") != fingerprint(settings(campaign)):
+        tracked.check(campaign.name, campaign)
 
 
 def about(todo: Plan) -> dict:
     """Settings and provenance, as the report shows them."""
     return {
-        "campaign": todo.campaign.model_dump(mode="json"),
+        "campaign": secrets.clean(settings(todo.campaign)),
         "images": {
             f"{dataset}/{split}": len(work.index) for (dataset, split), work in todo.works.items()
         },
@@ -64,93 +102,3 @@ def headline(todo: Plan, scores: pa.Table) -> dict:
 
     images = sum(len(work.index) for work in todo.works.values())
     return report.headline(scores) | {"images": images, "failed_images": len(todo.failures)}
-
-
-def track(
-    todo: Plan, places: dict[str, str], scores: pa.Table, stands: pa.Table, made: dict[str, str]
-) -> dict:
-    """Record the campaign's run, which sums up all datasets, and one run per dataset; where they are."""
-    from clipray.tracking import Record, record
-
-    campaign = todo.campaign
-    artifacts = {
-        "scores/scores.parquet": made["scores"],
-        "scores/standings.parquet": made["standings"],
-        "report/report.html": made["report"],
-        "report/leaderboard.md": made["markdown"],
-        "config.yaml": yaml.safe_dump(campaign.model_dump(mode="json"), sort_keys=False).encode(),
-    }
-    what = campaign.model_dump(mode="json", exclude={"compute", "tracking", "workspace", "name"})
-    parent = Record(
-        what,
-        summary(scores, stands),
-        artifacts=artifacts,
-        tags={"clipray.provenance": provenance()},
-    )
-    children = {
-        dataset.name: child(todo, dataset.name, places[dataset.name]) for dataset in todo.datasets
-    }
-    found = record(campaign.name, todo.store.uri, campaign.tracking, parent, children)
-    return {key: value for key, value in found.items() if key != "written"}
-
-
-def summary(scores: pa.Table, stands: pa.Table) -> list:
-    """The metrics of all datasets together: means, gains, wins, ties, losses, ranks; shots are steps."""
-    from clipray.report import leaderboard
-    from clipray.tracking import Metric
-
-    metrics = []
-    for row in leaderboard(scores):
-        metrics.append(Metric(f"mean_top1/{row.head}/{row.method}", row.top1, row.shots))
-        for name, gain in (("gain_on_support", row.on_support), ("gain_on_test", row.on_test)):
-            if gain:
-                metrics.append(Metric(f"mean_{name}/{row.head}/{row.method}", gain.mean, row.shots))
-        if row.on_support:
-            for name in ("wins", "ties", "losses"):
-                value = getattr(row.on_support, name)
-                metrics.append(
-                    Metric(f"{name}_on_support/{row.head}/{row.method}", value, row.shots)
-                )
-    for row in stands.to_pylist():
-        place = f"{row['head']}/{row['method']}"
-        metrics.append(Metric(f"mean_rank/{place}", row["mean_rank"], row["shots"]))
-        if row["correlation"] is not None:
-            metrics.append(
-                Metric(
-                    f"gain_complementarity_correlation/{place}", row["correlation"], row["shots"]
-                )
-            )
-    return metrics
-
-
-def child(todo: Plan, dataset: str, place: str):
-    """What the run of one dataset holds: means over seeds as metrics, the whole as an artifact."""
-    from clipray.tracking import Input, Metric, Record
-
-    store = todo.store
-    frame = store.read_table(f"{place}/{evaluate.SCORES}").to_pandas()
-    keys = ["metric", "head", "method", "shots"]
-    means = frame.groupby(keys)["value"].mean().reset_index()
-    metrics = [
-        Metric(f"{row.metric}/{row.head}/{row.method}", row.value, row.shots)
-        for row in means.itertuples(index=False)
-    ]
-    names = todo.prompts[dataset]
-    works = {split: work for (name, split), work in todo.works.items() if name == dataset}
-    params = {
-        "dataset": dataset,
-        "classes": len(names["classnames"]),
-        "templates": names["templates"],
-    }
-    params |= {f"{split}_images": len(work.index) for split, work in works.items()}
-    uri = next(entry.uri or entry.format for entry in todo.datasets if entry.name == dataset)
-    inputs = [
-        Input(dataset, work.index.content, f"{uri}#{split}", split, {"images": len(work.index)})
-        for split, work in works.items()
-    ]
-    return Record(
-        params,
-        metrics,
-        inputs,
-        {"scores/scores.parquet": store.place(f"{place}/{evaluate.SCORES}")},
-    )

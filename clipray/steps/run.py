@@ -1,5 +1,6 @@
 """The campaign: index, classifiers, embeddings, evaluations, report, in order, skipping what is done."""
 
+import time
 from dataclasses import dataclass, field
 
 from clipray import catalog, sources
@@ -25,6 +26,7 @@ class Plan:
     verbose: bool = False
     failures: list[dict] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # on the data, for a person
+    started: float = field(default_factory=time.time)  # in seconds since 1970
 
     @property
     def images(self) -> int:

@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from clipray import secrets
 from clipray.config import fingerprint
 from clipray.report import files
 from clipray.steps import spaces
@@ -66,7 +67,7 @@ def publish(search: Search) -> dict:
     if before.get("mark") == mark:
         return before["result"] | counts
     shares = importance(search)
-    campaign = best_campaign(search, chosen)
+    campaign = secrets.clean(best_campaign(search, chosen))
     header = f"# python -m jobs.run {store.place(f'{folder}/best.yaml')}\n# Settings chosen by the search {config.name}"
     text = (
         f"{header} ({config.selection}, by {config.metric}), beside the defaults.\n"
@@ -163,7 +164,7 @@ def track(search: Search, result: dict, rows: list[dict], shares: dict) -> dict:
     }
     if config.log_trials:
         children |= dict(_trials(search))
-    found = record(config.name, search.store.uri, config.tracking, parent, children)
+    found = record(f"tune/{config.name}", search.store.uri, config.tracking, parent, children)
     return {key: value for key, value in found.items() if key != "written"}
 
 

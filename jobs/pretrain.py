@@ -22,10 +22,8 @@ def main() -> int:
     training = config.load(config.Pretrain, given.config, given.set)
     from clipray.steps.cluster import check_lasting
     from clipray.steps.pretrain import pretrain
-    from clipray.steps.tracked import check as check_tracking
 
     check_lasting(workspace=training.workspace, output=training.output)
-    check_tracking(f"pretrain/{training.name}", training)
     result = pretrain(training, given.verbose)
     code = tracked(result)
     finish(result)

@@ -233,7 +233,9 @@ def test_a_campaign_at_s3_equals_one_on_disk_and_is_done_once(
         "scores.parquet",
         "leaderboard.md",
     }
-    assert first["mlflow"]["tracking_uri"] == "s3://bucket/workspace/mlflow.db"
+    assert first["mlflow"]["tracking_uri"] == (
+        f"s3://bucket/workspace/tracking/{first['name']}/mlflow.db"
+    )
     assert requests.count("GET", "/mine/model.safetensors") == 1  # three workers, one node
 
     near = config.load(

@@ -17,7 +17,7 @@ import numpy as np
 from clipray import backbones, images
 from clipray.config import Compute, Pretrain, fingerprint
 from clipray.errors import ConfigError
-from clipray.steps import cluster
+from clipray.steps import cluster, tracked
 from clipray.steps.pretrain_worker import FOLDER, HISTORY, train_worker
 from clipray.store import Store
 
@@ -31,17 +31,18 @@ def pretrain(config: Pretrain, verbose: bool = False) -> dict:
         `weights`, `architecture`, `run` (its folder), the last epoch's `metrics`, and `mlflow`.
 
     Raises:
-        ConfigError: no corpus, no such column, or more workers than the cluster has room for.
+        ConfigError: MLflow cannot record, no corpus, no such column, or more workers than the cluster has room for.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    name = f"{config.name}-{fingerprint(what(config))}"
+    tracked.check(f"pretrain/{name}", config)
     resources = cluster.connect(Compute(), verbose)
     check(config, resources)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     store = Store(config.workspace)
-    name = f"{config.name}-{fingerprint(what(config))}"
     train, held_out, captions = corpus(config)
     if train.count() < config.batch_size:
         raise ConfigError(

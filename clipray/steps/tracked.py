@@ -205,7 +205,8 @@ def send_recorded(workspace: str, name: str | None, sets: list[str]) -> Iterator
     Args:
         workspace: a local folder or a URI.
         name: one record; None: all.
-        sets: `tracking.uri=…` and `tracking.experiment=…` that stand above what was meant.
+        sets: `tracking.uri=…` and `tracking.experiment=…` that stand above what was meant; `tracking.uri=` is the
+            workspace's own database.
 
     Yields:
         for each record its `name` and what `tracking.record` returns.
@@ -223,7 +224,8 @@ def send_recorded(workspace: str, name: str | None, sets: list[str]) -> Iterator
         values = config.apply_sets({"tracking": tracking.wanted(one, store.uri)}, sets)
         if unknown := set(values) - {"tracking"}:
             raise ConfigError(f"--set {unknown.pop()}: only tracking.uri and tracking.experiment")
-        wanted = config.parse(Tracking, values["tracking"], "tracking")
+        given = {key: value for key, value in values["tracking"].items() if value is not None}
+        wanted = config.parse(Tracking, given, "tracking")
         tracking.check_experiment(wanted)
         plans.append((one, wanted))
     for one, wanted in plans:

@@ -17,6 +17,7 @@ def arguments(
     doc: str,
     config: str | None = CAMPAIGN,
     required: bool = True,
+    first: str = "CONFIG",
     positions: Mapping[str, str] | None = None,
     **flags: dict,
 ) -> argparse.Namespace:
@@ -26,7 +27,8 @@ def arguments(
         doc: the job's docstring, which is its help; the first command in it is the job's own.
         config: what CONFIG is.
         required: whether CONFIG must be given.
-        positions: further arguments behind the config, with their help.
+        first: the word for it in the usage.
+        positions: further arguments behind the config, with their help; a name that ends with "?" may be left out.
         flags: argparse's settings by the flag's name: `sample={"type": int, "default": 500, "help": "…"}`.
 
     Returns:
@@ -38,9 +40,10 @@ def arguments(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     many = None if required else "?"
-    parser.add_argument("config", nargs=many, metavar="CONFIG", help=config)
+    parser.add_argument("config", nargs=many, metavar=first, help=config)
     for name, words in (positions or {}).items():
-        parser.add_argument(name, metavar=name.upper(), help=words)
+        plain, many = name.rstrip("?"), "?" if name.endswith("?") else None
+        parser.add_argument(plain, nargs=many, metavar=plain.upper(), help=words)
     parser.add_argument(
         "--set",
         action="append",
@@ -54,17 +57,18 @@ def arguments(
     loud.add_argument("--verbose", action="store_true", help="show what the libraries say")
     loud.add_argument("--quiet", action="store_true", help="errors and the last line only")
     parser.add_argument("--version", action="version", version=f"clipray {clipray.__version__}")
-    return _parsed(parser, required, list(positions or ()))
+    return _parsed(parser, first if required else f"[{first}]", list(positions or ()))
 
 
 def _parsed(
-    parser: argparse.ArgumentParser, required: bool, positions: list[str]
+    parser: argparse.ArgumentParser, first: str, positions: list[str]
 ) -> argparse.Namespace:
     """The arguments; what is wrong with them is told with the usage and an example, and exit code 2."""
     options = parser.format_usage().partition(parser.prog)[2]
     optional = re.findall(r"\[(?:[^][]|\[[^]]*\])*\]", " ".join(options.split()))
-    needed = ["CONFIG" if required else "[CONFIG]", *(name.upper() for name in positions)]
-    parser.usage = " ".join([parser.prog, *needed, *(one for one in optional if one != "[CONFIG]")])
+    named = [f"[{n[:-1].upper()}]" if n.endswith("?") else n.upper() for n in positions]
+    needed = [first, *named]
+    parser.usage = " ".join([parser.prog, *needed, *(one for one in optional if one not in needed)])
     example = re.search(rf"^ +({re.escape(parser.prog)} .*?)(  .*)?$", parser.description, re.M)
 
     def fail(message: str) -> None:

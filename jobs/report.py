@@ -44,7 +44,7 @@ def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
 
 def main() -> None:
     """Find the scores, draw, tell where."""
-    given = arguments(__doc__, config=GIVEN, out=OUT)
+    given = arguments(__doc__, config=GIVEN, first="WORKSPACE", out=OUT)
     say(f"looking for the scores of {given.config}")
     store, found = places(given.config, given.set)
     from clipray.report import headline

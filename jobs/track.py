@@ -11,15 +11,19 @@ The last line on stdout is one JSON object: the runs of each record.
 """
 
 from clipray.errors import TrackingError
-from clipray.steps import tracked
 from jobs import arguments, finish, run, say
+
+WORKSPACE = "a workspace: a folder or an s3:// URI"
+NAME = {"name?": "one campaign; where none is named, all that the workspace has recorded"}
 
 
 def main() -> int:
     """Find the records, send each, tell where they are."""
-    given = arguments(__doc__, config=None, positions=("workspace", "name?"))
+    given = arguments(__doc__, config=WORKSPACE, first="WORKSPACE", positions=NAME)
+    from clipray.steps import tracked
+
     sent = []
-    for made in tracked.send_recorded(given.workspace, given.name, given.set):
+    for made in tracked.send_recorded(given.config, given.name, given.set):
         say(f"{made['name']}: {made.get('error') or made['open']}")
         sent.append(made)
     finish({"records": sent})

@@ -184,12 +184,16 @@ def _from_yaml(text: str, data_root: str) -> Dataset:
 
 
 def _backbone_from_yaml(text: str) -> Backbone:
-    """An entry in a file of its own; its `weights` and `config` lie beside it, unless they are absolute or URIs."""
+    """An entry in a file of its own; what it names lies beside it, unless the path is absolute or a URI."""
     values = read_yaml(text)
     for key in ("weights", "config"):
         place = values.get(key)
         if isinstance(place, str) and place and "://" not in place:
             values[key] = str(Path(text).absolute().parent / Path(place).expanduser())
+    scheme, _, place = str(values.get("architecture", "")).partition("local-dir:")
+    if not scheme and place:
+        folder = Path(text).absolute().parent / Path(place).expanduser()
+        values["architecture"] = f"local-dir:{folder}"
     return parse(Backbone, values, text)
 
 

@@ -22,7 +22,10 @@ MAY: dict[str, tuple[str, str]] = {
     "clipray.catalog": ("", "config sources"),
     "clipray.sources": ("numpy PIL pyarrow fsspec sklearn matplotlib", "config schema"),
     "clipray.images": ("numpy PIL", ""),
-    "clipray.backbones": ("numpy torch open_clip safetensors fsspec filelock", "config images"),
+    "clipray.backbones": (
+        "numpy torch open_clip safetensors fsspec filelock huggingface_hub",
+        "config images",
+    ),
     "clipray.store": ("pyarrow fsspec", "config secrets"),
     "clipray.numerics": ("numpy scipy torch", ""),
     "clipray.steps": (

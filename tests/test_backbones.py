@@ -103,7 +103,7 @@ def test_another_files_content_is_another_what(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
     specs = [
-        Backbone(name="x", architecture="ViT-B-32", weights=str(tmp_path / name))
+        Backbone(name="x", architecture="ViT-B-32", weights=str(tmp_path / name), like="openai")
         for name in ("a", "b")
     ]
     assert backbones.origin(specs[0]) != backbones.origin(specs[1])
@@ -116,7 +116,10 @@ def test_another_files_content_is_another_what(tmp_path):
     [
         ({"architecture": "ViT-Z-99", "pretrained": "openai"}, "no architecture 'ViT-Z-99'"),
         ({"architecture": "ViT-B-32", "pretrained": "nobody"}, "no tag 'nobody'"),
-        ({"architecture": "ViT-B-32", "weights": "/nowhere/at/all.pt"}, "x"),
+        (
+            {"architecture": "ViT-B-32", "weights": "/nowhere/at/all.pt", "like": "openai"},
+            "there is no file /nowhere/at/all.pt",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_said_clearly(changes, words):

@@ -96,7 +96,9 @@ def test_changed_weights_are_another_backbone(requests, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPRAY_CACHE", str(tmp_path / "cache"))
     s3, spec = (
         fsspec.filesystem("s3"),
-        Backbone(name="b", architecture="a", weights="s3://bucket/weights/b.pt"),
+        Backbone(
+            name="b", architecture="ViT-B-32", weights="s3://bucket/weights/b.pt", like="openai"
+        ),
     )
     with pytest.raises(ConfigError, match=r"s3://bucket/weights/b\.pt: there is no such object"):
         backbones.origin(spec)

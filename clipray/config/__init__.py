@@ -58,22 +58,70 @@ class Dataset(Strict):
         return splits
 
 
+class Preprocessing(Strict):
+    """How a backbone wants its images, in open_clip's words."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"]
+    resize_mode: Literal["shortest", "longest", "squash"]
+    fill_color: int = Field(0, ge=0, le=255)
+    size: int | tuple[int, int] | None = None  # the model's own; another one is refused
+
+    @field_validator("std")
+    @classmethod
+    def _above_zero(cls, std: tuple[float, ...]) -> tuple[float, ...]:
+        if min(std) <= 0:
+            raise ValueError("a standard deviation is above 0")
+        return std
+
+
 class Backbone(Strict):
-    """One CLIP model: an open_clip architecture with a pretrained tag, or with weights of one's own."""
+    """One CLIP model: open_clip's name for it, where its weights are, and how it wants its images.
+
+    `architecture` is a name of open_clip with `pretrained` (a tag of it) or `weights` (a file, or a URI), or it is
+    `hf-hub:<org>/<name>` or `local-dir:<folder>`, which hold their weights.
+    """
 
     name: Name
-    architecture: str
+    architecture: str = Field(min_length=1)
     pretrained: str = ""
     weights: str = ""
-    config: str = ""
+    config: str = ""  # the model config of an architecture that open_clip does not know
+    preprocess: Preprocessing | None = None  # of weights of one's own
+    like: str = ""  # or: a tag whose preprocessing and activation they share, `<tag>` or `<architecture>/<tag>`
+    revision: str = ""  # commit, branch or tag of the hub; default: the newest
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if bool(self.pretrained) == bool(self.weights):
+        scheme, _, place = self.architecture.partition(":")
+        if scheme in ("hf-hub", "local-dir"):
+            if not place:
+                raise ValueError(f"{scheme}: what? write hf-hub:<org>/<name> or local-dir:<folder>")
+            if self.pretrained or self.weights or self.config:
+                raise ValueError(
+                    f"{scheme}: holds its weights and config; leave out `pretrained`, `weights`, `config`"
+                )
+        elif bool(self.pretrained) == bool(self.weights):
             raise ValueError(
-                "give exactly one of `pretrained` (an open_clip tag) and `weights` (a path or s3:// URI)"
+                "give exactly one of `pretrained` (an open_clip tag) and `weights` (a path or s3:// URI), "
+                "or an architecture hf-hub:<org>/<name> or local-dir:<folder>"
             )
+        if self.revision and (self.weights or scheme == "local-dir"):
+            raise ValueError("`revision` is for weights of the hub")
+        self._check_preprocessing()
         return self
+
+    def _check_preprocessing(self) -> None:
+        if self.preprocess and self.like:
+            raise ValueError("give one of `preprocess` and `like`")
+        if self.pretrained and (self.preprocess or self.like):
+            raise ValueError("leave out `preprocess` and `like`: the tag says it")
+        if self.weights and not (self.config or self.preprocess or self.like):
+            raise ValueError(
+                "`weights` do not say how images are prepared: add `like: <open_clip tag>` (of the model that they "
+                "were trained from), or `preprocess: {mean, std, interpolation, resize_mode}`"
+            )
 
 
 class Pool(Strict):

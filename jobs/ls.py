@@ -42,7 +42,7 @@ def main() -> None:
         table.add_row(
             backbone.name,
             backbone.architecture,
-            backbone.pretrained or redacted(backbone.weights),
+            backbone.pretrained or redacted(backbone.weights) or backbone.revision or "(its own)",
             within,
         )
     screen.print(table)

@@ -382,3 +382,13 @@ def test_a_shard_that_kills_every_worker_ends_the_run(campaign, monkeypatch, loc
 
 def test_other_errors_are_not_taken_for_lost_workers():
     assert cluster.lost(ValueError("no")) is None
+
+
+def test_what_reaches_weights_is_handed_on_to_workers_once():
+    """Workers of a cluster do not inherit it; Ray refuses a variable that a submitted job has got already."""
+    environment = {"HF_HOME": "/hf", "HF_TOKEN": "t", "AWS_REGION": "x", "PATH": "/bin"}
+    wanted = {"HF_HOME": "/hf", "HF_TOKEN": "t", "AWS_REGION": "x"}
+    assert cluster.handed_on(environment) == wanted
+    job = {"runtime_env": {"env_vars": {"HF_TOKEN": "t"}}}
+    environment[cluster.SUBMITTED] = json.dumps(job)
+    assert cluster.handed_on(environment) == {"HF_HOME": "/hf", "AWS_REGION": "x"}

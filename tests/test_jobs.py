@@ -68,7 +68,7 @@ def test_usage_is_the_command_that_one_types(monkeypatch, capsys, job):
         return
     code, out, err = call(monkeypatch, capsys, job)
     assert (code, out) == (2, "")
-    assert "error: the following arguments are required: {first}" in err
+    assert f"error: the following arguments are required: {first}" in err
     assert f"for example: python -m jobs.{job} " in err
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from clipray import backbones, images
 from clipray.config import Backbone, parse
+from clipray.errors import ConfigError
 
 # family → (architecture, tag whose preprocessing and activation it has, smaller timm tower)
 FAMILIES = {
@@ -70,7 +71,7 @@ def made(tmp_path_factory):
             open_clip.add_model_config(path)
             torch.manual_seed(1)
             model = open_clip.create_model(path.stem, pretrained_text=False).eval()
-            # large enough that another crop, mean or activation shows; random towers hardly see their input
+            # such as trained models have, and not of the default's own making
             model.logit_scale.data.fill_(3.3)
             if model.logit_bias is not None:
                 model.logit_bias.data.fill_(-11.2)
@@ -219,3 +220,133 @@ def test_features_are_open_clips_own(made, tmp_path, family, form):
             assert half.scale == encoder.scale
             assert half.bias == encoder.bias
             assert least(half.texts(TEXTS), encoder.texts(TEXTS)) >= 0.999, precision
+
+
+def test_quickgelu_is_forced_where_the_tag_has_it(made, tmp_path):
+    """A plain architecture with weights like OpenAI's; the features are those of the QuickGELU architecture."""
+    _, model = made("vit-quickgelu")
+    plain = small("vit-quickgelu")
+    plain.pop("quick_gelu")
+    path = tmp_path / "plain-vit.json"
+    path.write_text(json.dumps(plain))
+    entry = stored(model, "state_dict", tmp_path, path) | {"like": "ViT-B-32/openai"}
+    encoder = backbones.load(parse(Backbone, {"name": "x", **entry}, "here"))
+    expected = theirs(model, "ViT-B-32-quickgelu", "openai")
+    assert least(ours(encoder), expected) >= 0.99999
+    assert backbones.facts(encoder)["activation"] == {"image": ["QuickGELU"], "text": ["QuickGELU"]}
+    gelu = backbones.load(parse(Backbone, {"name": "x", **entry, "like": ""}, "here"))
+    largest = float(expected.abs().max())
+    assert torch.allclose(ours(encoder), expected, atol=1e-4 * largest)
+    assert not torch.allclose(ours(gelu), expected, atol=1e-3 * largest)  # the comparison can fail
+
+
+def test_quickgelu_is_refused_where_the_tag_has_gelu(made, tmp_path):
+    config, model = made("vit-quickgelu")
+    entry = stored(model, "state_dict", tmp_path, config) | {"like": "ViT-B-32/laion2b_s34b_b79k"}
+    with pytest.raises(ConfigError, match="was trained with GELU"):
+        backbones.load(parse(Backbone, {"name": "x", **entry}, "here"))
+
+
+def test_an_archive_of_openai_has_quickgelu_whatever_the_architecture(made, tmp_path):
+    _, model = made("vit-quickgelu")
+    plain = small("vit-quickgelu")
+    plain.pop("quick_gelu")
+    path = tmp_path / "plain-vit.json"
+    path.write_text(json.dumps(plain))
+    held = Holder(model).half()  # as they are published
+    for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
+        held.register_buffer(name, torch.tensor(value))
+    torch.jit.save(torch.jit.trace(held, torch.zeros(1)), tmp_path / "ViT.pt")
+    entry = {"architecture": "plain-vit", "config": str(path), "weights": str(tmp_path / "ViT.pt")}
+    encoder = backbones.load(parse(Backbone, {"name": "x", **entry}, "here"))
+    assert (
+        least(ours(encoder), theirs(model, "ViT-B-32-quickgelu", "openai")) >= 0.9999
+    )  # weights in fp16
+
+
+def test_preprocessing_in_full_is_the_tags_own(made, tmp_path):
+    config, model = made("siglip")
+    settings = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
+    entry = stored(model, "state_dict", tmp_path, config) | {"preprocess": settings}
+    encoder = backbones.load(parse(Backbone, {"name": "x", **entry}, "here"))
+    assert least(ours(encoder), theirs(model, "ViT-B-16-SigLIP", "webli")) >= 0.99999
+    entry["preprocess"] = settings | {"size": 256}
+    with pytest.raises(
+        ConfigError, match=r"preprocess.size is 256, but small-siglip takes \(224, 224\)"
+    ):
+        backbones.load(parse(Backbone, {"name": "x", **entry}, "here"))
+
+
+def test_a_tokenizer_that_is_not_the_text_towers_is_refused(made, tmp_path):
+    """open_clip would take CLIP's for a local SigLIP that names none."""
+    config, model = made("siglip")
+    entry = directory(model, "siglip", tmp_path, config)
+    told = json.loads((tmp_path / "open_clip_config.json").read_text())
+    told["model_cfg"]["text_cfg"].pop("hf_tokenizer_name")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(told))
+    encoder = backbones.load(parse(Backbone, {"name": "x", **entry}, "here"))
+    with pytest.raises(ConfigError, match="the tokenizer SimpleTokenizer 49408"):
+        encoder.texts(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("pickle", "pickled Python objects"),
+        ("garbage", "is damaged"),
+        ("empty", "does not load"),
+        ("other", "does not load"),
+        ("html.safetensors", "does not load"),
+    ],
+)
+def test_what_is_no_checkpoint_of_the_model_is_refused(made, tmp_path, content, words):
+    config, model = made("vit")
+    path = tmp_path / content
+    if content == "pickle":
+        torch.save({"state_dict": model.state_dict(), "picture": pictures()[0]}, path)
+    elif content == "other":
+        torch.save({"visual.conv1.weight": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(b"" if content == "empty" else b"<html>not found</html>")
+    entry = {"architecture": config.stem, "config": str(config), "weights": str(path)}
+    with pytest.raises(ConfigError, match=words):
+        backbones.load(parse(Backbone, {"name": "x", **entry}, "here"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"architecture": "ViT-B-16-SigLIP", "weights": "a.pt"}, "add `like: <open_clip tag>`"),
+        ({"architecture": "hf-hub:", "pretrained": "x"}, "hf-hub: what"),
+        ({"architecture": "hf-hub:a/b", "pretrained": "x"}, "leave out `pretrained`"),
+        ({"architecture": "ViT-B-32", "pretrained": "openai", "like": "openai"}, "the tag says it"),
+        (
+            {"architecture": "ViT-B-32", "weights": "a", "like": "openai", "revision": "b"},
+            "of the hub",
+        ),
+        ({"architecture": "ViT-B-32", "weights": "a", "preprocess": {"mean": [0, 0, 0]}}, "std"),
+    ],
+)
+def test_entries_that_say_too_little_or_too_much(entry, words):
+    with pytest.raises(ConfigError, match=words):
+        parse(Backbone, {"name": "x", **entry}, "here")
+
+
+def test_a_local_directory_is_known_by_its_content(made, tmp_path):
+    config, model = made("siglip")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        entry = directory(model, "siglip", folder, config)
+    specs = [Backbone(name="x", architecture=f"local-dir:{folder}") for folder in folders]
+    before = backbones.origin(specs[0])
+    assert backbones.origin(specs[1]) == before
+    file = folders[0] / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    assert backbones.origin(specs[0]) != before
+    assert entry["architecture"] == specs[1].architecture

@@ -74,15 +74,14 @@ def fetch(hub_file: HubFile, revision: str = "") -> Path:
         ConfigError: it is not in the cache and cannot be fetched.
     """
     from filelock import FileLock
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
     lock = cache() / "locks" / sha256(f"{hub_file.repo}/{hub_file.file}".encode()).hexdigest()[:32]
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock):
-            kept = try_to_load_from_cache(hub_file.repo, hub_file.file, revision=hub_file.commit)
-            if isinstance(kept, str):
-                return Path(kept)
+            if (kept := _held(hub_file)) is not None:
+                return kept
             path = hf_hub_download(hub_file.repo, hub_file.file, revision=revision or None)
             if hub_file.commit in Path(path).parts:
                 return Path(path)
@@ -102,7 +101,7 @@ def first_line(error: BaseException) -> str:
 
 def _ask(repo: str, names: tuple[str, ...], revision: str) -> HubFile | None:
     """What the hub says; None where it cannot be reached."""
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import errors, get_hf_file_metadata, get_token, hf_hub_url
 
     if _down:
         return None
@@ -110,7 +109,7 @@ def _ask(repo: str, names: tuple[str, ...], revision: str) -> HubFile | None:
     for name in names:
         try:
             url = hf_hub_url(repo, name, revision=revision or None)
-            told = get_hf_file_metadata(url, timeout=TIMEOUT)
+            told = get_hf_file_metadata(url, token=get_token(), timeout=TIMEOUT)
         except errors.EntryNotFoundError:
             continue
         except errors.HFValidationError as error:
@@ -145,6 +144,18 @@ def _cached(repo: str, names: tuple[str, ...], revision: str) -> HubFile | None:
             # where links cannot be made, the cache holds a copy in place of a link to a blob
             content = blob.name if blob.parent.name == "blobs" else digest(path)
             return HubFile(repo, name, commit, content, blob.stat().st_size)
+    return None
+
+
+def _held(hub_file: HubFile) -> Path | None:
+    """The file in the local cache, as any commit that has the same content holds it."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{hub_file.repo.replace('/', '--')}"
+    for path in sorted(folder.glob(f"snapshots/*/{hub_file.file}")):
+        blob = path.resolve()
+        if blob.name == hub_file.content and blob.is_file():
+            return path
     return None
 
 

@@ -66,8 +66,8 @@ def create(
         _load(model, source.weights, state)
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"backbone {spec.name}: {source.file} holds pickled Python objects, which could run code when loaded. "
-            "Save its state dict: torch.save(model.state_dict(), path), or safetensors"
+            f"backbone {spec.name}: {source.file} is damaged, or holds pickled Python objects, which could run code "
+            "when loaded. Save its state dict: torch.save(model.state_dict(), path), or safetensors"
         ) from error
     except ConfigError:
         raise
@@ -232,6 +232,36 @@ def tokenizer_of(spec: Backbone, source: Source | None):
             "name the right one by `hf_tokenizer_name` in the model config's `text_cfg`"
         )
     return made
+
+
+def facts(encoder: Any) -> dict[str, Any]:
+    """Return what a card says of a loaded backbone's files, activations and tokenizer."""
+    source = encoder.source
+    made = encoder.tokenizer
+    told: dict[str, Any] = {}
+    if source is not None:
+        told = {
+            "file": source.file,
+            "revision": source.revision,
+            "file_mb": source.weights.stat().st_size / 1e6,
+        }
+    visual = encoder.model.visual
+    inside = {id(module) for module in visual.modules()}
+    others = [module for module in encoder.model.modules() if id(module) not in inside]
+    told["activation"] = {
+        "image": _activations(list(visual.modules())),
+        "text": _activations(others),
+    }
+    name = getattr(getattr(made, "tokenizer", None), "name_or_path", "")
+    told["tokenizer"] = f"{type(made).__name__} {name}".strip()
+    return told
+
+
+def _activations(modules: list) -> list[str]:
+    """The names of the activations among some modules, without those that gate or do nothing."""
+    known = ("QuickGELU", "GELU", "GELUTanh", "ReLU", "SiLU", "SwiGLU")
+    names = {type(module).__name__ for module in modules}
+    return [name for name in known if name in names]
 
 
 def untrained(config: str) -> "torch.nn.Module":

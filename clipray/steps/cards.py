@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clipray.backbones import Encoder
 
 BATCH = 32  # images at a time when a model is timed
+CLOSE = 0.999  # least cosine of an embedding in half precision to the one in fp32
 
 
 def address(store: Store, spec: Backbone, precision: str) -> str:
@@ -51,6 +52,7 @@ def measure(encoder: "Encoder") -> dict:
     """
     visual = encoder.model.visual
     return {
+        **backbones.facts(encoder),
         "dim": encoder.dim,
         "scale": encoder.scale,
         "bias": encoder.bias,
@@ -62,6 +64,30 @@ def measure(encoder: "Encoder") -> dict:
         "memory_mb": sum(p.numel() * p.element_size() for p in visual.parameters()) / 1e6,
         "seconds_per_image": seconds_per_image(encoder),
     }
+
+
+def describe(encoder: "Encoder") -> dict:
+    """What `jobs.backbones` shows of a backbone: where it comes from, its card, and what half precision does to it."""
+    spec = encoder.spec
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "origin": backbones.origin(spec),
+        **measure(encoder),
+        "drift": {precision: drift(encoder, precision) for precision in ("fp16", "bf16")},
+    }
+
+
+def drift(encoder: "Encoder", precision: str) -> float | str:
+    """The least cosine between embeddings in a precision and the loaded ones; the reason where it cannot compute."""
+    crops = np.random.default_rng(0).integers(0, 256, (4, *encoder.preprocess.size, 3), np.uint8)
+    try:
+        other = backbones.load(encoder.spec, precision, encoder.device).images(crops, 4)
+    except RuntimeError as error:  # an operation that the device does not have in this precision
+        return str(error).splitlines()[0]
+    exact = encoder.images(crops, 4)
+    lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(other, axis=1)
+    return float(((exact * other).sum(1) / lengths).min())
 
 
 def cost(card: dict) -> dict[str, float]:

@@ -1,17 +1,21 @@
 """The Ray cluster that this process is in, or a local one of its own."""
 
 import contextlib
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from clipray.config import Compute
 from clipray.errors import ConfigError
 from clipray.progress import working
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
+
+
+HANDED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT")
 
 
 def connect(compute: Compute, verbose: bool) -> dict[str, float]:
@@ -34,6 +38,7 @@ def connect(compute: Compute, verbose: bool) -> dict[str, float]:
             try:
                 ray.init(
                     address=compute.address or None,
+                    runtime_env={"env_vars": handed_on(os.environ)},
                     log_to_driver=verbose,
                     logging_level=logging.INFO if verbose else logging.ERROR,
                 )
@@ -44,6 +49,20 @@ def connect(compute: Compute, verbose: bool) -> dict[str, float]:
                     "it.\n  --set compute.address=local starts a Ray of this job's own"
                 ) from error
     return ray.cluster_resources()
+
+
+def handed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which workers reach weights and storage; a cluster's do not inherit the driver's.
+
+    Those that a submitted job was given reach its workers already, and Ray refuses to be told twice.
+    """
+    submitted = json.loads(environment.get(SUBMITTED) or "{}").get("runtime_env") or {}
+    known = (submitted.get("env_vars") or {}).keys()
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name in HANDED_ON or name.startswith("AWS_")) and name not in known
+    }
 
 
 def check_lasting(**places: str) -> None:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from clipray import catalog, sources
+from clipray import backbones, catalog, sources
 from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
 from clipray.progress import doing, progress
@@ -53,7 +53,7 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
     """
     checks.check(campaign)
     store = Store(campaign.workspace)
-    specs = catalog.backbones(campaign.backbones)
+    specs = [backbones.pinned(spec) for spec in catalog.backbones(campaign.backbones)]
     config_names.refuse_merged((spec.name for spec in specs), "backbones")
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
     config_names.refuse_merged((dataset.name for dataset in datasets), "datasets")

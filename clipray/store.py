@@ -4,11 +4,14 @@ An artefact is a folder whose address is its kind, its names and the fingerprint
 `manifest.json` is there; parts without one are resumed or overwritten, never read as complete.
 """
 
+import contextlib
+import errno
 import functools
 import io
 import json
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import pyarrow.parquet as pq
 
 from clipray import secrets
 from clipray.config import fingerprint
+from clipray.errors import StoreError
 
 MANIFEST = "manifest.json"
 VERSIONS = (
@@ -31,6 +35,18 @@ VERSIONS = (
     "numpy",
     "scikit-learn",
 )
+
+REMEDIES = {
+    errno.ENOSPC: "make room there, or give another place: --set workspace=…",
+    errno.EDQUOT: "make room there, or give another place: --set workspace=…",
+    errno.EROFS: "give a place that can be written to: --set workspace=…",
+    errno.EACCES: "give its owner or mode the right to, or another place: --set workspace=…",
+    errno.EPERM: "give its owner or mode the right to, or another place: --set workspace=…",
+    errno.ENOTDIR: "a part of that path is a file: give a folder, --set workspace=…",
+    errno.EEXIST: "a part of that path is a file: give a folder, --set workspace=…",
+    errno.EISDIR: "a folder stands where a file should be: remove it",
+    errno.ENAMETOOLONG: "shorten the names in the config",
+}
 
 
 class Store:
@@ -61,29 +77,63 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
-        return self.fs.exists(f"{self.root}/{path}")
+        with self._told("read", path):
+            return self.fs.exists(f"{self.root}/{path}")
 
     def names(self, address: str) -> set[str]:
         """The file names in a folder; empty where it is not there."""
-        try:
-            return {Path(path).name for path in self.fs.ls(f"{self.root}/{address}", detail=False)}
-        except FileNotFoundError:
-            return set()
+        with self._told("read", address):
+            try:
+                paths = self.fs.ls(f"{self.root}/{address}", detail=False)
+            except FileNotFoundError:
+                return set()
+        return {Path(path).name for path in paths}
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole or not at all: a rename locally, a single put remotely."""
+        """Write a file whole or not at all: a rename locally, a single put remotely.
+
+        Raises:
+            StoreError: it cannot be written; what stood there before still does, and nothing else is left behind.
+        """
         target = f"{self.root}/{path}"
-        if not self.local:
-            self.fs.pipe_file(target, data)
-            return
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        part = Path(f"{target}.{time.time_ns()}.part")
-        part.write_bytes(data)
-        part.replace(target)
+        with self._told("written", path):
+            if not self.local:
+                self.fs.pipe_file(target, data)
+                return
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            part = Path(f"{target}.{time.time_ns()}.part")
+            try:
+                part.write_bytes(data)
+                part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
 
     def read(self, path: str) -> bytes:
         """A file's bytes; `FileNotFoundError` where it is not there."""
-        return self.fs.cat_file(f"{self.root}/{path}")
+        with self._told("read", path):
+            return self.fs.cat_file(f"{self.root}/{path}")
+
+    @contextlib.contextmanager
+    def _told(self, done: str, path: str) -> Iterator[None]:
+        """Tell what the file system or the service answers as a `StoreError`, save that a file is not there.
+
+        fsspec's file systems raise `OSError` for what the service refuses; botocore's own errors, such as an endpoint
+        that does not answer, derive from `Exception` alone.
+        """
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and done == "read":
+                raise
+            if self.local and not isinstance(error, OSError):
+                raise  # a fault of ours
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            number = getattr(error, "errno", None)
+            remedy = REMEDIES.get(number, "see that the workspace's place is there and reachable")
+            raise StoreError(f"{self.place(path)} cannot be {done} ({reason}): {remedy}") from error
 
     def write_table(self, path: str, table: pa.Table) -> None:
         """Write a Parquet file; equal tables give equal bytes."""
@@ -92,8 +142,17 @@ class Store:
         self.write(path, sink.getvalue())
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a Parquet file."""
-        return pq.read_table(pa.BufferReader(self.read(path)), columns=columns)
+        """Read a Parquet file.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        try:
+            return pq.read_table(pa.BufferReader(self.read(path)), columns=columns)
+        except pa.ArrowInvalid as error:
+            raise StoreError(
+                f"{self.place(path)} is not a whole Parquet file ({error}): remove it, and run again"
+            ) from error
 
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as JSON."""
@@ -105,6 +164,10 @@ class Store:
             return json.loads(self.read(path))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise StoreError(
+                f"{self.place(path)} is not whole JSON ({error}): remove it, and run again"
+            ) from error
 
     def manifest(self, address: str) -> dict | None:
         """A complete artefact's manifest; None where it is not complete."""

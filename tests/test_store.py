@@ -1,10 +1,13 @@
 """Artefacts are written whole, complete only with a manifest, and read sorted."""
 
+import os
 import pickle
+import subprocess
 
 import pyarrow as pa
 import pytest
 
+from clipray.errors import StoreError
 from clipray.store import Store
 
 
@@ -58,7 +61,45 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         store.write("x/file", b"after")
     assert store.read("x/file") == b"before"
-    assert store.names("x") >= {"file"}
+    assert store.names("x") == {"file"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_a_full_disk_is_told_with_its_path_and_leaves_no_part(tmp_path):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        store = Store(str(tmp_path))
+        store.write("x/file", b"before")
+        with pytest.raises(
+            StoreError, match=r"x/file cannot be written \(No space left.*workspace="
+        ):
+            store.write("x/file", bytes(2**20))
+        assert store.read("x/file") == b"before"
+        assert store.names("x") == {"file"}
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        with pytest.raises(StoreError, match=r"Read-only file system.*workspace="):
+            store.write("x/file", b"after")
+        assert store.names("x") == {"file"}
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_workspace_that_is_a_file_and_damaged_files_are_told(tmp_path):
+    (tmp_path / "ws").write_text("")
+    store = Store(str(tmp_path / "ws"))
+    with pytest.raises(StoreError, match="part of that path is a file"):
+        store.write("x/file", b"")
+    store = Store(str(tmp_path / "other"))
+    store.write("table.parquet", b"PAR1 and no more")
+    store.write("x/manifest.json", b"{")
+    with pytest.raises(StoreError, match=r"table.parquet is not a whole Parquet file.*remove it"):
+        store.read_table("table.parquet")
+    with pytest.raises(StoreError, match=r"manifest.json is not whole JSON.*remove it"):
+        store.manifest("x")
 
 
 def test_addresses_change_with_what_and_move_with_nothing(tmp_path):

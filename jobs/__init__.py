@@ -81,20 +81,19 @@ def tracked(result: dict[str, Any]) -> int:
 def run(main: Callable[[], int | None]) -> None:
     """Call a job's main and leave.
 
-    An error of `clipray.errors` is told without a traceback, with its exit code; workers that died too often, with 1.
+    An error of `clipray.errors` is told without a traceback, with its exit code, also where a worker raised it; workers
+    that died too often are one.
     """
     try:
         with progress.heartbeat():
             code = main() or 0
-    except ClipRayError as error:
-        _tell(f"error: {error}")
-        code = error.exit_code
     except KeyboardInterrupt:
         _tell("stopped; the same command continues")
         code = 130
     except Exception as error:
-        _tell(f"error: {words}" if (words := _lost(error)) else traceback.format_exc())
-        code = 1
+        told = _known(error)
+        _tell(f"error: {told}" if told else traceback.format_exc())
+        code = told.exit_code if told else 1
     sys.exit(code)
 
 
@@ -103,9 +102,9 @@ def _tell(text: str) -> None:
     print(redacted(text), file=sys.stderr, flush=True)
 
 
-def _lost(error: Exception) -> str | None:
+def _known(error: Exception) -> ClipRayError | None:
     if "ray" not in sys.modules:
-        return None
-    from clipray.steps.cluster import lost
+        return error if isinstance(error, ClipRayError) else None
+    from clipray.steps.cluster import known
 
-    return lost(error)
+    return known(error)

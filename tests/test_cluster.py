@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from clipray import backbones
-from clipray.config import Backbone
-from clipray.errors import ConfigError
+from clipray.config import Backbone, Compute
+from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
 from clipray.steps import cluster, embed, run
 
@@ -392,3 +392,109 @@ def test_what_reaches_weights_is_handed_on_to_workers_once():
     job = {"runtime_env": {"env_vars": {"HF_TOKEN": "t"}}}
     environment[cluster.SUBMITTED] = json.dumps(job)
     assert cluster.handed_on(environment) == {"HF_HOME": "/hf", "AWS_REGION": "x"}
+
+
+def test_what_a_worker_raised_is_told_as_it_was_raised(local_ray):
+    """Ours comes out of Ray's wrapping with its own words and exit code; one task's error ends no other task."""
+
+    def work(number: int) -> int:
+        from clipray.errors import ErrorBudget
+
+        if number == 1:
+            raise ErrorBudget("pets: too many")
+        if number == 2:
+            raise ValueError("a fault")
+        return number
+
+    work.__module__ = "__main__"  # sent by value: workers cannot import a test
+    done = {
+        n: (result, error)
+        for n, result, error in cluster.attempts(work, [(n,) for n in range(4)], 1, 0, 0)
+    }
+    assert [done[n][0] for n in range(4)] == [0, None, None, 3]
+    told = cluster.known(done[1][1])
+    assert (type(told), str(told), told.exit_code) == (ErrorBudget, "pets: too many", 3)
+    assert cluster.known(done[2][1]) is None
+    assert cluster.reason(done[1][1]) == "pets: too many"
+    assert cluster.reason(done[2][1]) == "ValueError: a fault"
+    with pytest.raises(ErrorBudget, match=r"^pets: too many$"):
+        list(cluster.tasks(work, [(1,)], 1, 0, 0))
+
+
+def test_a_full_disk_ends_every_task(local_ray):
+    def work() -> None:
+        from clipray.errors import StoreError
+
+        raise StoreError("the disk is full")
+
+    work.__module__ = "__main__"
+    with pytest.raises(StoreError, match=r"^the disk is full$"):
+        list(cluster.attempts(work, [()], 1, 0, 0))
+
+
+def test_cuda_where_nothing_has_a_gpu_is_told_at_once(local_ray):
+    with pytest.raises(ConfigError, match=r"compute.device: cuda: no GPU is in the cluster.*=auto"):
+        cluster.device(Compute(device="cuda"), local_ray.cluster_resources())
+    assert cluster.device(Compute(device="cuda"), {"GPU": 1.0}) == "cuda"
+    assert cluster.device(Compute(), {"CPU": 2.0}) == "cpu"
+
+
+def test_a_running_cluster_answers_the_probe(local_ray):
+    cluster.probe(local_ray.get_runtime_context().gcs_address)
+
+
+@pytest.mark.parametrize("kind", ["closed", "silent", "http", "nonsense"])
+def test_a_dead_address_is_told_within_seconds(kind, tmp_path):
+    """No server, one that hangs, one of something else, and no address at all."""
+    (port,) = free_ports(1)
+    address = "nowhere" if kind == "nonsense" else f"127.0.0.1:{port}"
+    with contextlib.ExitStack() as stack:
+        if kind == "silent":
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        if kind == "http":
+            server = subprocess.Popen(
+                [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)],
+                cwd=tmp_path,
+                stderr=subprocess.DEVNULL,
+            )
+            stack.callback(server.wait)
+            stack.callback(server.kill)
+            wait_for(port)
+        start = time.monotonic()
+        with pytest.raises(ConfigError, match=r"compute\.address=local") as caught:
+            cluster.probe(address)
+        assert address in str(caught.value)
+        assert time.monotonic() - start < 2 * cluster.PROBE_SECONDS
+
+
+def wait_for(port: int) -> None:
+    for _ in range(200):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "words"),
+    [
+        ({"RAY_ADDRESS": "127.0.0.1:1"}, 2, "no Ray cluster answers at 127.0.0.1:1"),
+        ({"RAY_TMPDIR": "/proc/nothing"}, 1, "Ray does not start on this machine"),
+    ],
+)
+def test_a_job_tells_that_there_is_no_ray_without_a_traceback(variables, code, words, tmp_path):
+    command = [sys.executable, "-m", "jobs.embed", "configs/demo.yaml", "--set", "limit=4"]
+    command += ["--set", f"workspace={tmp_path}/ws", "--set", "datasets=[digits]"]
+    command += ["--set", "backbones=[vit-p6-36]"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=plain_environment(HOME=str(tmp_path), **variables),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    assert f"error: {words}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

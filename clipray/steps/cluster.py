@@ -4,15 +4,29 @@ import contextlib
 import json
 import logging
 import os
+import re
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from clipray.config import Compute
-from clipray.errors import ConfigError
-from clipray.progress import working
+from clipray.errors import ClipRayError, ClusterError, ConfigError, StoreError
+from clipray.progress import say, working
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
+STARTS, WAIT = 3, 120  # attempts to start a local Ray; seconds more for its raylet at each
+RAYLET_WAIT = "RAY_raylet_start_wait_time_s"  # Ray reads it in just this spelling
+PROBE_SECONDS = 5.0
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
+    (0, 0, 0, 4, 0, 0, 0, 0, 0)
+)  # a client's greeting
+SETTINGS = b"\x04"  # the kind of frame that a server greets with
+ADDRESSES = (
+    "unset RAY_ADDRESS if it is gone (or `ray stop` to forget it), give that of one that runs (host:port) as "
+    "compute.address,\n  or start a Ray of this job's own with --set compute.address=local"
+)
 
 
 HANDED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT")
@@ -28,27 +42,113 @@ def connect(compute: Compute, verbose: bool) -> dict[str, float]:
 
     Raises:
         ConfigError: there is a cluster, and it cannot be joined; a local one in its place would be a surprise.
+        ClusterError: a local one does not start.
     """
     import ray
 
     if not verbose:
         quiet()
     if not ray.is_initialized():
-        with working("starting Ray"), contextlib.nullcontext() if verbose else hushed():
-            try:
-                ray.init(
-                    address=compute.address or None,
-                    runtime_env={"env_vars": handed_on(os.environ)},
-                    log_to_driver=verbose,
-                    logging_level=logging.INFO if verbose else logging.ERROR,
-                )
-            except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-                raise ConfigError(
-                    f"cannot join the Ray cluster ({_first_lines(error)}).\n  If it asks for a token: set "
-                    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. If it is gone: unset RAY_ADDRESS, or `ray stop` to forget "
-                    "it.\n  --set compute.address=local starts a Ray of this job's own"
-                ) from error
+        address = known_address(compute)
+        with working("joining the Ray cluster" if address else "starting Ray"):
+            if address:
+                probe(address)
+                _join(compute, verbose)
+            else:
+                _start(compute, verbose)
     return ray.cluster_resources()
+
+
+def known_address(compute: Compute) -> str | None:
+    """The address of the cluster to join, as Ray itself would look for it; None where a local one is to be started."""
+    from ray._private import services
+
+    address = compute.address or os.environ.get("RAY_ADDRESS") or None
+    if address == "auto":
+        address = services.get_ray_address_from_environment(None, None)
+        if address is None:
+            raise ConfigError(
+                "compute.address: auto: no Ray cluster runs on this machine; start one with `ray start --head`, or "
+                "leave the address out"
+            )
+    if address is None:
+        address = services.find_bootstrap_address(None)  # what `ray start` left on record
+    return None if address == "local" else address
+
+
+def probe(address: str) -> None:
+    """`ConfigError` unless a gRPC server answers at the address: Ray itself would try for minutes, in silence.
+
+    A server greets in HTTP/2, so a port of something else, or of a server that hangs, is found out too. With TLS
+    only the connection is tried.
+    """
+    match = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)/?", address)
+    if match is None:
+        raise ConfigError(f"{address!r} is no address of a Ray cluster: {ADDRESSES}")
+    host, port = match[1], int(match[2])
+    try:
+        with socket.create_connection((host, port), PROBE_SECONDS) as link:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return
+            link.sendall(HTTP2)
+            greeting = b""
+            while len(greeting) < 9 and (more := link.recv(9 - len(greeting))):
+                greeting += more
+            if greeting[3:4] == SETTINGS:
+                return
+            reason = "what answers there is not Ray"
+    except (OSError, OverflowError) as error:
+        reason = str(error)
+    raise ConfigError(f"no Ray cluster answers at {address} ({reason}): {ADDRESSES}")
+
+
+def _join(compute: Compute, verbose: bool) -> None:
+    import ray
+
+    try:
+        _init(compute.address or None, verbose)
+    except Exception as error:  # Ray raises bare ones too
+        if (
+            not isinstance(error, (ConnectionError, RuntimeError, ray.exceptions.RayError))
+            and type(error) is not Exception
+        ):
+            raise
+        raise ConfigError(
+            f"cannot join the Ray cluster ({_first_lines(error)}).\n  If it asks for a token: set "
+            f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. Otherwise: {ADDRESSES}"
+        ) from error
+
+
+def _start(compute: Compute, verbose: bool) -> None:
+    """Start a local Ray; a busy machine may need more than the 30 s that Ray gives it, so it is tried again."""
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            _init("local", verbose)
+            return
+        except Exception as error:  # a node that times out is a bare Exception
+            ray.shutdown()
+            if attempt == STARTS:
+                raise ClusterError(
+                    f"Ray does not start on this machine, tried {STARTS} times ({_first_lines(error)}).\n  Usual "
+                    "causes: a machine that is too busy (wait, or end what else runs), a full disk under "
+                    f"{os.environ.get('RAY_TMPDIR', '/tmp')} (RAY_TMPDIR names another place), or a small /dev/shm"
+                ) from error
+            say(f"Ray did not start ({_first_lines(error)[:100]}): trying again with more time")
+            os.environ[RAYLET_WAIT] = str(WAIT * attempt)
+
+
+def _init(address: str | None, verbose: bool) -> None:
+    import ray
+
+    with contextlib.nullcontext() if verbose else hushed():
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": handed_on(os.environ)},
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+        )
 
 
 def handed_on(environment: Mapping[str, str]) -> dict[str, str]:
@@ -82,26 +182,57 @@ def check_lasting(**places: str) -> None:
             )
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it, from the outermost on: Ray wraps what a task or an actor raised."""
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def known(error: BaseException) -> ClipRayError | None:
+    """The error that a user may see in what Ray raised: one of ours, or that workers died; None for a fault of ours.
+
+    Ray gives a task's error back as one that is its wrapper and the error itself at a time, whose text is a traceback;
+    the innermost is the error as it was raised.
+    """
+    ours = [one for one in causes(error) if isinstance(one, ClipRayError)]
+    if ours:
+        return ours[-1]
+    words = lost(error)
+    return None if words is None else ClusterError(words)
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, for a record of failures."""
+    told = known(error)
+    if told is not None:
+        return _first_lines(told)
+    inner = list(causes(error))[-1]
+    return f"{type(inner).__name__}: {_first_lines(inner)}"
+
+
 def lost(error: BaseException) -> str | None:
     """What to tell of an error that means that workers died more often than they may; None for any other error."""
-    import ray.exceptions as known
+    import ray.exceptions as kinds
 
-    kinds = (
-        known.RayActorError,
-        known.WorkerCrashedError,
-        known.NodeDiedError,
-        known.OutOfMemoryError,
+    died = (
+        kinds.RayActorError,
+        kinds.WorkerCrashedError,
+        kinds.NodeDiedError,
+        kinds.OutOfMemoryError,
+        kinds.OutOfDiskError,
+        kinds.ObjectStoreFullError,
     )
-    while error is not None:
-        if isinstance(error, kinds):
+    for one in causes(error):
+        if isinstance(one, died):
             return (
                 f"a worker died again and again on the same piece of work, so the run was given up "
-                f"({type(error).__name__}: {_first_lines(error)}).\n"
+                f"({type(one).__name__}: {_first_lines(one)}).\n"
                 "  Usual causes: too little memory (raise compute.decode_memory, lower compute.batch_size), machines "
-                "that were taken away too often\n  (raise compute.max_retries), or an image that crashes a library "
-                "(its shard has no file yet).\n  What is finished is kept: the same command continues."
+                "that were taken away too often\n  (raise compute.max_retries), a full disk of a node, or an image "
+                "that crashes a library (its shard has no file yet).\n"
+                "  What is finished is kept: the same command continues."
             )
-        error = getattr(error, "cause", None) or error.__cause__
     return None
 
 
@@ -139,20 +270,62 @@ def hushed() -> Iterator[None]:
 
 
 def device(compute: Compute, resources: dict[str, float]) -> str:
-    """ "cuda" where the config or the cluster's resources say so; the driver's own devices do not matter."""
+    """ "cuda" where the config or the cluster's resources say so; the driver's own devices do not matter.
+
+    Raises:
+        ConfigError: the config says "cuda", nothing has a GPU, and nothing can add one: tasks would wait for ever.
+    """
+    gpus = resources.get("GPU", 0) >= 1
+    if compute.device == "cuda" and not gpus and not _may_grow("GPU"):
+        raise ConfigError(
+            "compute.device: cuda: no GPU is in the cluster (Ray counts those of this machine if it is a local one); "
+            "--set compute.device=auto takes CPUs where there is none"
+        )
     if compute.device != "auto":
         return compute.device
-    return "cuda" if resources.get("GPU", 0) >= 1 else "cpu"
+    return "cuda" if gpus else "cpu"
+
+
+def _may_grow(resource: str) -> bool:
+    """Whether an autoscaler knows of machines that would bring a resource."""
+    from ray._private.state import state
+
+    most = state.get_max_resources_from_cluster_config() or {}
+    return most.get(resource, 0) > 0
 
 
 def tasks(
     function: Callable, items: list[tuple], num_cpus: float, num_gpus: float, retries: int
 ) -> Iterator[tuple]:
-    """Run function(*item) as Ray tasks; yields (position, result) as they end, in any order."""
+    """Run function(*item) as Ray tasks; yields (position, result) as they end, in any order.
+
+    Raises:
+        what the first task that fails raised, as it raised it.
+    """
+    for position, result, error in attempts(function, items, num_cpus, num_gpus, retries):
+        if error is not None:
+            raise known(error) or error
+        yield position, result
+
+
+def attempts(
+    function: Callable, items: list[tuple], num_cpus: float, num_gpus: float, retries: int
+) -> Iterator[tuple[int, Any, Exception | None]]:
+    """As `tasks`, but a task that fails ends no other: yields (position, result or None, error or None).
+
+    Raises:
+        StoreError: a task could not write; the others could not either.
+    """
     import ray
 
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=retries)(function)
     positions = {remote.remote(*item): position for position, item in enumerate(items)}
     while positions:
         (done,), _ = ray.wait(list(positions), num_returns=1)
-        yield positions.pop(done), ray.get(done)
+        try:
+            result, failed = ray.get(done), None
+        except Exception as error:
+            result, failed = None, error
+            if isinstance(known(error), StoreError):
+                raise known(error) from error
+        yield positions.pop(done), result, failed

@@ -123,14 +123,18 @@ CHOICES = pa.schema(  # what a search chose: one row per scope
     ]
 )
 
-FAILURES = pa.schema(
-    [
-        ("dataset", pa.string()),
-        ("split", pa.string()),
-        ("image_id", pa.string()),
-        ("key", pa.string()),
-        ("error", pa.string()),
-    ]
+FAILURES = (
+    pa.schema(  # of an image; or, without an image, of all that the row names: it is left out
+        [
+            ("dataset", pa.string()),  # null: everywhere
+            ("split", pa.string()),
+            ("backbone", pa.string()),  # null: whichever it is
+            ("step", pa.string()),  # read | text | embed | teach | evaluate
+            ("image_id", pa.string()),
+            ("key", pa.string()),
+            ("error", pa.string()),
+        ]
+    )
 )
 
 

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from clipray import progress
-from clipray.errors import ClipRayError, ConfigError, TrackingError
+from clipray.errors import ClipRayError, ConfigError, ErrorBudget, TrackingError
 from clipray.progress import say
 from clipray.secrets import redacted
 from jobs.command import DRY, arguments
 
 __all__ = [
     "DRY",
+    "FAILED",
     "arguments",
     "console",
     "finish",
@@ -23,8 +24,11 @@ __all__ = [
     "read_campaign",
     "run",
     "say",
+    "say_failed",
     "tracked",
 ]
+
+FAILED = ErrorBudget.exit_code  # some datasets or backbones failed, the others are done
 
 
 def read_campaign(given: argparse.Namespace, *sets: str) -> Any:
@@ -59,6 +63,14 @@ def console(stream: TextIO | None = None) -> Any:
     stream = stream or sys.stdout
     width = None if stream.isatty() else 160
     return Console(file=stream, width=width, quiet=progress.is_quiet())
+
+
+def say_failed(todo: Any) -> None:
+    """Tell what of a campaign's plan failed as a whole and is in no score."""
+    from clipray.steps.run import told
+
+    for text in told(todo.failed):
+        say(f"failed  {text}")
 
 
 def finish(result: dict[str, Any]) -> None:

@@ -8,10 +8,10 @@ What is already there is skipped; the same command again continues a run that wa
 one JSON object: the addresses of the embeddings by dataset, split and backbone, and the number of failed images.
 """
 
-from jobs import DRY, arguments, finish, read_campaign, run, say
+from jobs import DRY, FAILED, arguments, finish, read_campaign, run, say, say_failed
 
 
-def main() -> None:
+def main() -> int:
     """Plan and embed."""
     given = arguments(__doc__, dry_run=DRY)
     campaign = read_campaign(given)
@@ -25,7 +25,7 @@ def main() -> None:
     say("\n".join(describe(facts)))
     if given.dry_run:
         finish(facts)
-        return
+        return 0
     steps.prepare(todo)
     steps.embed_images(todo)
     places = {
@@ -34,7 +34,12 @@ def main() -> None:
         }
         for (dataset, split), work in todo.works.items()
     }
-    finish({"workspace": todo.store.uri, "embeddings": places, "failed_images": len(todo.failures)})
+    images = {(row["dataset"], row["split"], row["image_id"]) for row in todo.failures}
+    failed = len({one for one in images if one[2] is not None})
+    told = {"workspace": todo.store.uri, "embeddings": places, "failed_images": failed}
+    say_failed(todo)
+    finish(told | {"failed": todo.failed})
+    return FAILED if todo.failed else 0
 
 
 if __name__ == "__main__":

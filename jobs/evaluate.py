@@ -9,10 +9,10 @@ Needs no GPU. The last line on stdout is one JSON object, as that of `jobs.run`.
 
 from clipray.errors import ConfigError
 from clipray.progress import working
-from jobs import DRY, arguments, finish, read_campaign, run, say
+from jobs import DRY, FAILED, arguments, finish, read_campaign, run, say, say_failed, tracked
 
 
-def main() -> None:
+def main() -> int:
     """Plan, check that everything is embedded, evaluate, publish."""
     given = arguments(__doc__, dry_run=DRY)
     campaign = read_campaign(given)
@@ -27,7 +27,7 @@ def main() -> None:
     say("\n".join(describe(facts)))
     if given.dry_run:
         finish(facts)
-        return
+        return 0
     if todo.images or todo.classifiers:
         raise ConfigError(
             f"{todo.images} images and {facts['classifiers_to_compute']} text classifiers are not embedded yet: run "
@@ -37,7 +37,10 @@ def main() -> None:
     places = steps.evaluate_datasets(todo)
     with working("writing the report and MLflow's records"):
         result = publish.publish(todo, places)
+    say_failed(todo)
+    code = tracked(result)
     finish(result)
+    return FAILED if todo.failed else code
 
 
 if __name__ == "__main__":

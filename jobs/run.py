@@ -7,19 +7,31 @@
     ray job submit --working-dir . -- python -m jobs.run configs/demo.yaml --set workspace=s3://bucket/demo
 
 The same command again continues a run that was stopped, and does nothing when all is done. Progress goes to stderr;
-the last line on stdout is one JSON object: workspace, scores, report, mlflow, headline.
+the last line on stdout is one JSON object: workspace, scores, report, failed, mlflow, headline. A dataset or backbone
+that fails is recorded and left out, the others go on, and the exit code is 3.
 """
 
 import sys
 
 from clipray.progress import working
-from jobs import DRY, arguments, console, finish, read_campaign, run, say, tracked
+from jobs import (
+    DRY,
+    FAILED,
+    arguments,
+    console,
+    finish,
+    read_campaign,
+    run,
+    say,
+    say_failed,
+    tracked,
+)
 
 LIMIT = {"type": int, "metavar": "N", "help": "at most N images of each split"}
 
 
 def main() -> int:
-    """Plan, compute what is missing, publish."""
+    """Plan, compute what is missing, publish; 3 where something failed as a whole."""
     given = arguments(__doc__, dry_run=DRY, limit=LIMIT)
     sets = [] if given.limit is None else [f"limit={given.limit}"]
     campaign = read_campaign(given, *sets)
@@ -44,9 +56,10 @@ def main() -> int:
     with working("writing the report and MLflow's records"):
         result = publish.publish(todo, places)
     show(result)
+    say_failed(todo)
     code = tracked(result)
     finish(result)
-    return code
+    return FAILED if todo.failed else code
 
 
 def show(result: dict) -> None:

@@ -17,7 +17,7 @@ from clipray import backbones
 from clipray.config import Backbone, Compute
 from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
-from clipray.steps import cluster, embed, run
+from clipray.steps import cluster, embed, failures, run
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -296,7 +296,7 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
     parent = embed.Embedder
 
     class Slow(parent):
-        def __init__(self, store, spec, precision, device, batch_size, last):
+        def __init__(self, store, spec, precision, device, batch_size, column, last):
             self.store, self.spec, self.precision, self.batch_size, self.last = (
                 store,
                 spec,
@@ -304,8 +304,7 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
                 batch_size,
                 last,
             )
-            self.encoder = Cheap()
-            self.column = "crops " + " ".join(str(part) for part in Cheap.preprocess)
+            self.encoder, self.broken, self.column = Cheap(), None, column
 
         def __call__(self, table):
             import pickle
@@ -358,7 +357,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(campaign, monke
     assert len(done) == len(shards)
     for (_, split), plan in todo.works.items():
         assert sum(one["images"] for one in done if one["split"] == split) == len(plan.index)
-        assert embed.finish(todo.store, plan) == []
+        assert failures.finish(todo.store, plan, 0, {}) == []
         table = embed.read(todo.store, plan.addresses["vit-p6-36"])
         assert table["image_id"].to_pylist() == sorted(plan.index.table["image_id"].to_pylist())
         assert table["error"].null_count == len(table)

@@ -52,7 +52,7 @@ def render(
         standings: `schema.STANDINGS`; ranks and correlations are shown where it has them.
     """
     rows = summary.leaderboard(scores)
-    found = summary.headline(scores)
+    found = summary.headline(scores, failures)
     campaign = about.get("campaign", {})
     head = found.get("head") or (rows[0].head if rows else "")
     stands = (
@@ -267,6 +267,6 @@ def _failed(failures: pa.Table) -> list[tuple[str, str, str, int]]:
     """(dataset, split, reason, how many), the most frequent first."""
     if not len(failures):
         return []
-    frame = failures.to_pandas()
+    frame = failures.to_pandas().fillna({"dataset": "every dataset", "split": ""})
     numbers = frame.groupby(["dataset", "split", "error"]).size().sort_values(ascending=False)
     return [(*key, int(number)) for key, number in numbers.items()][:50]

@@ -159,8 +159,11 @@ def compared(row: Row) -> Gain | None:
     return row.on_support if row.shots else row.on_test
 
 
-def headline(scores: pa.Table) -> dict:
+def headline(scores: pa.Table, failures: pa.Table | None = None) -> dict:
     """What came out, in plain words and in numbers.
+
+    Args:
+        scores: `schema.SCORES`. failures: `schema.FAILURES`; what failed is said last.
 
     Returns:
         `text` (sentences), and of the best fuser at the most shots `method, head, shots, gain` (a fraction),
@@ -214,7 +217,31 @@ def headline(scores: pa.Table) -> dict:
             f"On {len(unclear)} of {found['datasets']} datasets some class names are the same to a backbone's text "
             f"tower (most: {percent(share)} % of {worst}, to {name}): zero-shot cannot tell these classes apart."
         )
+    found["failed_images"], words = _failures(failures)
+    found["text"] += words
     return found
+
+
+def _failures(failures: pa.Table | None) -> tuple[int, list[str]]:
+    """How many images failed, and a sentence on each whole that did, and on each backbone that lacks some images."""
+    rows = failures.to_pylist() if failures is not None else []
+    images = {(row["dataset"], row["split"], row["image_id"]) for row in rows if row["image_id"]}
+    words = [_failed(row) for row in rows if not row["image_id"]]
+    alone = [
+        (row["dataset"], row["backbone"]) for row in rows if row["image_id"] and row["backbone"]
+    ]
+    for dataset, backbone in sorted(set(alone)):
+        number = alone.count((dataset, backbone))
+        words.append(
+            f"{number} images of {dataset} have no embedding of {backbone}: they are in no method's score."
+        )
+    return len(images), words
+
+
+def _failed(row: dict) -> str:
+    where = row["dataset"] or "every dataset"
+    who = f"{row['backbone']} is left out of {where}" if row["backbone"] else f"{where} is left out"
+    return f"{who}: {row['error']}."
 
 
 def _sentence(best: Row, backbones: int) -> str:

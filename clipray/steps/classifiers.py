@@ -23,19 +23,33 @@ def address(store: Store, spec: Backbone, precision: str, dataset: str, prompts:
 
 def prepare(
     store: Store, spec: Backbone, precision: str, device: str, prompts: dict[str, dict]
-) -> None:
+) -> dict[str, str]:
     """Load a backbone once; write its card and the classifiers that are missing.
 
     Args:
         prompts: for each dataset whose classifier is missing, its class names and templates.
+
+    Returns:
+        by dataset, why it has no classifier of this backbone; the others have one.
     """
     encoder = backbones.load(spec, precision, device)
     cards.write(store, encoder, device)
+    failed = {}
     for dataset, texts in prompts.items():
-        weights_CD = encoder.classifier(texts["classnames"], texts["templates"])
+        try:
+            weights_CD = encoder.classifier(texts["classnames"], texts["templates"])
+        except (
+            Exception
+        ) as error:  # what one set's names do to a text tower must not cost the others
+            failed[dataset] = f"its class names cannot be embedded: {type(error).__name__}: {error}"
+            continue
+        if not np.isfinite(weights_CD).all():
+            failed[dataset] = "the embeddings of its class names are not finite"
+            continue
         place = address(store, spec, precision, dataset, texts)
         store.write_table(f"{place}/{PART}", _table(texts["classnames"], weights_CD))
         store.finish(place, {"backbone": spec, "precision": precision, "prompts": texts})
+    return failed
 
 
 def _table(names: list[str], weights_CD: np.ndarray) -> pa.Table:

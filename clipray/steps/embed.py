@@ -7,8 +7,8 @@ therefore loses at most the shards in flight.
 """
 
 import pickle
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from clipray import backbones, images, schema, sources
 from clipray.config import Backbone, Campaign, Pool
-from clipray.errors import ConfigError, ErrorBudget
+from clipray.steps.failures import FAILS, NOT_FINITE, TOO_LARGE
 from clipray.steps.index import Index
 from clipray.store import Store
 
@@ -42,6 +42,14 @@ class Work:
     def images(self) -> int:
         """Images in shards with something to do."""
         return sum(len(rows) for name, rows in self.shards() if self.todo[name])
+
+    def without(self, names: Collection[str]) -> "Work":
+        """The same with nothing to do for some backbones."""
+        todo = {
+            shard: [name for name in wanted if name not in names]
+            for shard, wanted in self.todo.items()
+        }
+        return replace(self, todo=todo)
 
 
 def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
@@ -81,6 +89,7 @@ def items(work: Work) -> Iterator[dict]:
                 "split": work.index.split,
                 "shard": shard,
                 "todo": work.todo[shard],
+                "broken": {},  # by backbone, why it left no file
                 "places": {name: f"{work.addresses[name]}/{shard}" for name in work.todo[shard]},
                 "chunks": {number: work.index.chunks[number] for number in numbers},
                 "rows": rows,
@@ -145,49 +154,113 @@ def _bytes(task: dict) -> Iterator[bytes | Exception | None]:
 
 
 class Embedder:
-    """One actor of a backbone's pool."""
+    """One actor of a backbone's pool.
+
+    A backbone that cannot be loaded, or that raises on every image of a shard, leaves no file and says why in the
+    task; the shard goes on to the other backbones.
+    """
 
     def __init__(
-        self, store: Store, spec: Backbone, precision: str, device: str, batch_size: int, last: bool
+        self,
+        store: Store,
+        spec: Backbone,
+        precision: str,
+        device: str,
+        batch_size: int,
+        column: str,
+        last: bool,
     ):
-        self.store, self.spec, self.precision, self.batch_size, self.last = (
-            store,
-            spec,
-            precision,
-            batch_size,
-            last,
-        )
-        self.encoder = backbones.load(spec, precision, device)
-        self.column = _column(self.encoder.preprocess)
+        self.store, self.spec, self.precision = store, spec, precision
+        self.batch_size, self.column, self.last = batch_size, column, last
+        self.encoder, self.broken = None, None
+        try:
+            self.encoder = self.load(device)
+        except Exception as error:
+            self.broken = f"it cannot be loaded: {_words(error)}"
+
+    def load(self, device: str) -> backbones.Encoder:
+        """The model."""
+        return backbones.load(self.spec, self.precision, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Embed one shard, write its file, pass the shard on."""
         task = pickle.loads(table["task"][0].as_py())
         if self.spec.name in task["todo"]:
-            size = (*self.encoder.preprocess.size, 3)
-            crops_NHWC = np.frombuffer(table[self.column][0].as_buffer(), np.uint8).reshape(
-                -1, *size
-            )
-            embeddings_ND = self.encoder.images(crops_NHWC, self.batch_size)
-            part = embedded(task["rows"], embeddings_ND, self.encoder.dim, self.precision)
-            self.store.write_table(task["places"][self.spec.name], part)
+            reason = self.broken or self.embed(task, table)
+            if reason:
+                task["broken"][self.spec.name] = reason
+                told = pa.array([pickle.dumps(task)], pa.large_binary())
+                table = table.set_column(table.column_names.index("task"), "task", told)
         return table.drop_columns([self.column]) if self.last else table
+
+    def embed(self, task: dict, table: pa.Table) -> str | None:
+        """Write one shard's file; why there is none, or None."""
+        size = (*self.encoder.preprocess.size, 3)
+        crops_NHWC = np.frombuffer(table[self.column][0].as_buffer(), np.uint8).reshape(-1, *size)
+        embeddings_ND, errors = encode(self.encoder, crops_NHWC, self.batch_size)
+        if errors and all(errors):
+            return f"it fails on images: {errors[0]}"
+        rows = _with_errors(task["rows"], errors)
+        kept = [error is None for error in errors]
+        part = embedded(rows, embeddings_ND[kept], self.encoder.dim, self.precision)
+        self.store.write_table(task["places"][self.spec.name], part)
+        return None
+
+
+def encode(
+    encoder: "backbones.Encoder", crops_NHWC: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, list[str | None]]:
+    """Embeddings of a shard, and each image's error; image by image where the shard as a whole raises.
+
+    Returns:
+        N×D embeddings (rows with an error hold zeros), and N errors or Nones.
+    """
+    try:
+        return encoder.images(crops_NHWC, batch_size), [None] * len(crops_NHWC)
+    except Exception:  # whatever a model raises on one image must not cost the others
+        embeddings_ND = np.zeros((len(crops_NHWC), encoder.dim), np.float32)
+        errors: list[str | None] = []
+        for row, crop_HWC in enumerate(crops_NHWC):
+            try:
+                embeddings_ND[row] = encoder.images(crop_HWC[None], 1)[0]
+                errors.append(None)
+            except Exception as error:
+                errors.append(f"{FAILS}{_words(error)}")
+        return embeddings_ND, errors
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _with_errors(rows: pa.Table, errors: list[str | None]) -> pa.Table:
+    """Rows of a shard with one backbone's errors in place where the image itself has none."""
+    own = iter(errors)
+    every = [known or next(own) for known in rows["error"].to_pylist()]
+    place = rows.column_names.index("error")
+    return rows.set_column(place, "error", pa.array(every, pa.string()))
 
 
 def embedded(rows: pa.Table, embeddings_ND: np.ndarray, dim: int, precision: str) -> pa.Table:
     """A shard's file (`schema.embeddings`): nulls in place of an embedding where the image has an error.
+
+    An embedding counts as finite if it is so as it is stored: 70000 is not, in float16.
 
     Args:
         rows: image_id, label, error of all images of the shard.
         embeddings_ND: embeddings of the images without error, in order.
     """
     layout = schema.embeddings(dim, precision)
-    finite = np.isfinite(embeddings_ND).all(axis=1)
     good = rows["error"].is_null().to_numpy(zero_copy_only=False)
     values = np.zeros((len(rows), dim), np.float32 if precision == "fp32" else np.float16)
-    values[good] = embeddings_ND
+    with np.errstate(over="ignore"):
+        values[good] = embeddings_ND
+    stored = np.isfinite(values[good]).all(axis=1)
+    given = np.isfinite(embeddings_ND).all(axis=1)
     errors = np.array(rows["error"].to_pylist(), object)
-    errors[np.flatnonzero(good)[~finite]] = "the embedding is not finite"
+    errors[np.flatnonzero(good)[~stored]] = TOO_LARGE
+    errors[np.flatnonzero(good)[~given]] = NOT_FINITE
+    values[good] = np.where(stored[:, None], values[good], 0)
     null_ND = np.repeat(np.array([error is not None for error in errors]), dim)
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), mask=null_ND), dim)
     return pa.table(
@@ -204,19 +277,20 @@ def run(
     pools: dict[str, Pool],
     device: str,
 ) -> Iterator[dict]:
-    """Embed what is missing; yields {dataset, split, shard, images, errors} as shards are done.
+    """Embed what is missing; yields {dataset, split, shard, images, broken} as shards are done.
+
+    `broken` says, by backbone, why it left no file. Whether a split keeps to the error budget is for `finish` to say,
+    which sees the shards of earlier runs too: what was embedded serves a later run with a larger budget.
 
     Args:
         works: the splits' plans.
-        cards: each backbone's card. pools: sizes and resources of the backbones with work to do.
+        cards: each backbone's card. pools: sizes and resources of the backbones with work to do; others have none.
         device: "cpu" or "cuda".
-
-    Raises:
-        ErrorBudget: too many of a split's images cannot be read.
     """
     import ray
 
-    rows = [item for work in works for item in items(work)]
+    others = {spec.name for spec in specs} - set(pools)
+    rows = [item for work in works for item in items(work.without(others))]
     if not rows:
         return
     compute, entries = campaign.compute, {spec.name: spec for spec in specs}
@@ -240,6 +314,7 @@ def run(
                 campaign.precision,
                 device,
                 compute.batch_size,
+                _column(groups[name]),
                 last,
             ),
             batch_size=1,
@@ -250,90 +325,16 @@ def run(
             max_restarts=compute.max_retries,
             max_task_retries=compute.max_retries,
         )
-    budget = Budget(works, compute.error_budget)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:
             task = pickle.loads(cell.as_py())
-            failed = len(task["rows"]) - task["rows"]["error"].null_count
-            budget.spend(task["dataset"], task["split"], failed)
-            yield {
-                **{key: task[key] for key in ("dataset", "split", "shard")},
-                "images": len(task["rows"]),
-            }
+            told = {key: task[key] for key in ("dataset", "split", "shard", "broken")}
+            yield {**told, "images": len(task["rows"])}
 
 
 def _group(card: dict) -> images.Preprocess:
     size, *rest = card["preprocess"]
     return images.Preprocess(tuple(size), *rest)
-
-
-class Budget:
-    """Counts failed images per split."""
-
-    def __init__(self, works: list[Work], allowed: float):
-        self.allowed = {
-            (work.index.dataset, work.index.split): allowed * len(work.index)
-            if allowed < 1
-            else allowed
-            for work in works
-        }
-        self.failed = dict.fromkeys(self.allowed, 0)
-
-    def spend(self, dataset: str, split: str, failed: int) -> None:
-        """Add failures; `ErrorBudget` where they exceed the split's allowance."""
-        self.failed[dataset, split] += failed
-        if self.failed[dataset, split] > self.allowed[dataset, split]:
-            raise ErrorBudget(
-                f"{dataset}/{split}: {self.failed[dataset, split]} images cannot be read, more than the error budget "
-                f"allows ({self.allowed[dataset, split]:g}); look at them with `python -m jobs.validate CONFIG`, mend "
-                "the data or raise compute.error_budget (a fraction below 1, or a count)"
-            )
-
-
-def finish(store: Store, work: Work) -> list[dict]:
-    """Write the manifests of a split whose shards are all there; returns its failures (`schema.FAILURES` rows)."""
-    names = [shard for shard, _ in work.shards()]
-    for backbone, place in work.addresses.items():
-        if store.manifest(place) is not None:
-            continue
-        lacking = set(names) - store.names(place)
-        if lacking:
-            raise ConfigError(
-                f"{store.place(place)} lacks {len(lacking)} shards, {min(lacking)} among them"
-            )
-        table = pa.concat_tables(
-            store.read_table(f"{place}/{n}", ["image_id", "label", "error"]) for n in names
-        )
-        if sorted(table["image_id"].to_pylist()) != sorted(
-            work.index.table["image_id"].to_pylist()
-        ):
-            raise ConfigError(
-                f"{store.place(place)} holds other images than its index: remove it and run again"
-            )
-        failed = table.filter(table["error"].is_valid())
-        errors = dict(zip(failed["image_id"].to_pylist(), failed["error"].to_pylist(), strict=True))
-        store.finish(place, work.whats[backbone], images=len(table), shards=names, errors=errors)
-    return failures(store, work)
-
-
-def failures(store: Store, work: Work) -> list[dict]:
-    """The images of a complete split that have no embedding, and why."""
-    errors = {}
-    for place in work.addresses.values():
-        errors |= store.manifest(place)["errors"]
-    keys = work.index.table.filter(
-        pa.compute.is_in(work.index.table["image_id"], pa.array(list(errors), pa.string()))
-    )
-    return [
-        {
-            "dataset": work.index.dataset,
-            "split": work.index.split,
-            "image_id": row["image_id"],
-            "key": row["key"],
-            "error": errors[row["image_id"]],
-        }
-        for row in keys.select(["image_id", "key"]).to_pylist()
-    ]
 
 
 def read(store: Store, place: str) -> pa.Table:

@@ -21,18 +21,29 @@ LEAST = 3  # other datasets; with fewer, the gate stays untaught
 SHOTS, SEEDS, QUERIES, FEWEST = (1, 2, 4, 8, 16), 2, 128, 16
 
 
-def taught(store: Store, tasks: list[Task], compute: Compute, verbose: bool) -> list[Task]:
+def taught(
+    store: Store, tasks: list[Task], compute: Compute, verbose: bool
+) -> tuple[list[Task], dict[str, str]]:
     """The tasks, with learned weights in the settings of every `nlc_meta` entry that has none of its own.
 
     Each dataset's episodes are computed once, and each dataset's weights from those of all others; both are artefacts,
-    so nothing is done twice.
+    so nothing is done twice. A dataset that fails in it is left out, and the others learn without it.
+
+    Returns:
+        the tasks of the datasets that did not fail; by dataset, why the others did.
     """
-    known = {task.dataset: task for task in tasks if "train" in task.embeddings}
     entries = {entry.name: entry for task in tasks for entry in task.fusers if is_untaught(entry)}
-    weights = {
-        name: _weights(store, entry, known, compute, verbose) for name, entry in entries.items()
-    }
-    return [_with_weights(task, weights) for task in tasks]
+    failed: dict[str, str] = {}
+    weights = {}
+    for name, entry in entries.items():
+        known = {
+            task.dataset: task
+            for task in tasks
+            if "train" in task.embeddings and task.dataset not in failed
+        }
+        weights[name] = _weights(store, entry, known, compute, verbose, failed)
+    left = [task for task in tasks if task.dataset not in failed]
+    return [_with_weights(task, weights) for task in left], failed
 
 
 def is_untaught(entry: Fuser) -> bool:
@@ -53,9 +64,14 @@ def _with_weights(task: Task, weights: dict[str, dict[str, list]]) -> Task:
 
 
 def _weights(
-    store: Store, entry: Fuser, known: dict[str, Task], compute: Compute, verbose: bool
+    store: Store,
+    entry: Fuser,
+    known: dict[str, Task],
+    compute: Compute,
+    verbose: bool,
+    failed: dict[str, str],
 ) -> dict[str, list[float]]:
-    """By dataset, the weights learned on all others."""
+    """By dataset, the weights learned on all others; `failed` gets the datasets that cannot be learned on or for."""
     from clipray.numerics.fusers import settings_of
 
     settings = settings_of(FUSER, entry.settings)
@@ -63,33 +79,50 @@ def _weights(
     sources = {
         name: store.address("meta", name, "episodes", what=one) for name, one in told.items()
     }
+    lessons = _lessons(store, sources, settings)
+    if any(store.manifest(place) is None for place, *_ in lessons.values()):
+        cluster.connect(compute, verbose)
+        names = [name for name in known if store.manifest(sources[name]) is None]
+        parts = [(store, sources[name], known[name], told[name], settings) for name in names]
+        failed |= _each(make_episodes, names, parts, "episodes of other datasets", compute)
+        sources = {name: source for name, source in sources.items() if name not in failed}
+        lessons = _lessons(store, sources, settings)
+        names = [name for name in lessons if store.manifest(lessons[name][0]) is None]
+        parts = [(store, *lessons[name], settings) for name in names]
+        failed |= _each(learn, names, parts, "learning from them", compute)
+    return {
+        name: store.manifest(place)["weights"]
+        for name, (place, *_) in lessons.items()
+        if name not in failed
+    }
+
+
+def _lessons(
+    store: Store, sources: dict[str, str], settings: "MetaGate"
+) -> dict[str, tuple[str, list[str], dict]]:
+    """By dataset: where its weights lie, the episodes of the others, and the WHAT of the weights."""
     lessons = {}
-    for name in known:
+    for name in sources:
         others = sorted(source for other, source in sources.items() if other != name)
         if len(others) >= LEAST:
             lesson = {"episodes": others, "settings": settings, "code": evaluate.code()}
             lessons[name] = (store.address("meta", name, "weights", what=lesson), others, lesson)
-    missing = [
-        (store, *lesson, settings)
-        for lesson in lessons.values()
-        if store.manifest(lesson[0]) is None
-    ]
-    if missing:
-        cluster.connect(compute, verbose)
-        parts = [
-            (store, sources[n], known[n], told[n], settings)
-            for n in known
-            if store.manifest(sources[n]) is None
-        ]
-        _each(make_episodes, parts, "episodes of other datasets", compute)
-        _each(learn, missing, "learning from them", compute)
-    return {name: store.manifest(place)["weights"] for name, (place, *_) in lessons.items()}
+    return lessons
 
 
-def _each(function: Any, items: list[tuple], words: str, compute: Compute) -> None:
-    with progress(words, len(items), "datasets") as advance:
-        for _ in cluster.tasks(function, items, 1, 0, compute.max_retries):
-            advance(1)
+def _each(
+    function: Any, names: list[str], items: list[tuple], words: str, compute: Compute
+) -> dict[str, str]:
+    """Run a task for each dataset; why it failed, by the names of those where it did."""
+    failed = {}
+    if items:
+        with progress(words, len(items), "datasets") as advance:
+            attempts = cluster.attempts(function, items, 1, 0, compute.max_retries)
+            for position, _, error in attempts:
+                if error is not None:
+                    failed[names[position]] = cluster.reason(error)
+                advance(1)
+    return failed
 
 
 def what(task: Task, settings: "MetaGate") -> dict:

@@ -41,6 +41,7 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
         "name": campaign.name,
         "files": {key: _below(store, place) for key, place in made.items()},
         "outcomes": places,
+        "failed": todo.failed,
         "headline": headline(todo, scores),
     }
     store.write_json(
@@ -69,6 +70,7 @@ def _located(store: Store, result: dict) -> dict:
         "workspace": store.uri,
         **addresses,
         "outcomes": outcomes,
+        "failed": result["failed"],
         "headline": result["headline"],
     }
 
@@ -101,4 +103,5 @@ def headline(todo: Plan, scores: pa.Table) -> dict:
     from clipray import report
 
     images = sum(len(work.index) for work in todo.works.values())
-    return report.headline(scores) | {"images": images, "failed_images": len(todo.failures)}
+    failures = pa.Table.from_pylist(todo.failures, schema=schema.FAILURES)
+    return report.headline(scores, failures) | {"images": images}

@@ -1,13 +1,14 @@
 """The campaign: index, classifiers, embeddings, evaluations, report, in order, skipping what is done."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clipray import backbones, catalog, sources
 from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
+from clipray.errors import ErrorBudget
 from clipray.progress import doing, progress
-from clipray.steps import cards, checks, classifiers, cluster, embed, evaluate, meta
+from clipray.steps import cards, checks, classifiers, cluster, embed, evaluate, failures, meta
 from clipray.steps.index import in_threads, index, reader
 from clipray.store import Store
 
@@ -24,9 +25,22 @@ class Plan:
     works: dict[tuple[str, str], embed.Work]  # by (dataset, split)
     classifiers: dict[str, dict]  # by backbone with something missing: the datasets' prompts
     verbose: bool = False
-    failures: list[dict] = field(default_factory=list)
+    failures: list[dict] = field(default_factory=list)  # `failures.failure` rows
     remarks: list[str] = field(default_factory=list)  # on the data, for a person
     started: float = field(default_factory=time.time)  # in seconds since 1970
+
+    @property
+    def failed(self) -> list[dict]:
+        """What failed as a whole and is left out: datasets, backbones, and backbones on one dataset."""
+        return [row for row in self.failures if row["image_id"] is None]
+
+    def usable(self, dataset: str) -> list[Backbone]:
+        """The backbones that a dataset is evaluated with; none where the dataset itself has failed."""
+        here = [row for row in self.failed if row["dataset"] in (None, dataset)]
+        if any(row["backbone"] is None for row in here):
+            return []
+        out = {row["backbone"] for row in here}
+        return [spec for spec in self.specs if spec.name not in out]
 
     @property
     def images(self) -> int:
@@ -85,7 +99,10 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
 
 
 def prepare(todo: Plan) -> None:
-    """Compute the missing text classifiers and backbone cards, one Ray task a backbone."""
+    """Compute the missing text classifiers and backbone cards, one Ray task a backbone.
+
+    A backbone that does not load is a recorded failure, as is one that cannot embed the class names of a dataset.
+    """
     if not todo.classifiers:
         return
     compute = todo.campaign.compute
@@ -98,43 +115,93 @@ def prepare(todo: Plan) -> None:
     ]
     gpus = 1.0 if device == "cuda" else 0.0
     with progress("class names", len(items), "backbones") as advance:
-        for _ in cluster.tasks(classifiers.prepare, items, 1, gpus, compute.max_retries):
+        attempts = cluster.attempts(classifiers.prepare, items, 1, gpus, compute.max_retries)
+        for position, unnamed, error in attempts:
+            backbone = items[position][1].name
+            if error is not None:
+                reason = f"it cannot be loaded: {cluster.reason(error)}"
+                todo.failures.append(failures.failure("load", reason, backbone=backbone))
+            for dataset, reason in (unnamed or {}).items():
+                row = failures.failure("text", reason, dataset=dataset, backbone=backbone)
+                todo.failures.append(row)
             advance(1)
 
 
-def known_cards(todo: Plan) -> dict[str, dict]:
-    """Each backbone's card."""
+def known_cards(todo: Plan) -> dict[str, dict | None]:
+    """Each backbone's card; None where it has none, because it does not load."""
     return {spec.name: cards.read(todo.store, spec, todo.campaign.precision) for spec in todo.specs}
 
 
 def embed_images(todo: Plan) -> None:
-    """Embed what is missing and declare every split complete."""
+    """Embed what is missing, declare every split complete that is so, and record what failed."""
+    broken = _embed(todo) if todo.images else {}
+    unloaded = {row["backbone"] for row in todo.failed if row["dataset"] is None}
+    budget = todo.campaign.compute.error_budget
+    for place, work in todo.works.items():
+        addresses = {name: a for name, a in work.addresses.items() if name not in unloaded}
+        if addresses:
+            work = replace(work, addresses=addresses)
+            todo.failures += failures.finish(todo.store, work, budget, broken.get(place, {}))
+    for dataset in todo.datasets:
+        lost = [row for row in todo.failed if row["dataset"] == dataset.name]
+        if not todo.usable(dataset.name) and not any(row["backbone"] is None for row in lost):
+            row = failures.failure(
+                "embed", "no backbone is left to evaluate it", dataset=dataset.name
+            )
+            todo.failures.append(row)
+
+
+def _embed(todo: Plan) -> dict[tuple[str, str], dict[str, str]]:
+    """Run the pools; by (dataset, split) and backbone, why there are shards without a file."""
     from clipray.steps.pools import share
 
-    works, compute = list(todo.works.values()), todo.campaign.compute
-    if todo.images:
-        resources = cluster.connect(compute, todo.verbose)
-        device = cluster.device(compute, resources)
-        known = known_cards(todo)
-        costs = {name: known[name]["seconds_per_image"] for name in todo.busy}
-        gpus = resources.get("GPU", 0) if device == "cuda" else 0
-        pools = share(costs, resources["CPU"], gpus, compute)
-        with progress("images", todo.images, "images") as advance:
-            for done in embed.run(
-                todo.store, works, todo.specs, todo.campaign, known, pools, device
-            ):
-                advance(done["images"])
-    for work in works:
-        todo.failures += embed.finish(todo.store, work)
+    compute, known = todo.campaign.compute, known_cards(todo)
+    resources = cluster.connect(compute, todo.verbose)
+    device = cluster.device(compute, resources)
+    unloaded = {row["backbone"] for row in todo.failed if row["dataset"] is None}
+    costs = {name: known[name]["seconds_per_image"] for name in todo.busy if name not in unloaded}
+    gpus = resources.get("GPU", 0) if device == "cuda" else 0
+    broken: dict[tuple[str, str], dict[str, str]] = {}
+    if not costs:
+        return broken
+    works = [work.without(unloaded) for work in todo.works.values()]
+    pools = share(costs, resources["CPU"], gpus, compute)
+    with progress("images", sum(work.images for work in works), "images") as advance:
+        for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
+            broken.setdefault((done["dataset"], done["split"]), {}).update(done["broken"])
+            advance(done["images"])
+    return broken
+
+
+def require_all(todo: Plan) -> None:
+    """`ErrorBudget` where anything has failed as a whole, for a step that needs all datasets and backbones."""
+    if todo.failed:
+        raise ErrorBudget("; ".join(told(todo.failed)))
+
+
+def told(failed: list[dict]) -> list[str]:
+    """What failed as a whole, one sentence each; the same of several splits or datasets is told once."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row in failed:
+        split = f"/{row['split']}" if row["split"] else ""
+        where = f"{row['dataset']}{split}" if row["dataset"] else "every dataset"
+        places.setdefault((row["backbone"] or "", row["error"]), []).append(where)
+    return [
+        f"{backbone + ' on ' if backbone else ''}{', '.join(where)}: {error}"
+        for (backbone, error), where in places.items()
+    ]
 
 
 def tasks(todo: Plan) -> list[evaluate.Task]:
-    """The evaluation of each dataset."""
+    """The evaluation of each dataset that has not failed, on the backbones that have not failed there."""
     heads, fusers = checks.named_heads(todo.campaign.heads), checks.entries(todo.campaign)
     known = known_cards(todo)
-    names = [spec.name for spec in todo.specs]
     found = []
     for dataset in todo.datasets:
+        specs = todo.usable(dataset.name)
+        names = [spec.name for spec in specs]
+        if not specs:
+            continue
         prompts = todo.prompts[dataset.name]
         precision = todo.campaign.precision
         found.append(
@@ -143,7 +210,7 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
                 backbones=tuple(names),
                 classifiers=tuple(
                     classifiers.address(todo.store, spec, precision, dataset.name, prompts)
-                    for spec in todo.specs
+                    for spec in specs
                 ),
                 scales=tuple((known[name]["scale"], known[name]["bias"]) for name in names),
                 embeddings={
@@ -164,8 +231,14 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
 
 
 def evaluate_datasets(todo: Plan) -> dict[str, str]:
-    """Evaluate the datasets in parallel; the address of each one's scores."""
-    every = meta.taught(todo.store, tasks(todo), todo.campaign.compute, todo.verbose)
+    """Evaluate the datasets in parallel; the address of the scores of each one that did not fail.
+
+    Raises:
+        ErrorBudget: none is left.
+    """
+    compute = todo.campaign.compute
+    every, unlearned = meta.taught(todo.store, tasks(todo), compute, todo.verbose)
+    _record(todo, "teach", unlearned)
     places = {task.dataset: evaluate.address(todo.store, task) for task in every}
     missing = [task for task in every if todo.store.manifest(places[task.dataset]) is None]
     if missing:
@@ -174,10 +247,26 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
         # the longest first, or one long evaluation begun last would keep a single worker busy at the end
         missing.sort(key=lambda task: -_size(todo, task))
         items = [(todo.store, task, places[task.dataset]) for task in missing]
+        failed = {}
         with progress("evaluation", len(items), "datasets") as advance:
-            for _ in cluster.tasks(evaluate.evaluate, items, 1, 0, compute.max_retries):
+            attempts = cluster.attempts(evaluate.evaluate, items, 1, 0, compute.max_retries)
+            for position, _, error in attempts:
+                if error is not None:
+                    failed[missing[position].dataset] = cluster.reason(error)
                 advance(1)
+        _record(todo, "evaluate", failed)
+        places = {name: place for name, place in places.items() if name not in failed}
+    if not places:
+        raise ErrorBudget("no dataset could be evaluated.\n  " + "\n  ".join(told(todo.failed)))
     return places
+
+
+def _record(todo: Plan, step: str, failed: dict[str, str]) -> None:
+    """Add datasets that failed, with the reasons, in the order of the campaign."""
+    for dataset in todo.datasets:
+        if dataset.name in failed:
+            row = failures.failure(step, failed[dataset.name], dataset=dataset.name)
+            todo.failures.append(row)
 
 
 def _size(todo: Plan, task: evaluate.Task) -> int:

@@ -69,6 +69,7 @@ def prepare(config: Tune, verbose: bool, forget: bool = False) -> Search:
     todo = run.plan(campaign(config), verbose)
     run.prepare(todo)
     run.embed_images(todo)
+    run.require_all(todo)
     tasks = [task for task in run.tasks(todo) if "train" in task.embeddings]
     if not tasks:
         raise ConfigError(

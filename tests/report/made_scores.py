@@ -106,9 +106,17 @@ def campaign(datasets: int = 21, shots: tuple[int, ...] = (1, 4, 16), seeds: int
 def failures() -> pa.Table:
     """Three unreadable images."""
     listed = [
-        ("dtd", "test", "a1", "banded/banded_0012.jpg", "truncated image: 1024 of 20133 bytes"),
-        ("dtd", "test", "a2", "zigzag/<b>&.jpg", "not an image"),
-        ("dtd", "test", "a3", "woven/woven_0003.jpg", "not an image"),
+        (
+            "dtd",
+            "test",
+            None,
+            "read",
+            "a1",
+            "banded/banded_0012.jpg",
+            "truncated image: 1024 of 20133 bytes",
+        ),
+        ("dtd", "test", None, "read", "a2", "zigzag/<b>&.jpg", "not an image"),
+        ("dtd", "test", None, "read", "a3", "woven/woven_0003.jpg", "not an image"),
     ]
     return pa.Table.from_pylist(
         [dict(zip(schema.FAILURES.names, one, strict=True)) for one in listed], schema.FAILURES

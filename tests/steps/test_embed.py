@@ -17,6 +17,7 @@ from PIL import Image
 
 from clipray import backbones, catalog, images, sources
 from clipray.config import Campaign
+from clipray.errors import ErrorBudget
 from clipray.steps import embed, publish, run
 from clipray.store import Store
 
@@ -108,15 +109,22 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     assert run.plan(small).works["pets", "test"].images == 9
 
 
-def test_too_many_failures_stop_the_run_with_a_clear_message(tmp_path, campaign, local_ray):
+def test_too_many_failures_are_recorded_whichever_run_wrote_the_shards(
+    tmp_path, campaign, local_ray
+):
     folder(tmp_path / "pets")
-    todo = run.plan(campaign(datasets=["pets"], compute={"error_budget": 1}))
-    run.prepare(todo)
-    with pytest.raises(
-        embed.ErrorBudget, match=r"pets/test: 2 images cannot be read.*compute\.error_budget"
-    ):
+    for _ in range(2):  # the second run finds all shards there
+        todo = run.plan(campaign(datasets=["pets"], compute={"error_budget": 1}))
+        run.prepare(todo)
         run.embed_images(todo)
-    assert todo.store.manifest(todo.works["pets", "test"].addresses["vit-p6-36"]) is None
+        (row,) = todo.failed
+        assert (row["dataset"], row["split"], row["backbone"]) == ("pets", "test", None)
+        assert "2 of 9 images cannot be read" in row["error"]
+        assert "compute.error_budget" in row["error"]
+        assert todo.store.manifest(todo.works["pets", "test"].addresses["vit-p6-36"]) is None
+        with pytest.raises(ErrorBudget, match="no dataset could be evaluated"):
+            run.evaluate_datasets(todo)
+    assert todo.images == 0
 
 
 def test_decode_crops_once_per_group_and_reports_errors(tmp_path, campaign):
@@ -144,6 +152,16 @@ def test_embedded_puts_nulls_where_errors_are():
     table = embed.embedded(rows, np.array([[1.0, 2.0], [np.nan, 3.0]], np.float32), 2, "fp16")
     assert table["embedding"].to_pylist() == [[1.0, 2.0], [None, None], [None, None]]
     assert table["error"].to_pylist() == [None, "bad", "the embedding is not finite"]
+
+
+def test_what_float16_cannot_hold_is_an_error_and_no_stored_inf():
+    rows = pa.table({"image_id": ["a"], "label": [0], "error": pa.array([None], pa.string())})
+    large = np.array([[70000.0, 2.0]], np.float32)
+    for precision in ("fp16", "bf16"):
+        table = embed.embedded(rows, large, 2, precision)
+        assert table["embedding"].to_pylist() == [[None, None]]
+        assert "float16" in table["error"][0].as_py()
+    assert embed.embedded(rows, large, 2, "fp32")["embedding"].to_pylist() == [[70000.0, 2.0]]
 
 
 def test_parts_without_a_manifest_are_not_read(tmp_path):

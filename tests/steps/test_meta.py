@@ -17,11 +17,11 @@ NLC_META = {"fusers": ("nlc_meta",), "shots": (1,)}
 def here(monkeypatch):
     """Tasks run in this process, one after another: what is tested is what they read and write."""
 
-    def tasks(function, items, *_):
+    def attempts(function, items, *_):
         for number, item in enumerate(items):
-            yield number, function(*item)
+            yield number, function(*item), None
 
-    monkeypatch.setattr(cluster, "tasks", tasks)
+    monkeypatch.setattr(cluster, "attempts", attempts)
     monkeypatch.setattr(cluster, "connect", lambda *_: {"CPU": 1})
 
 
@@ -33,7 +33,7 @@ def weights_of(task) -> list[float] | None:
 def test_weights_come_from_the_other_datasets_only(tmp_path, here):
     store = Store(str(tmp_path))
     worlds = [Shelf(store, name, seed) for seed, name in enumerate("abcd")]
-    tasks = meta.taught(store, [world.task(**NLC_META) for world in worlds], Compute(), False)
+    tasks, _ = meta.taught(store, [world.task(**NLC_META) for world in worlds], Compute(), False)
     before = {task.dataset: weights_of(task) for task in tasks}
     assert all(weights for weights in before.values())
     assert len({tuple(weights) for weights in before.values()}) == 4
@@ -43,7 +43,7 @@ def test_weights_come_from_the_other_datasets_only(tmp_path, here):
     worlds[0].labels["train"] = np.roll(worlds[0].labels["train"], 7)
     for world in worlds:
         world.labels["test"] = (world.labels["test"] + 1) % 4
-    tasks = meta.taught(poisoned, [world.task(**NLC_META) for world in worlds], Compute(), False)
+    tasks, _ = meta.taught(poisoned, [world.task(**NLC_META) for world in worlds], Compute(), False)
     after = {task.dataset: weights_of(task) for task in tasks}
     assert after["a"] == before["a"]  # its own labels are not what it learned from
     assert after["b"] != before["b"]
@@ -52,9 +52,9 @@ def test_weights_come_from_the_other_datasets_only(tmp_path, here):
 def test_nothing_is_learned_twice_and_a_taught_task_evaluates(tmp_path, here, monkeypatch):
     store = Store(str(tmp_path))
     tasks = [Shelf(store, name, seed).task(**NLC_META) for seed, name in enumerate("abcd")]
-    first = meta.taught(store, tasks, Compute(), False)
-    monkeypatch.setattr(cluster, "tasks", None)
-    again = meta.taught(store, tasks, Compute(), False)
+    first, _ = meta.taught(store, tasks, Compute(), False)
+    monkeypatch.setattr(cluster, "attempts", None)
+    again, _ = meta.taught(store, tasks, Compute(), False)
     assert again == first
     place = evaluate.address(store, again[0])
     assert place != evaluate.address(store, tasks[0])
@@ -66,8 +66,8 @@ def test_nothing_is_learned_twice_and_a_taught_task_evaluates(tmp_path, here, mo
 def test_too_few_others_leave_the_gate_untaught(tmp_path, here):
     store = Store(str(tmp_path))
     tasks = [Shelf(store, name, seed).task(**NLC_META) for seed, name in enumerate("abc")]
-    assert meta.taught(store, tasks, Compute(), False) == tasks
+    assert meta.taught(store, tasks, Compute(), False) == (tasks, {})
     own = Fuser(name="mine", fuser="nlc_meta", settings={"weights": [0.0]})
-    assert meta.taught(store, [dataclasses.replace(tasks[0], fusers=(own,))], Compute(), False)[
+    assert meta.taught(store, [dataclasses.replace(tasks[0], fusers=(own,))], Compute(), False)[0][
         0
     ].fusers == (own,)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE, FUNCTION, JOB = 400, 60, 120  # lines; a function's without its docstring
+FILE, FUNCTION, JOB = 400, 60, 100  # lines; a function's without its docstring
 
 # place → (third parties, parts of clipray) it may import. The longest place that fits a module counts; a module without
 # one fails, so that adding a layer is a decision. A package may always import itself.
@@ -116,7 +116,7 @@ def test_imports(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_lengths(module):
     lines = len(MODULES[module].read_text().splitlines())
-    assert lines <= (JOB if module.startswith("jobs") else FILE)
+    assert lines <= (JOB if module.startswith("jobs.") else FILE)
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]

@@ -45,9 +45,16 @@ def record(
     what = secrets.clean(campaign.model_dump(mode="json", exclude=WHERE))
     parent = _parent(todo, what, made, headline)
     what = {"campaign": campaign.name, "campaign_what": fingerprint(what)}
+    scored = set(scores["dataset"].unique().to_pylist())
     children = {
         dataset.name: _dataset(todo, dataset.name, what, scores, rows, headline)
         for dataset in todo.datasets
+        if dataset.name in scored
+    }
+    children |= {
+        dataset.name: _failed(todo, dataset.name, what)
+        for dataset in todo.datasets
+        if dataset.name not in scored
     }
     children |= _methods(todo, what, scores, rows, standings)
     found = tracking.record(campaign.name, todo.store.uri, campaign.tracking, parent, children)
@@ -105,6 +112,19 @@ def _dataset(
     ]
     metrics = list(_set_metrics(dataset, scores, rows, headline))
     return Record(params, metrics, inputs, {}, *_about(todo, "dataset"))
+
+
+def _failed(todo: "Plan", dataset: str, what: dict) -> Record:
+    """A dataset that has no score, and why."""
+    tags, _, _, started = _about(todo, "dataset")
+    reasons = [row["error"] for row in todo.failed if row["dataset"] in (None, dataset)]
+    return Record(
+        what | {"dataset": dataset},
+        tags=tags,
+        note="\n\n".join(reasons),
+        status="FAILED",
+        started=started,
+    )
 
 
 def _set_metrics(

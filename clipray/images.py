@@ -1,6 +1,6 @@
 """Bytes → an RGB image or an error, and the crop that a preprocess group wants; nothing but Pillow and numpy.
 
-What the bytes mean (recorded in `DECODER`, which belongs into fingerprints):
+What the bytes mean:
 
 - the content decides, never a file's name, among the raster formats of `FORMATS` (no EPS: it would run Ghostscript);
 - EXIF orientation is applied; of an animation the first frame counts;
@@ -21,15 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-DECODER = {
-    "version": 1,
-    "orientation": "exif",
-    "frame": "first",
-    "transparent": "white",
-    "colour_profile": "ignored",
-    "sixteen_bit": "scaled",
-    "float": "0..1",
-}
 FORMATS = (
     *(
         "JPEG",

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipray import secrets
-from clipray.config import fingerprint
 from clipray.errors import StoreError
+from clipray.fingerprint import fingerprint, plain
 
 MANIFEST = "manifest.json"
 VERSIONS = (
@@ -183,7 +183,7 @@ class Store:
         """
         self.write_json(
             f"{address}/{MANIFEST}",
-            {"what": secrets.clean(_plain(what)), **facts, **provenance(), "written": _now()},
+            {"what": secrets.clean(plain(what)), **facts, **provenance(), "written": _now()},
         )
 
     def tables(self, address: str, names: list[str], columns: list[str] | None = None) -> pa.Table:
@@ -196,15 +196,6 @@ class Store:
             raise FileNotFoundError(f"{self.place(address)} is not complete: it has no {MANIFEST}")
         parts = [self.read_table(f"{address}/{name}", columns) for name in sorted(names)]
         return pa.concat_tables(parts).sort_by("image_id")
-
-
-def _plain(what: Any) -> Any:
-    return json.loads(
-        json.dumps(
-            what,
-            default=lambda v: v.model_dump(mode="json") if hasattr(v, "model_dump") else str(v),
-        )
-    )
 
 
 @functools.cache

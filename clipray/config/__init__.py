@@ -1,11 +1,9 @@
-"""Typed, frozen configs: WHAT is computed apart from HOW, and the fingerprint of a WHAT.
+"""Typed, frozen configs: WHAT is computed apart from HOW (fields marked `How`).
 
 A config file is YAML that holds values only. Unknown or missing keys, wrong types and impossible values raise
 `ConfigError` with the dotted path, before any work starts.
 """
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,9 +19,10 @@ from clipray.config.load import (
     unknown,
 )
 from clipray.config.names import Name
+from clipray.fingerprint import How, fingerprint
 
 __all__ = ["CONFIGS", "Name", "apply_sets", "check_settings", "check_value", "load", "parse"]
-__all__ += ["read_yaml", "unknown"]  # and all that is defined below
+__all__ += ["fingerprint", "read_yaml", "unknown"]  # and all that is defined below
 
 
 class Strict(BaseModel):
@@ -90,7 +89,8 @@ class Backbone(Strict):
     config: str = ""  # the model config of an architecture that open_clip does not know
     preprocess: Preprocessing | None = None  # of weights of one's own
     like: str = ""  # or: a tag whose preprocessing and activation they share, `<tag>` or `<architecture>/<tag>`
-    revision: str = ""  # commit, branch or tag of the hub; default: the newest
+    # a commit, branch or tag of the hub; by default the newest
+    revision: Annotated[str, How("where the content is found; the content counts")] = ""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -211,9 +211,9 @@ NO_NUMBER = frozenset(
 class Inputs(Strict):
     """What a campaign and a search have in common: images, backbones, and how many labels there are."""
 
-    name: Name = "campaign"  # of a file that gives none: `name_of_file`
-    workspace: str = Field(min_length=1)
-    data_root: str = ""
+    name: Annotated[Name, How("a label of reports and runs")] = "campaign"  # or its file's
+    workspace: Annotated[str, Field(min_length=1), How("where artefacts lie")]
+    data_root: Annotated[str, How("where files lie; what is in them counts")] = ""
     datasets: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -226,8 +226,8 @@ class Inputs(Strict):
         100_000_000, ge=1
     )  # larger images are refused, unread, as decompression bombs
     limit: int = Field(0, ge=0)  # images per split; 0: all
-    compute: Compute = Compute()
-    tracking: Tracking = Tracking()
+    compute: Annotated[Compute, How("where and with how much of a machine")] = Compute()
+    tracking: Annotated[Tracking, How("who is told of the numbers")] = Tracking()
 
     @field_validator("shots")
     @classmethod
@@ -288,20 +288,3 @@ class Pretrain(Strict):
     threads: int = Field(1, ge=1)
     max_failures: int = Field(3, ge=0)
     tracking: Tracking = Tracking()
-
-
-def fingerprint(what: Any) -> str:
-    """The address of a WHAT: 16 hex digits of the hash of its canonical JSON.
-
-    Args:
-        what: a config object or anything JSON can hold (configs inside are dumped whole, so no field is forgotten).
-
-    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    True
-    """
-
-    def plain(value: Any) -> Any:
-        return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
-
-    text = json.dumps(what, sort_keys=True, default=plain, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,7 +20,16 @@ from clipray.sources.storage import is_remote, local, resolve, shown
 
 __all__ = [
     *("FORMATS", "Chunk", "Sample", "classnames", "digest", "fetch", "image_id", "index"),
-    *("left_out", "listing", "location", "number_repeats", "remarks", "scan", "templates"),
+    *(
+        "left_out",
+        "listing",
+        "location",
+        "number_repeats",
+        "remarks",
+        "scan",
+        "tabulate",
+        "templates",
+    ),
 ]
 
 LEFT_OUT = b"left_out"  # key in the metadata of a chunk's index
@@ -156,9 +165,15 @@ def index(number: int, chunk: Chunk) -> pa.Table:
     Args:
         number: the chunk's position in the listing.
     """
-    rows = []
     left: Counter[str] = Counter()
-    for sample in scan(chunk, left):
+    table = tabulate(number, scan(chunk, left))
+    return table.replace_schema_metadata({LEFT_OUT: json.dumps(left)} if left else None)
+
+
+def tabulate(number: int, samples: Iterable[Sample]) -> pa.Table:
+    """The samples of one chunk as rows of its index."""
+    rows = []
+    for sample in samples:
         readable = sample.data is not None
         about = sample.data if readable else f"{number}\0{sample.key}".encode()
         rows.append(
@@ -173,8 +188,7 @@ def index(number: int, chunk: Chunk) -> pa.Table:
                 "error": sample.error,
             }
         )
-    table = pa.Table.from_pylist(rows, schema=INDEX)
-    return table.replace_schema_metadata({LEFT_OUT: json.dumps(left)} if left else None)
+    return pa.Table.from_pylist(rows, schema=INDEX)
 
 
 def left_out(tables: Iterable[pa.Table]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipray import backbones
+from clipray import backbones, fingerprint
 from clipray.config import Backbone
 from clipray.store import Store
 
@@ -23,7 +23,8 @@ def address(store: Store, spec: Backbone, precision: str) -> str:
 
 def what(spec: Backbone, precision: str) -> dict:
     """The WHAT of a card."""
-    return {"backbone": backbones.origin(spec), "precision": precision}
+    code = fingerprint.code(backbones.load, measure)
+    return {"backbone": backbones.origin(spec), "precision": precision, "code": code}
 
 
 def read(store: Store, spec: Backbone, precision: str) -> dict | None:

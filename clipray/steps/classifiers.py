@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from clipray import backbones
+from clipray import backbones, fingerprint
 from clipray.config import Backbone, Dataset
 from clipray.steps import cards
 from clipray.store import Store
@@ -17,8 +17,17 @@ def address(store: Store, spec: Backbone, precision: str, dataset: str, prompts:
     Args:
         prompts: {"classnames": […], "templates": […]}.
     """
-    what = {"backbone": backbones.origin(spec), "precision": precision, "prompts": prompts}
-    return store.address("classifiers", dataset, spec.name, what=what)
+    return store.address("classifiers", dataset, spec.name, what=what(spec, precision, prompts))
+
+
+def what(spec: Backbone, precision: str, prompts: dict) -> dict:
+    """The WHAT of a classifier."""
+    return {
+        "backbone": backbones.origin(spec),
+        "precision": precision,
+        "prompts": prompts,
+        "code": fingerprint.code(prepare),
+    }
 
 
 def prepare(
@@ -48,7 +57,7 @@ def prepare(
             continue
         place = address(store, spec, precision, dataset, texts)
         store.write_table(f"{place}/{PART}", _table(texts["classnames"], weights_CD))
-        store.finish(place, {"backbone": spec, "precision": precision, "prompts": texts})
+        store.finish(place, what(spec, precision, texts))
     return failed
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from clipray import backbones, images, schema, sources
+from clipray import backbones, fingerprint, images, schema, sources
 from clipray.config import Backbone, Campaign, Pool
 from clipray.steps.failures import FAILS, NOT_FINITE, TOO_LARGE
 from clipray.steps.index import Index
@@ -57,7 +57,7 @@ def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
     return {
         "backbone": backbones.origin(spec),
         "precision": campaign.precision,
-        "decoder": images.DECODER,
+        "code": fingerprint.code(decode, Embedder),
         "max_pixels": campaign.max_pixels,
         "images": index.content,
     }

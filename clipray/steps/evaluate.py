@@ -1,14 +1,13 @@
 """Embeddings and classifiers → outcomes and scores, for one dataset: heads, bounds, fusers, complementarity."""
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-import clipray.numerics
+from clipray import fingerprint
 from clipray.config import Fuser, Head
 from clipray.steps import classifiers, embed, views
 from clipray.steps import fitted as fitted_fusers
@@ -17,7 +16,6 @@ from clipray.steps.scoring import Scores
 from clipray.store import Store
 
 SCORES, OUTCOMES = "scores.parquet", "outcomes.parquet"
-OWN = ("evaluate", "scoring", "views")  # the modules beside this one that numbers pass through
 
 
 @dataclass(frozen=True)
@@ -36,25 +34,19 @@ class Task:
     seeds: int
     folds: int
     save_fusers: bool = False
-    costs: tuple[
-        dict, ...
-    ] = ()  # of each backbone, see `cost.method_cost`; what was measured is not what was asked
+    costs: tuple[dict, ...] = field(  # of each backbone, see `cost.method_cost`
+        default=(), metadata={"how": fingerprint.How("measured on some machine, not asked for")}
+    )
 
     @property
     def what(self) -> dict:
         """The WHAT: the task itself, and the code that turns it into numbers."""
-        return {
-            "task": {key: value for key, value in self.__dict__.items() if key != "costs"},
-            "code": code(),
-        }
+        return {"task": self, "code": code()}
 
 
-def code(*more: str) -> str:
-    """A digest of the sources of everything that turns embeddings into scores, and of `more` modules beside this."""
-    here = Path(__file__).parent
-    beside = [here / f"{name}.py" for name in (*OWN, *more)]
-    files = [*sorted(Path(clipray.numerics.__file__).parent.glob("*.py")), *beside]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+def code(*more: Callable | str) -> dict:
+    """Fingerprint all code that turns embeddings into scores, and what `more` functions or modules reach."""
+    return fingerprint.code(evaluate, *more)
 
 
 def address(store: Store, task: Task) -> str:

@@ -55,9 +55,9 @@ def address(store: Store, task: Task, config: Tune) -> str:
     return store.address("tuning", task.dataset, what=told)
 
 
-def code() -> str:
-    """A digest of the sources that a fit's score passes through."""
-    return evaluate.code("heldout", "tune_worker")
+def code() -> dict:
+    """Fingerprint all code that a fit's score passes through."""
+    return evaluate.code(prepare, cases, "clipray.steps.tune_worker")
 
 
 def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem, str]:

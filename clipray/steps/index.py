@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 from clipray import sources
 from clipray.config import Compute, Dataset
 from clipray.errors import ConfigError
+from clipray.fingerprint import code, plain
 from clipray.store import Store
 
 Mapper = Callable[[Callable, list[tuple]], Iterable[Any]]
 PART = "index.parquet"
 IN_PROCESS = 64  # chunks that are not worth starting Ray for
-VERSION = 2  # of how bytes are hashed and numbered
 TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
 REASONS = 5  # reasons of error rows that a manifest lists; all rows are counted
 
@@ -73,30 +73,19 @@ def index(
     """
     names = sources.classnames(dataset, data_root) if names is None else names
     chunks = sources.listing(dataset, split, data_root)
-    what = what_of(dataset, split, chunks)
-    address = store.address("index", dataset.name, split, what=what)
+    made_of = what(dataset, split, chunks)
+    address = store.address("index", dataset.name, split, what=made_of)
     if store.manifest(address) is None:
         parts = list(mapper(sources.index, list(enumerate(chunks))))
         table = sources.number_repeats(parts)
         store.write_table(f"{address}/{PART}", table)
         facts = {"left_out": sources.left_out(parts), "unreadable": _reasons(table)}
-        store.finish(address, what, chunks=len(chunks), images=len(table), **facts)
+        store.finish(address, made_of, chunks=len(chunks), images=len(table), **facts)
     table = store.read_table(f"{address}/{PART}")
     check(dataset.name, split, table, len(names))
     remarks = _remarks(split, table, store.manifest(address).get("left_out", {}), len(names))
     chosen = evenly(table, limit) if limit else table
     return Index(dataset.name, split, chunks, chosen, tuple(remarks))
-
-
-def what_of(dataset: Dataset, split: str, chunks: Sequence[sources.Chunk]) -> dict[str, Any]:
-    """All that decides which image has which label: the dataset's entry, and the state of its files."""
-    entry = dataset.model_dump(mode="json", exclude=set(TEXTS))
-    return {
-        "dataset": entry,
-        "split": split,
-        "listing": sources.digest(chunks),
-        "version": VERSION,
-    }
 
 
 def check(dataset: str, split: str, table: pa.Table, n_classes: int) -> None:
@@ -138,6 +127,21 @@ def label_remedy(low: int, high: int, n_classes: int) -> str:
     if low == 1 and high == n_classes:
         return "They start at 1: subtract 1 from each, so that they start at 0."
     return "Correct the labels, or complete `classnames`."
+
+
+def what(dataset: Dataset, split: str, chunks: list[sources.Chunk]) -> dict:
+    """The WHAT of an index: the dataset's entry, the state of its files, and the code that reads and numbers them.
+
+    Prompts are left out: they are in the classifiers' addresses, and no image need be read again for them.
+    """
+    entry = {key: value for key, value in plain(dataset).items() if key not in TEXTS}
+    layout = sources.FORMATS[dataset.format]
+    return {
+        "dataset": entry,
+        "split": split,
+        "listing": sources.digest(chunks),
+        "code": code(layout.scan, sources.tabulate, sources.number_repeats),
+    }
 
 
 def evenly(table: pa.Table, limit: int) -> pa.Table:

@@ -105,7 +105,7 @@ def _lessons(
     for name in sources:
         others = sorted(source for other, source in sources.items() if other != name)
         if len(others) >= LEAST:
-            lesson = {"episodes": others, "settings": settings, "code": evaluate.code()}
+            lesson = {"episodes": others, "settings": settings, "code": evaluate.code(learn)}
             lessons[name] = (store.address("meta", name, "weights", what=lesson), others, lesson)
     return lessons
 
@@ -138,7 +138,7 @@ def what(task: Task, settings: "MetaGate") -> dict:
         **data,
         **draws,
         "experts": settings.experts,
-        "code": evaluate.code(),
+        "code": evaluate.code(make_episodes),
     }
 
 

@@ -3,7 +3,8 @@
 import pyarrow as pa
 
 from clipray import schema, secrets
-from clipray.config import Campaign, fingerprint
+from clipray.config import Campaign
+from clipray.fingerprint import fingerprint
 from clipray.report import files
 from clipray.steps import evaluate, tracked
 from clipray.steps.run import Plan

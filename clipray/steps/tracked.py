@@ -14,8 +14,9 @@ import pyarrow as pa
 import yaml
 
 from clipray import config, secrets, tracking
-from clipray.config import Campaign, Tracking, fingerprint
+from clipray.config import Campaign, Tracking
 from clipray.errors import ConfigError
+from clipray.fingerprint import fingerprint, plain
 from clipray.store import Store, provenance
 from clipray.tracking import Input, Metric, Record
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 HEADLINE = ("datasets", "backbones", "images", "failed_images", "gain", "wins", "compared")
 HEADLINE += ("oracle_gain",)
-WHERE = {"compute", "tracking", "workspace", "name"}  # what changes no result
 
 
 def record(
@@ -42,7 +42,7 @@ def record(
 
     campaign = todo.campaign
     rows = leaderboard(scores)
-    what = secrets.clean(campaign.model_dump(mode="json", exclude=WHERE))
+    what = secrets.clean(plain(campaign))
     parent = _parent(todo, what, made, headline)
     what = {"campaign": campaign.name, "campaign_what": fingerprint(what)}
     scored = set(scores["dataset"].unique().to_pylist())

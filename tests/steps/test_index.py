@@ -10,7 +10,7 @@ import pytest
 from clipray import sources
 from clipray.config import Compute, Dataset, fingerprint
 from clipray.errors import ConfigError
-from clipray.steps.index import TEXTS, evenly, in_threads, index, reader, what_of
+from clipray.steps.index import TEXTS, evenly, in_threads, index, reader, what
 from clipray.store import Store
 
 
@@ -104,14 +104,14 @@ def parquet(root: Path, labels: list, kinds: list | None = None) -> Dataset:
 def test_every_field_that_decides_who_has_which_label_is_in_the_address(tmp_path):
     dataset = parquet(tmp_path / "x", [0, 1, 2])
     chunks = sources.listing(dataset, "test", "")
-    before = fingerprint(what_of(dataset, "test", chunks))
+    before = fingerprint(what(dataset, "test", chunks))
     assert set(CHANGES) == set(Dataset.model_fields)
     for field, value in CHANGES.items():
         changed = dataset.model_copy(update={field: value})
         assert changed != dataset
-        same = fingerprint(what_of(changed, "test", chunks)) == before
+        same = fingerprint(what(changed, "test", chunks)) == before
         assert same == (field in TEXTS), field
-    assert fingerprint(what_of(dataset, "train", chunks)) != before
+    assert fingerprint(what(dataset, "train", chunks)) != before
 
 
 def test_another_label_column_or_order_of_labels_is_never_served_the_old_ones(tmp_path):
@@ -194,7 +194,7 @@ def test_what_was_left_out_stands_in_the_manifest(tmp_path):
             "test split: left out as no image: 2 *.json, 1 Thumbs.db, 1 files outside class folders",
         )
     chunks = sources.listing(dataset, "test", "")
-    address = store.address("index", "made", "test", what=what_of(dataset, "test", chunks))
+    address = store.address("index", "made", "test", what=what(dataset, "test", chunks))
     assert store.manifest(address)["left_out"] == counts
     (tmp_path / "x" / "test" / "a" / "desktop.ini").write_bytes(
         b"x"

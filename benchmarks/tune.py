@@ -22,11 +22,12 @@ from ray import tune
 
 from clipray.config import parse
 from clipray.config.search import Tune
-from clipray.steps import cluster, heldout
-from clipray.steps.records import Cell, Records
-from clipray.steps.studies import Study
-from clipray.steps.sweep import Reasons, Sweep
-from clipray.steps.tune_worker import Piece, Trial, cases_of, measure
+from clipray.steps import cluster
+from clipray.steps.tune import held_out as heldout
+from clipray.steps.tune.records import Cell, Records
+from clipray.steps.tune.studies import Study
+from clipray.steps.tune.sweep import Reasons, Sweep
+from clipray.steps.tune.trial import Piece, Trial, cases_of, measure
 from clipray.store import Store
 
 DATASETS, SEEDS, CLASSES, DIM, BACKBONES, HELD = 10, 3, 10, 128, 5, 200

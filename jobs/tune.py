@@ -17,7 +17,7 @@ import sys
 from clipray import config
 from clipray.config.search import Tune
 from clipray.progress import working
-from clipray.steps import spaces
+from clipray.steps.tune import space as spaces
 from jobs import DRY, arguments, console, finish, naming, run, say, tracked
 
 CONFIG = "a search's YAML file, such as configs/tune/demo.yaml"
@@ -32,11 +32,12 @@ def main() -> int:
     with naming(given.config):
         spaces.check(wanted)
     # imported here, for a mistake in the config is told before them
-    from clipray.steps import outlook, tune
+    from clipray.steps import outlook
     from clipray.steps.cluster import check_lasting
     from clipray.steps.run import plan
     from clipray.steps.tracked import check as check_tracking
-    from clipray.steps.tune_publish import describe, publish
+    from clipray.steps.tune import search as tune
+    from clipray.steps.tune.publish import describe, publish
 
     check_lasting(workspace=wanted.workspace)
     if given.dry_run:

@@ -35,8 +35,8 @@ MAY: dict[str, tuple[str, str]] = {
         "config fingerprint secrets schema catalog sources images backbones store numerics progress tracking report",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
-    "clipray.steps.spaces": ("optuna", "config numerics steps"),
-    "clipray.steps.studies": ("numpy optuna", "config steps"),
+    "clipray.steps.tune.space": ("optuna", "config numerics steps"),
+    "clipray.steps.tune.studies": ("numpy optuna", "config steps"),
     "clipray.tracking": ("mlflow fsspec filelock", "config secrets store"),
     "clipray.report": (
         "pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",

@@ -102,7 +102,7 @@ def of_search(config: Tune, campaign: Facts) -> Facts:
     Args:
         campaign: the outlook of the campaign that makes its embeddings.
     """
-    from clipray.steps import spaces
+    from clipray.steps.tune import space as spaces
 
     sets = campaign["evaluation"]["datasets"] * len(config.shots) * config.seeds
     searches = {

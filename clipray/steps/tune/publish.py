@@ -7,11 +7,11 @@ import yaml
 from clipray import secrets
 from clipray.config import fingerprint
 from clipray.report import files
-from clipray.steps import spaces
-from clipray.steps.choices import best_campaign, choices, importance
-from clipray.steps.records import Cell, score
-from clipray.steps.spaces import Configuration
-from clipray.steps.tune import Search
+from clipray.steps.tune import space as spaces
+from clipray.steps.tune.choose import best_campaign, choices, importance
+from clipray.steps.tune.records import Cell, score
+from clipray.steps.tune.search import Search
+from clipray.steps.tune.space import Configuration
 from clipray.store import provenance
 
 MARK = "tuned.json"

@@ -15,9 +15,9 @@ from optuna.trial import TrialState, create_trial
 
 from clipray.config import fingerprint
 from clipray.config.search import Search, Tune
-from clipray.steps import spaces
-from clipray.steps.records import Cell, Records, score
-from clipray.steps.spaces import Configuration
+from clipray.steps.tune import space as spaces
+from clipray.steps.tune.records import Cell, Records, score
+from clipray.steps.tune.space import Configuration
 
 MISSES = 200  # draws of what was tried before, after which a space counts as exhausted
 

@@ -8,7 +8,7 @@ import pytest
 from clipray.config import CONFIGS, load, parse
 from clipray.config.search import Tune
 from clipray.errors import ConfigError
-from clipray.steps import spaces
+from clipray.steps.tune import space as spaces
 
 BASE = {
     "workspace": "w",

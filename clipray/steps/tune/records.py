@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from clipray import schema
 from clipray.config import fingerprint
-from clipray.steps.spaces import Configuration
+from clipray.steps.tune.space import Configuration
 from clipray.store import Store
 
 SECONDS = 5.0  # of work that a kill may cost: rows wait no longer for their file

@@ -11,9 +11,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from clipray.config.search import Tune
-from clipray.steps.records import Cell, Fit, Records, score
-from clipray.steps.studies import Asked, Study
-from clipray.steps.tune_worker import Piece
+from clipray.steps.tune.records import Cell, Fit, Records, score
+from clipray.steps.tune.studies import Asked, Study
+from clipray.steps.tune.trial import Piece
 
 
 @dataclass

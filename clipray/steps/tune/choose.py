@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from clipray import schema
 from clipray.config.search import Search as Wanted
-from clipray.steps.records import Cell, Records, score
-from clipray.steps.spaces import Configuration
-from clipray.steps.studies import Study, adaptive, scopes
-from clipray.steps.tune import Search
+from clipray.steps.tune.records import Cell, Records, score
+from clipray.steps.tune.search import Search
+from clipray.steps.tune.space import Configuration
+from clipray.steps.tune.studies import Study, adaptive, scopes
 
 
 def choices(search: Search) -> pa.Table:

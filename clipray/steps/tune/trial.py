@@ -16,10 +16,10 @@ from ray.tune import Trainable
 from clipray.numerics import metrics
 from clipray.numerics.fusers import FUSERS, settings_of
 from clipray.numerics.support import State, Support
-from clipray.steps import heldout
-from clipray.steps.heldout import Problem
-from clipray.steps.records import Cell, Fit
-from clipray.steps.spaces import Configuration
+from clipray.steps.tune import held_out as heldout
+from clipray.steps.tune.held_out import Problem
+from clipray.steps.tune.records import Cell, Fit
+from clipray.steps.tune.space import Configuration
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,10 +17,13 @@ from sklearn.metrics import accuracy_score, log_loss
 from clipray.config import Campaign, parse
 from clipray.config.search import Tune
 from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.steps import checks, evaluate, heldout, tune, tune_worker
-from clipray.steps.choices import best_campaign, choices, importance
-from clipray.steps.records import Cell
-from clipray.steps.spaces import Configuration, configuration
+from clipray.steps import checks, evaluate
+from clipray.steps.tune import held_out as heldout
+from clipray.steps.tune import search as tune
+from clipray.steps.tune import trial as tune_worker
+from clipray.steps.tune.choose import best_campaign, choices, importance
+from clipray.steps.tune.records import Cell
+from clipray.steps.tune.space import Configuration, configuration
 from clipray.store import Store
 from tests.steps.worlds import Shelf
 
@@ -429,7 +432,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from tests.steps.test_tune import searched, world
+from tests.steps.tune.test_search import searched, world
 from clipray.steps import records
 records.SECONDS = 0.0
 searched(*world(sys.argv[1]), samples=400, batch=1, max_concurrent_trials=1, compute={"address": "local"})

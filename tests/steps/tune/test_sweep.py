@@ -4,11 +4,11 @@ import pytest
 
 from clipray.config import parse
 from clipray.config.search import Tune
-from clipray.steps.records import Cell, Fit, Records
-from clipray.steps.studies import Study
-from clipray.steps.sweep import Reasons, Sweep
+from clipray.steps.tune.records import Cell, Fit, Records
+from clipray.steps.tune.studies import Study
+from clipray.steps.tune.sweep import Reasons, Sweep
 from clipray.store import Store
-from tests.steps.test_spaces import BASE
+from tests.steps.tune.test_space import BASE
 
 CELLS = [Cell(name, 1, seed) for name in "ab" for seed in (0, 1)]
 

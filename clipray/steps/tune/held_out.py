@@ -9,7 +9,7 @@ from clipray.config import fingerprint
 from clipray.config.search import Tune
 from clipray.steps import classifiers, evaluate, views
 from clipray.steps.evaluate import Split, Task
-from clipray.steps.records import Cell
+from clipray.steps.tune.records import Cell
 from clipray.store import Store
 
 INSIDE = "per_dataset"  # the selection that scores inside the support set; the others on the rest of the train split
@@ -57,7 +57,7 @@ def address(store: Store, task: Task, config: Tune) -> str:
 
 def code() -> dict:
     """Fingerprint all code that a fit's score passes through."""
-    return evaluate.code(prepare, cases, "clipray.steps.tune_worker")
+    return evaluate.code(prepare, cases, "clipray.steps.tune.trial")
 
 
 def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem, str]:

@@ -16,10 +16,12 @@ from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
 from clipray.errors import ConfigError
 from clipray.progress import board, progress
-from clipray.steps import cluster, heldout, run, spaces
+from clipray.steps import cluster, run
 from clipray.steps.evaluate import Task
-from clipray.steps.records import Cell, Records
-from clipray.steps.studies import Study, adaptive, scopes
+from clipray.steps.tune import held_out as heldout
+from clipray.steps.tune import space as spaces
+from clipray.steps.tune.records import Cell, Records
+from clipray.steps.tune.studies import Study, adaptive, scopes
 from clipray.store import Store
 
 
@@ -148,7 +150,7 @@ def _load(search: Search, tasks: list[Task], verbose: bool) -> None:
 
 def fit(search: Search, verbose: bool) -> None:
     """Fit what the studies ask for and the records lack."""
-    from clipray.steps.sweep import Reasons, Sweep
+    from clipray.steps.tune.sweep import Reasons, Sweep
 
     reasons = Reasons()
     sweep = Sweep(list(search.studies.values()), search.records, search.config, reasons)
@@ -175,7 +177,7 @@ def _trials(sweep: Any, reasons: Any, search: Search, show: Any) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
 
-    from clipray.steps.tune_worker import Trial
+    from clipray.steps.tune.trial import Trial
 
     class Shown(tune.Callback):
         def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:

@@ -433,7 +433,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.steps.tune.test_search import searched, world
-from clipray.steps import records
+from clipray.steps.tune import records
 records.SECONDS = 0.0
 searched(*world(sys.argv[1]), samples=400, batch=1, max_concurrent_trials=1, compute={"address": "local"})
 """
@@ -441,7 +441,7 @@ searched(*world(sys.argv[1]), samples=400, batch=1, max_concurrent_trials=1, com
 
 def test_kill_9_and_the_same_command_again(tmp_path, local_ray, monkeypatch):
     """A killed search continues, fits nothing that it recorded again, and ends where one that was not killed does."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     environment = os.environ | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(root)]
     process = subprocess.Popen(

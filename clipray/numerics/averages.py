@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipray.numerics.calibration import inverse_temperatures
 from clipray.numerics.support import State, Support, alike
+from clipray.numerics.ties import level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +67,22 @@ def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()
 def vote(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
     """Each backbone votes for its `settings.best` classes; ties by mean log p.
 
-    To be a distribution that keeps this order, the winner has one vote more and `log_avg`'s distribution spreads
-    another one, so no class has probability 0.
+    A backbone that ties classes for its last vote votes for all of them. To be a distribution that keeps this order,
+    the winner (each of them where they tie in all) has one vote more and `log_avg`'s distribution spreads another one,
+    so no class has probability 0.
 
     >>> z = torch.tensor([[[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.0, 0.3, 0.7]]])
     >>> vote(State(Vote(1)), z).argmax().item()
     0
     """
     classes = logits_NMC.shape[-1]
-    product_NC = log_avg(state, logits_NMC)
-    best_NMk = logits_NMC.topk(min(state.settings.best, classes), dim=-1).indices
-    votes_NC = torch.zeros_like(logits_NMC).scatter_(2, best_NMk, 1.0).sum(1)
-    tied_NC = votes_NC == votes_NC.max(1, keepdim=True).values
-    winner_N1 = product_NC.masked_fill(~tied_NC, -torch.inf).argmax(1, keepdim=True)
-    total_NC = (votes_NC + product_NC.exp()).scatter_add_(
-        1, winner_N1, torch.ones_like(votes_NC[:, :1])
-    )
+    product_NC = level(log_avg(state, logits_NMC), logits_NMC)
+    best_NMk = logits_NMC.topk(min(state.settings.best, classes), dim=-1).values
+    votes_NC = (logits_NMC >= best_NMk[..., -1:]).to(logits_NMC).sum(1)
+    tied_NC = votes_NC == votes_NC.amax(1, keepdim=True)
+    rival_NC = product_NC.masked_fill(~tied_NC, -torch.inf)
+    winner_NC = rival_NC == rival_NC.amax(1, keepdim=True)
+    total_NC = votes_NC + product_NC.exp() + winner_NC
     return (total_NC / total_NC.sum(1, keepdim=True)).clamp_min(1e-30).log()
 
 
@@ -92,7 +93,11 @@ def conf(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) ->
     tensor([[0.1000, 0.9000]])
     """
     log_p = torch.log_softmax(logits_NMC, dim=-1)
-    surest_N = log_p.max(-1).values.argmax(1)
+    best_NM1 = logits_NMC.argmax(-1, keepdim=True)
+    odds_NMC = (logits_NMC - logits_NMC.gather(2, best_NM1)).double().exp()
+    # max p = 1 / (1 + doubt); near 1 it rounds, and which backbone is surest would depend on the CPU
+    doubt_NM = odds_NMC.scatter(2, best_NM1, 0.0).sum(-1)
+    surest_N = doubt_NM.argmin(1)
     return log_p[torch.arange(len(log_p)), surest_N]
 
 

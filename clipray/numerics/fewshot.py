@@ -12,6 +12,7 @@ from clipray.numerics.heads import zero_shot
 from clipray.numerics.logistic import fit_path, folds
 from clipray.numerics.prototypes import Probe, Tip, affinity, fit_probes, probe
 from clipray.numerics.support import NoSettings, State, changed, unit
+from clipray.numerics.ties import exact_head
 
 
 class Shots(NamedTuple):
@@ -245,6 +246,7 @@ FITTED_HEADS = {
     "tip_adapter": Head(fit_tip_adapter, tip_adapter, Tip(), keeps_text=True),
     "tip_adapter_f": Head(fit_tip_adapter_f, tip_adapter, TipTrained(), keeps_text=True),
 }
+FITTED_HEADS.update({name: exact_head(head) for name, head in FITTED_HEADS.items()})
 
 
 def head_of(name: str, changes: Mapping[str, Any] | None = None) -> Head:

@@ -22,6 +22,7 @@ from clipray.numerics import (
     transport,
 )
 from clipray.numerics.support import Fuser, State, changed, dump_settings, fit_nothing
+from clipray.numerics.ties import exact_fuser
 
 
 def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
@@ -112,3 +113,4 @@ FUSERS: dict[str, Fuser] = {
 FUSERS["guarded"] = _on_embeddings(
     partial(guarded.fit, FUSERS), partial(guarded.apply, FUSERS), guarded.Guarded()
 )
+FUSERS.update({name: exact_fuser(fuser) for name, fuser in FUSERS.items()})

@@ -8,7 +8,7 @@ import statsmodels.stats.contingency_tables
 import torch
 from sklearn.metrics import accuracy_score
 
-from clipray.config import Campaign, Fuser, Head, parse
+from clipray.config import Campaign, Fuser, Head, fingerprint, parse
 from clipray.errors import ConfigError
 from clipray.fingerprint import fingerprint
 from clipray.numerics.fewshot import head_of

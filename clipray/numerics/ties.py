@@ -1,0 +1,202 @@
+"""Classes that nothing tells apart get equal outputs, to the last bit, on any CPU.
+
+Two class names may be the same text to a text tower. Their logits are then equal, and so must be whatever is computed
+from them. But a vectorised sum or product rounds a column by its position (the last columns are summed in another
+order), so each fuser and head would break such ties in its own way, on each kind of CPU in another one. Writing every
+sum so that it rounds the same everywhere was rejected: it binds every fuser to come. Instead the registries of fusers
+and heads pass through `exact_fuser` and `exact_head`, which level what must be equal.
+
+Classes are told apart by the logits, and by what a fitted state holds of each class: support images of their own
+make classes of one name different. A state's tensor holds something of each class where its name ends in a shape with
+a C (`w_DC`, `means_CD/0`), or it is `labels_K`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipray.numerics.support import Fuser, State, Support, unit
+
+
+def exact_fuser(fuser: Fuser) -> Fuser:
+    """The same fuser, with equal outputs for classes that it cannot tell apart."""
+    apply = partial(_apply_fuser, fuser.apply, fuser.transductive)
+    return fuser._replace(fit=partial(_fit_fuser, fuser.fit), apply=apply)
+
+
+def exact_head(head: Any) -> Any:
+    """The same `fewshot.Head`, with equal logits for classes that it cannot tell apart."""
+    return head._replace(fit=partial(_fit_head, head.fit), apply=partial(_apply_head, head.apply))
+
+
+def _fit_fuser(fit: Any, supports: Sequence[Support], settings: Any) -> list[State]:
+    states = fit(supports, settings)
+    return [
+        _with_level_state(state, support.logits_KMC.flatten(0, 1), support.labels_K)
+        for state, support in zip(states, supports, strict=True)
+    ]
+
+
+def _fit_head(fit: Any, problems: Sequence[Any], settings: Any) -> list[State]:
+    states = fit(problems, settings)
+    return [
+        state
+        if problem is None
+        else _with_level_state(state, unit(problem.classifier_CD).T, problem.labels_K)
+        for state, problem in zip(states, problems, strict=True)
+    ]
+
+
+def _with_level_state(state: State, known_XC: Tensor, labels_K: Tensor) -> State:
+    """A state that holds the same of classes without support images of which the same is known otherwise."""
+    classes = known_XC.shape[1]
+    own = {
+        name: axis
+        for name, t in state.tensors.items()
+        if (axis := class_axis(name, t, classes)) is not None
+    }
+    if not own or not len(labels_K):
+        return state
+    seen_C = torch.bincount(labels_K, minlength=classes) > 0
+    kind_C = torch.where(seen_C, torch.arange(classes) + 1, 0)
+    first_C = first_alike(torch.cat([known_XC.double(), kind_C[None].double()]))
+    if torch.equal(first_C, torch.arange(classes)):
+        return state
+    level = {name: state.tensors[name].index_select(axis, first_C) for name, axis in own.items()}
+    return dataclasses.replace(state, tensors=state.tensors | level)
+
+
+def _apply_fuser(
+    apply: Any,
+    transductive: bool,
+    state: State,
+    logits_NMC: Tensor,
+    embeddings: Sequence[Tensor] = (),
+) -> Tensor:
+    log_probs_NC = apply(state, logits_NMC, embeddings)
+    return level(log_probs_NC, logits_NMC, state.tensors, per_image=not transductive)
+
+
+def _apply_head(
+    apply: Any, state: State, embeddings_ND: Tensor, classifier_CD: Tensor, *scale: float
+) -> Tensor:
+    logits_NC = apply(state, embeddings_ND, classifier_CD, *scale)
+    first_C = first_alike(unit(classifier_CD).T)
+    if torch.equal(first_C, torch.arange(len(first_C))):
+        return logits_NC
+    kind_C = kinds(state.tensors, len(first_C))
+    return logits_NC[:, first_alike(torch.stack([first_C, kind_C]))]
+
+
+def level(
+    values_NC: Tensor,
+    logits_NMC: Tensor,
+    tensors: Mapping[str, Tensor] | None = None,
+    per_image: bool = True,
+) -> Tensor:
+    """Values that are equal for classes of equal logits: the highest of them for each.
+
+    Args:
+        values_NC: what a fuser made of the logits.
+        tensors: what the fuser knows of each class beside, see the module's text.
+        per_image: whether equal logits in one image are enough; else they must be equal in all.
+
+    >>> z = torch.tensor([[[1.0, 0.0, 1.0]]])
+    >>> level(torch.tensor([[0.25, 0.5, 0.26]]), z)
+    tensor([[0.2600, 0.5000, 0.2600]])
+    """
+    images, _, classes = logits_NMC.shape
+    if not images or not bool(_has_ties(logits_NMC[:, 0]).any()):
+        return values_NC  # one backbone that tells all classes apart is enough
+    kind_C = kinds(tensors or {}, classes)
+    first_C = _equal_in_all(logits_NMC, kind_C)
+    number_NC = first_C.expand(images, classes)
+    left_N = _has_ties(logits_NMC[:, 0, first_C.unique()])
+    if per_image and bool(left_N.any()):
+        number_NC = number_NC.clone()
+        number_NC[left_N] = _equal_in_each(logits_NMC[left_N], kind_C)
+    highest_NC = torch.full_like(values_NC, -torch.inf)
+    highest_NC = highest_NC.scatter_reduce(1, number_NC, values_NC, "amax")
+    return highest_NC.gather(1, number_NC)
+
+
+def kinds(tensors: Mapping[str, Tensor], classes: int) -> Tensor:
+    """number_C, equal for classes of which a fitted state holds the same.
+
+    >>> kinds({"w_DC": torch.tensor([[0.5, 0.5, 0.0]]), "labels_K": torch.tensor([1])}, 3)
+    tensor([0, 1, 2])
+    """
+    number_C = torch.zeros(classes, dtype=torch.int64)
+    for name, tensor in tensors.items():
+        if name.rpartition("/")[2] == "labels_K":
+            own_C = torch.zeros(classes, dtype=torch.int64)
+            own_C[tensor.long()] = tensor.long() + 1
+            number_C = first_alike(torch.stack([number_C, own_C]))
+        elif (axis := class_axis(name, tensor, classes)) is not None:
+            held_XC = tensor.movedim(axis, -1).reshape(-1, classes).double()
+            number_C = first_alike(torch.cat([number_C[None].double(), held_XC]))
+    return number_C
+
+
+def class_axis(name: str, tensor: Tensor, classes: int) -> int | None:
+    """The axis of a state's tensor that stands for the classes, by its name; None where there is none.
+
+    >>> class_axis("anchored/w_DC", torch.zeros(5, 3), 3), class_axis("keys_KD/0", torch.zeros(2, 5), 3)
+    (1, None)
+    """
+    for part in reversed(name.split("/")):
+        shape = part.rpartition("_")[2]
+        if "_" in part and "C" in shape and shape.isupper() and len(shape) == tensor.ndim:
+            axis = shape.index("C")
+            return axis if tensor.shape[axis] == classes else None
+    return None
+
+
+def first_alike(columns_XC: Tensor) -> Tensor:
+    """For each column the position of the first that is equal to it.
+
+    >>> first_alike(torch.tensor([[2.0, 1.0, 2.0], [0.0, 0.0, 0.0]]))
+    tensor([0, 1, 0])
+    """
+    classes = columns_XC.shape[1]
+    _, number_C = columns_XC.unique(dim=1, return_inverse=True)
+    first = torch.full((classes,), classes).scatter_reduce(
+        0, number_C, torch.arange(classes), "amin"
+    )
+    return first[number_C]
+
+
+def _has_ties(logits_NC: Tensor) -> Tensor:
+    """Which rows hold a number twice; NumPy sorts several times as fast as PyTorch."""
+    sorted_NC = np.sort(logits_NC.detach().numpy(force=True), axis=1)
+    return torch.from_numpy((sorted_NC[:, 1:] == sorted_NC[:, :-1]).any(axis=1))
+
+
+def _equal_in_all(logits_NMC: Tensor, kind_C: Tensor) -> Tensor:
+    """For each class the first that has its kind, and its logits in all images."""
+    own_C = torch.arange(len(kind_C))
+    first_C = first_alike(torch.cat([logits_NMC[0].double(), kind_C[None].double()]))
+    (moved,) = torch.nonzero(first_C != own_C, as_tuple=True)
+    same = (logits_NMC[..., moved] == logits_NMC[..., first_C[moved]]).all(1).all(0)
+    return own_C.index_copy(0, moved, torch.where(same, first_C[moved], moved))
+
+
+def _equal_in_each(logits_RMC: Tensor, kind_C: Tensor) -> Tensor:
+    """For each image and class a number that is equal for classes of one kind and of the same logits there, R×C."""
+    number_RC = kind_C.expand(len(logits_RMC), -1)
+    for logits_RC in logits_RMC.unbind(1):
+        number_RC = _ranks(number_RC * len(kind_C) + _ranks(logits_RC))
+    return number_RC
+
+
+def _ranks(values_RC: Tensor) -> Tensor:
+    """Positions of each row's values among its distinct ones, int64."""
+    sorted_RC, order_RC = values_RC.sort(dim=1)
+    step_RC = torch.zeros_like(order_RC)
+    step_RC[:, 1:] = sorted_RC[:, 1:] != sorted_RC[:, :-1]
+    return torch.zeros_like(order_RC).scatter(1, order_RC, step_RC.cumsum(1))

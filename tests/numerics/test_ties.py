@@ -128,10 +128,9 @@ def test_twins_with_support_images_of_their_own_stay_apart(name):
     z[..., 1] = z[..., 0]
     support, test = Support(z, tuple(spaces[:2]), labels), (z, tuple(spaces[2:]))
     out = fused(name, support, test)
-    if name == "stacking":  # it sees logits alone, and learns how often each of the twins is right
-        assert not torch.equal(out[:, 0], out[:, 1]) or torch.equal(z[..., 0], z[..., 1])
-        return
     assert (out[:, 0] != out[:, 1]).float().mean() > 0.9
+    if name == "stacking":  # it sees logits alone, so it cannot say which of the twins it is
+        return
     own = labels < 2
     assert ((out[own, 0] > out[own, 1]) == (labels[own] == 0)).all()
 
@@ -161,17 +160,8 @@ def test_heads_tie_classes_of_one_text_that_have_no_support_image(name, classes)
 def test_a_vote_for_one_twin_is_a_vote_for_the_other(name):
     """One backbone cannot tell classes 0 and 1 apart; the second can, and says 1."""
     z = torch.tensor([[[5.0, 5.0, 1.0, 0.9, 0.8], [1.0, 5.0, 0.9, 0.8, 0.7]]])
-    out = (
-        fused(name, None, (z, ()))
-        if False
-        else FUSERS[name].apply(
-            FUSERS[name].fit(
-                [Support(z[:0], (), torch.zeros(0, dtype=torch.int64))], FUSERS[name].settings
-            )[0],
-            z,
-            (),
-        )
-    )
+    nothing = Support(z[:0], (), torch.zeros(0, dtype=torch.int64))
+    out = fused(name, nothing, (z, ()))
     assert out.argmax(1).tolist() == [1]
     assert out.exp().sum(1).tolist() == pytest.approx([1.0])
 

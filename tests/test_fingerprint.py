@@ -36,6 +36,7 @@ FILES = {
 
         LIMITS = {"low": 1, "high": 2.5}
         LIMITS["more"] = 4
+        LIMITS.update({key: LIMITS[key] + 0 for key in LIMITS})
 
 
         def score(x: int, box: "Box", by=3) -> float:
@@ -122,6 +123,7 @@ def test_what_changes_no_number_changes_no_fingerprint(tmp_path, edit):
     [
         ("score.py", '"low": 1', '"low": 1.0'),
         ("score.py", '["more"] = 4', '["more"] = 5'),
+        ("score.py", "LIMITS[key] + 0", "LIMITS[key] + 1"),
         ("score.py", "sin as wave", "cos as wave"),
         ("score.py", "by=3", "by=4"),
         ("score.py", ":>{by}} items", ":<{by}} items"),

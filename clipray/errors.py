@@ -24,6 +24,10 @@ class StoreError(ClipRayError, OSError):
     """The workspace cannot be read or written: full, read-only, forbidden, gone."""
 
 
+class DamagedError(StoreError):
+    """One artefact of the workspace is not whole; the others may be."""
+
+
 class ErrorBudget(ClipRayError, RuntimeError):
     """More images or datasets failed than the config allows."""
 

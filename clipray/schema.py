@@ -129,7 +129,7 @@ FAILURES = (
             ("dataset", pa.string()),  # null: everywhere
             ("split", pa.string()),
             ("backbone", pa.string()),  # null: whichever it is
-            ("step", pa.string()),  # read | text | embed | teach | evaluate
+            ("step", pa.string()),  # load | read | text | embed | teach | evaluate
             ("image_id", pa.string()),
             ("key", pa.string()),
             ("error", pa.string()),

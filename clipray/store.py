@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipray import secrets
-from clipray.errors import StoreError
+from clipray.errors import DamagedError, StoreError
 from clipray.fingerprint import fingerprint, plain
 
 MANIFEST = "manifest.json"
@@ -145,14 +145,12 @@ class Store:
         """Read a Parquet file.
 
         Raises:
-            StoreError: it is damaged.
+            DamagedError: it is not whole.
         """
         try:
             return pq.read_table(pa.BufferReader(self.read(path)), columns=columns)
         except pa.ArrowInvalid as error:
-            raise StoreError(
-                f"{self.place(path)} is not a whole Parquet file ({error}): remove it, and run again"
-            ) from error
+            raise self._damaged(path, f"is not a whole Parquet file ({error})") from error
 
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as JSON."""
@@ -165,9 +163,14 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise StoreError(
-                f"{self.place(path)} is not whole JSON ({error}): remove it, and run again"
-            ) from error
+            raise self._damaged(path, f"is not whole JSON ({error})") from error
+
+    def _damaged(self, path: str, words: str) -> DamagedError:
+        """The remedy is the whole folder: a complete artefact's parts are not made anew one by one."""
+        folder = self.place(path.rpartition("/")[0])
+        return DamagedError(
+            f"{self.place(path)} {words}: remove the folder {folder}, and run again"
+        )
 
     def manifest(self, address: str) -> dict | None:
         """A complete artefact's manifest; None where it is not complete."""
@@ -190,12 +193,19 @@ class Store:
         """A complete artefact's Parquet parts as one table, sorted by `image_id`.
 
         Raises:
-            FileNotFoundError: it has no manifest, or a part is missing.
+            FileNotFoundError: it has no manifest.
+            DamagedError: a part is missing or not whole.
         """
         if self.manifest(address) is None:
             raise FileNotFoundError(f"{self.place(address)} is not complete: it has no {MANIFEST}")
-        parts = [self.read_table(f"{address}/{name}", columns) for name in sorted(names)]
+        parts = [self._part(f"{address}/{name}", columns) for name in sorted(names)]
         return pa.concat_tables(parts).sort_by("image_id")
+
+    def _part(self, path: str, columns: list[str] | None) -> pa.Table:
+        try:
+            return self.read_table(path, columns)
+        except FileNotFoundError as error:
+            raise self._damaged(path, "is not there any more") from error
 
 
 @functools.cache

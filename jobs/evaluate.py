@@ -28,12 +28,10 @@ def main() -> int:
     if given.dry_run:
         finish(facts)
         return 0
-    if todo.images or todo.classifiers:
-        raise ConfigError(
-            f"{todo.images} images and {facts['classifiers_to_compute']} text classifiers are not embedded yet: run "
-            f"`python -m jobs.embed {given.config}` first"
-        )
-    steps.embed_images(todo)
+    try:
+        steps.recall(todo)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: run `python -m jobs.embed {given.config}` first") from None
     places = steps.evaluate_datasets(todo)
     with working("writing the report and MLflow's records"):
         result = publish.publish(todo, places)

@@ -7,7 +7,7 @@ import subprocess
 import pyarrow as pa
 import pytest
 
-from clipray.errors import StoreError
+from clipray.errors import DamagedError, StoreError
 from clipray.store import Store
 
 
@@ -94,12 +94,16 @@ def test_a_workspace_that_is_a_file_and_damaged_files_are_told(tmp_path):
     with pytest.raises(StoreError, match="part of that path is a file"):
         store.write("x/file", b"")
     store = Store(str(tmp_path / "other"))
-    store.write("table.parquet", b"PAR1 and no more")
+    store.write("x/table.parquet", b"PAR1 and no more")
     store.write("x/manifest.json", b"{")
-    with pytest.raises(StoreError, match=r"table.parquet is not a whole Parquet file.*remove it"):
-        store.read_table("table.parquet")
-    with pytest.raises(StoreError, match=r"manifest.json is not whole JSON.*remove it"):
+    words = rf"table.parquet is not a whole Parquet file.*remove the folder {store.uri}/x, and"
+    with pytest.raises(DamagedError, match=words):
+        store.read_table("x/table.parquet")
+    with pytest.raises(DamagedError, match=rf"manifest.json is not whole JSON.*{store.uri}/x, and"):
         store.manifest("x")
+    store.finish("x", {})
+    with pytest.raises(DamagedError, match=rf"part is not there any more.*{store.uri}/x, and"):
+        store.tables("x", ["part"])
 
 
 def test_addresses_change_with_what_and_move_with_nothing(tmp_path):

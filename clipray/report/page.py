@@ -13,7 +13,7 @@ from markupsafe import Markup
 from clipray.report import charts, summary, tables
 from clipray.report.summary import ON_SUPPORT, ON_TEST, ORACLE, Row
 
-SHOWN_FAILURES = 200
+SHOWN_FAILURES, SHOWN_REASONS = 200, 50
 SHOWN_METHODS = 4  # in charts and in the table per dataset
 PAIRS = (  # metric, title, signed, what row and column mean
     ("disagreement", "Disagreement, %", False, "Images that exactly one of the two has right."),
@@ -73,9 +73,7 @@ def render(
         "charts": _charts(scores, rows, head, stands),
         "pairs": _pairs(scores, head),
         "backbones": _backbones(scores, head),
-        "failures": failures.slice(0, SHOWN_FAILURES).to_pylist(),
-        "failed": _failed(failures),
-        "failures_in_all": len(failures),
+        "failures": _failures(failures),
         "methods": IN_WORDS | about.get("methods", {}),
         "settings": yaml.safe_dump(campaign, sort_keys=False) if campaign else "",
         "provenance": {
@@ -263,10 +261,16 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
     return {"shots": shots, "methods": list(values), "lines": lines, "alike": bool(unclear)}
 
 
-def _failed(failures: pa.Table) -> list[tuple[str, str, str, int]]:
-    """(dataset, split, reason, how many), the most frequent first."""
-    if not len(failures):
-        return []
-    frame = failures.to_pandas().fillna({"dataset": "every dataset", "split": ""})
-    numbers = frame.groupby(["dataset", "split", "error"]).size().sort_values(ascending=False)
-    return [(*key, int(number)) for key, number in numbers.items()][:50]
+def _failures(failures: pa.Table) -> dict[str, Any]:
+    """What failed: `wholes` (datasets and backbones, one line a reason), and images with `reasons` and their number."""
+    frame = failures.to_pandas().fillna({"dataset": "every dataset", "split": "", "backbone": ""})
+    images, wholes = frame[frame["image_id"].notna()], frame[frame["image_id"].isna()]
+    keys = ["dataset", "split", "backbone", "error"]
+    numbers = images.groupby(keys).size().sort_values(ascending=False, kind="stable")
+    return {
+        "wholes": wholes.to_dict("records"),
+        "images": images.head(SHOWN_FAILURES).to_dict("records"),
+        "reasons": [(*key, int(number)) for key, number in numbers.items()][:SHOWN_REASONS],
+        "number": len(images.drop_duplicates(["dataset", "split", "image_id"])),
+        "rows": len(images),
+    }

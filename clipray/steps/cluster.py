@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from clipray.config import Compute
-from clipray.errors import ClipRayError, ClusterError, ConfigError, StoreError
+from clipray.errors import ClipRayError, ClusterError, ConfigError, DamagedError, StoreError
 from clipray.progress import say, working
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
 STARTS, WAIT = 3, 120  # attempts to start a local Ray; seconds more for its raylet at each
 RAYLET_WAIT = "RAY_raylet_start_wait_time_s"  # Ray reads it in just this spelling
 PROBE_SECONDS = 5.0
+REASON = 2000  # characters of an error of ours that a record keeps
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
     (0, 0, 0, 4, 0, 0, 0, 0, 0)
 )  # a client's greeting
@@ -206,7 +207,7 @@ def reason(error: BaseException) -> str:
     """An error in one line, for a record of failures."""
     told = known(error)
     if told is not None:
-        return _first_lines(told)
+        return _first_lines(told, REASON)  # the remedy stands at its end
     inner = list(causes(error))[-1]
     return f"{type(inner).__name__}: {_first_lines(inner)}"
 
@@ -226,7 +227,7 @@ def lost(error: BaseException) -> str | None:
     for one in causes(error):
         if isinstance(one, died):
             return (
-                f"a worker died again and again on the same piece of work, so the run was given up "
+                f"a worker died again and again on the same piece of work, which was given up "
                 f"({type(one).__name__}: {_first_lines(one)}).\n"
                 "  Usual causes: too little memory (raise compute.decode_memory, lower compute.batch_size), machines "
                 "that were taken away too often\n  (raise compute.max_retries), a full disk of a node, or an image "
@@ -236,9 +237,9 @@ def lost(error: BaseException) -> str | None:
     return None
 
 
-def _first_lines(error: BaseException) -> str:
+def _first_lines(error: BaseException, most: int = 300) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:300]
+    return " ".join(lines)[:most]
 
 
 def quiet() -> None:
@@ -314,7 +315,7 @@ def attempts(
     """As `tasks`, but a task that fails ends no other: yields (position, result or None, error or None).
 
     Raises:
-        StoreError: a task could not write; the others could not either.
+        StoreError: a task could not write, so the others could not either; one artefact that is damaged ends none.
     """
     import ray
 
@@ -326,6 +327,7 @@ def attempts(
             result, failed = ray.get(done), None
         except Exception as error:
             result, failed = None, error
-            if isinstance(known(error), StoreError):
-                raise known(error) from error
+            told = known(error)
+            if isinstance(told, StoreError) and not isinstance(told, DamagedError):
+                raise told from error
         yield positions.pop(done), result, failed

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 NOT_FINITE = "the embedding is not finite"
 TOO_LARGE = "the embedding is too large for float16: --set precision=fp32 keeps it"
 FAILS = "the model fails on it: "
+MARK = "failed.json"  # beside where a manifest would be: why there is none
 RAISE = "raise compute.error_budget (a fraction below 1, or a count)"
 
 
@@ -36,6 +37,16 @@ def failure(
     }
 
 
+def mark(store: Store, place: str, reason: str) -> None:
+    """Keep why an artefact could not be made; whoever can make it tries again all the same."""
+    store.write_json(f"{place}/{MARK}", {"error": reason})
+
+
+def marked(store: Store, place: str) -> str | None:
+    """Why an artefact could not be made; None where nothing tried in vain."""
+    return (store.read_json(f"{place}/{MARK}") or {}).get("error")
+
+
 def finish(store: Store, work: "Work", budget: float, broken: dict[str, str]) -> list[dict]:
     """Write the manifests of a split's backbones that have left all shards and keep to the error budget.
 
@@ -57,6 +68,7 @@ def finish(store: Store, work: "Work", budget: float, broken: dict[str, str]) ->
             errors[backbone] = _errors(store, work, backbone)
         except LookupError as error:
             reason = broken.get(backbone, error.args[0])
+            mark(store, work.addresses[backbone], reason)
             whole.append(failure("embed", reason, backbone=backbone, **where))
     unread = {i: e for own in errors.values() for i, e in own.items() if not _of_model(e)}
     allowed = budget * len(index) if budget < 1 else budget

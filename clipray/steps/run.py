@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from clipray import backbones, catalog, sources
 from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
-from clipray.errors import ErrorBudget
+from clipray.errors import ConfigError, ErrorBudget
 from clipray.progress import doing, progress
 from clipray.steps import cards, checks, classifiers, cluster, embed, evaluate, failures, meta
 from clipray.steps.index import in_threads, index, reader
@@ -120,11 +120,29 @@ def prepare(todo: Plan) -> None:
             backbone = items[position][1].name
             if error is not None:
                 reason = f"it cannot be loaded: {cluster.reason(error)}"
-                todo.failures.append(failures.failure("load", reason, backbone=backbone))
+                _unloaded(todo, backbone, reason)
+                failures.mark(todo.store, _card_place(todo, items[position][1]), reason)
             for dataset, reason in (unnamed or {}).items():
-                row = failures.failure("text", reason, dataset=dataset, backbone=backbone)
-                todo.failures.append(row)
+                _unnamed(todo, dataset, backbone, reason)
+                failures.mark(todo.store, _text_place(todo, items[position][1], dataset), reason)
             advance(1)
+
+
+def _card_place(todo: Plan, spec: Backbone) -> str:
+    return cards.address(todo.store, spec, todo.campaign.precision)
+
+
+def _text_place(todo: Plan, spec: Backbone, dataset: str) -> str:
+    prompts, precision = todo.prompts[dataset], todo.campaign.precision
+    return classifiers.address(todo.store, spec, precision, dataset, prompts)
+
+
+def _unloaded(todo: Plan, backbone: str, reason: str) -> None:
+    todo.failures.append(failures.failure("load", reason, backbone=backbone))
+
+
+def _unnamed(todo: Plan, dataset: str, backbone: str, reason: str) -> None:
+    todo.failures.append(failures.failure("text", reason, dataset=dataset, backbone=backbone))
 
 
 def known_cards(todo: Plan) -> dict[str, dict | None]:
@@ -134,11 +152,55 @@ def known_cards(todo: Plan) -> dict[str, dict | None]:
 
 def embed_images(todo: Plan) -> None:
     """Embed what is missing, declare every split complete that is so, and record what failed."""
-    broken = _embed(todo) if todo.images else {}
-    unloaded = {row["backbone"] for row in todo.failed if row["dataset"] is None}
+    _settle(todo, _embed(todo) if todo.images else {})
+
+
+def _unprepared(todo: Plan, dataset: str) -> set[str]:
+    """Backbones that do not load, or have no classifier of a dataset: nobody would look at their embeddings of it."""
+    rows = [row for row in todo.failed if row["step"] in ("load", "text")]
+    return {row["backbone"] for row in rows if row["dataset"] in (None, dataset)}
+
+
+def recall(todo: Plan) -> None:
+    """Record what an earlier run could not embed, with its reason, for a step that embeds nothing itself.
+
+    Raises:
+        ConfigError: something is missing that no run has tried to embed.
+    """
+    specs, known = {spec.name: spec for spec in todo.specs}, known_cards(todo)
+    untried = 0
+    for name, prompts in todo.classifiers.items():
+        if known[name] is None:
+            reason = failures.marked(todo.store, _card_place(todo, specs[name]))
+            untried += 0 if reason else max(1, len(prompts))
+            if reason:
+                _unloaded(todo, name, reason)
+            continue
+        for dataset in prompts:
+            reason = failures.marked(todo.store, _text_place(todo, specs[name], dataset))
+            untried += reason is None
+            if reason:
+                _unnamed(todo, dataset, name, reason)
+    broken: dict[tuple[str, str], dict[str, str]] = {}
+    images = 0
+    for place, work in todo.works.items():
+        out = _unprepared(todo, work.index.dataset)
+        lacking = {name for names in work.todo.values() for name in names} - out
+        reasons = {name: failures.marked(todo.store, work.addresses[name]) for name in lacking}
+        broken[place] = {name: reason for name, reason in reasons.items() if reason}
+        images += work.without(out | set(broken[place])).images
+    if untried or images:
+        raise ConfigError(f"{images} images and {untried} text classifiers are not embedded yet")
+    _settle(todo, broken)
+
+
+def _settle(todo: Plan, broken: dict[tuple[str, str], dict[str, str]]) -> None:
+    """Declare complete what is so, and record what failed; `broken` as `_embed` returns it."""
+    out = {dataset.name: _unprepared(todo, dataset.name) for dataset in todo.datasets}
     budget = todo.campaign.compute.error_budget
     for place, work in todo.works.items():
-        addresses = {name: a for name, a in work.addresses.items() if name not in unloaded}
+        own = out[work.index.dataset]
+        addresses = {name: a for name, a in work.addresses.items() if name not in own}
         if addresses:
             work = replace(work, addresses=addresses)
             todo.failures += failures.finish(todo.store, work, budget, broken.get(place, {}))
@@ -158,13 +220,13 @@ def _embed(todo: Plan) -> dict[tuple[str, str], dict[str, str]]:
     compute, known = todo.campaign.compute, known_cards(todo)
     resources = cluster.connect(compute, todo.verbose)
     device = cluster.device(compute, resources)
-    unloaded = {row["backbone"] for row in todo.failed if row["dataset"] is None}
-    costs = {name: known[name]["seconds_per_image"] for name in todo.busy if name not in unloaded}
+    works = [work.without(_unprepared(todo, work.index.dataset)) for work in todo.works.values()]
+    busy = {name for work in works for names in work.todo.values() for name in names}
+    costs = {name: known[name]["seconds_per_image"] for name in todo.busy if name in busy}
     gpus = resources.get("GPU", 0) if device == "cuda" else 0
     broken: dict[tuple[str, str], dict[str, str]] = {}
     if not costs:
         return broken
-    works = [work.without(unloaded) for work in todo.works.values()]
     pools = share(costs, resources["CPU"], gpus, compute)
     with progress("images", sum(work.images for work in works), "images") as advance:
         for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):

@@ -88,9 +88,34 @@ def test_it_says_what_there_is(page):
     assert "Fusing 5 backbones with nlc at 16 labelled images per class gains" in text
     assert all(name in text for name in BACKBONES)
     assert "497 of 500" in text
-    assert "3 images could not be read or decoded" in text
+    assert "3 images could not be read, decoded or embedded" in text
     assert "precision: fp32" in text
     assert "0123abc" in text
+
+
+def test_what_failed_as_a_whole_is_listed_apart_from_images():
+    wholes = [
+        {
+            "dataset": "svhn",
+            "split": "test",
+            "step": "read",
+            "error": "9 of 10 images cannot be read",
+        },
+        {"backbone": "rn-48", "step": "load", "error": "it cannot be loaded: <no> weights"},
+        {"dataset": "dtd", "backbone": "rn-32", "step": "text", "error": "not finite"},
+    ]
+    both = pa.concat_tables([failures(), pa.Table.from_pylist(wholes, schema=schema.FAILURES)])
+    whole = pa.Table.from_pylist(wholes, schema=schema.FAILURES)
+    for table_of in (both, whole):
+        reader = Reader(render(campaign(2), table_of, ABOUT))
+        text = " ".join("".join(reader.text).split())
+        assert reader.open == []
+        assert "Left out as a whole: 3 times" in text
+        assert "every datasetrn-48loadit cannot be loaded: <no> weights" in text
+        assert "dtdrn-32textnot finite" in text
+        assert "svhntestallread9 of 10 images cannot be read" in text
+        assert ("3 images could not be read" in text) == (table_of is both)
+        assert "Nothing: every image" not in text
 
 
 def test_file_names_cannot_break_it(page):
@@ -105,7 +130,7 @@ def test_equal_scores_give_equal_bytes(page):
 @pytest.mark.parametrize("datasets", [1, 2])
 @pytest.mark.parametrize("shots", [(), (1,)])
 def test_small_campaigns(datasets, shots):
-    assert "None: every image was read" in render(
+    assert "Nothing: every image was read" in render(
         campaign(datasets, shots, 1), failures().slice(0, 0), {}
     )
 

@@ -40,6 +40,16 @@ SCORES = pa.schema(
     ]
 )
 
+SUPPORT_SETS = pa.schema(  # the labelled images that fusers may see: one row per image of a set
+    [
+        ("dataset", pa.string()),
+        ("shots", pa.int32()),
+        ("seed", pa.int32()),
+        ("image_id", pa.string()),
+        ("label", pa.int64()),
+    ]
+)
+
 OUTCOMES = pa.schema(
     [
         ("dataset", pa.string()),

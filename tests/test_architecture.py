@@ -30,9 +30,11 @@ MAY: dict[str, tuple[str, str]] = {
     ),
     "clipray.store": ("pyarrow fsspec", "fingerprint secrets"),
     "clipray.numerics": ("numpy scipy torch", ""),
+    "clipray.artefacts": ("numpy pyarrow", "fingerprint schema store numerics"),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
-        "config fingerprint secrets schema catalog sources images backbones store numerics progress tracking report",
+        "config fingerprint secrets schema catalog sources images backbones store artefacts numerics progress tracking "
+        "report",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
     "clipray.steps.tune.space": ("optuna", "config numerics steps"),

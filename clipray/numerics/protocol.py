@@ -27,12 +27,15 @@ def draws(
     classes: int,
     shots: Sequence[int],
     seeds: Sequence[int],
+    test_ids: Sequence[str],
 ) -> list[Draw]:
     """Support sets for every seed and number of shots.
 
     Within its class an image's place is the hash of (seed, image id), so a draw depends neither on the order of the
     rows nor on a random generator's version, and the draw of k lies within that of any larger k. A class with fewer
-    than k images gives what it has. Rows with a label outside 0..C−1 are never drawn.
+    than k images gives what it has. Rows with a label outside 0..C−1, and images that stand in the test split too, are
+    never drawn. Where the draws of k are the same for all seeds, as where there is nothing to choose, there is one, of
+    the first seed: counting it again would feign a spread of zero.
 
     Args:
         image_ids: unique names of the images.
@@ -40,15 +43,17 @@ def draws(
         classes: C.
         shots: the values of k.
         seeds: numbers of the draws.
+        test_ids: names of all images of the test split.
 
     Returns:
         for each seed, for each k, a `Draw`.
 
-    >>> [d.rows_K.tolist() for d in draws(["a", "b", "c", "d"], np.array([0, 0, 1, 1]), 2, [1, 2], [0])]
-    [[0, 3], [0, 1, 2, 3]]
+    >>> every = draws(["a", "b", "c", "d"], np.array([0, 0, 1, 1]), 2, [1, 2], [0, 1], test_ids=[])
+    >>> [(d.shots, d.seed, d.rows_K.tolist()) for d in every]
+    [(1, 0, [0, 3]), (2, 0, [0, 1, 2, 3]), (1, 1, [0, 2])]
     """
     ids = np.asarray(image_ids, dtype=str)
-    labels = np.asarray(labels_N)
+    labels = np.where(apart(image_ids, test_ids), np.asarray(labels_N), -1)
     if len(np.unique(ids)) != len(ids):
         raise ValueError("image ids must be unique")
     counts = np.bincount(
@@ -66,7 +71,44 @@ def draws(
         for k in shots:
             short = {int(c): int(counts[c]) for c in np.flatnonzero(counts < k)}
             found.append(Draw(int(k), int(seed), by_id[rank < k], short))
-    return found
+    return _distinct(found)
+
+
+def short_classes(labels_N: np.ndarray, classes: int, shots: Sequence[int]) -> dict[int, int]:
+    """How many classes have fewer images than k, for each k at which some have.
+
+    >>> short_classes(np.array([0, 0, 1, -1]), 3, [1, 2])
+    {1: 1, 2: 2}
+    """
+    labels = np.asarray(labels_N)
+    good = labels[(labels >= 0) & (labels < classes)].astype(np.int64)
+    counts = np.bincount(good, minlength=classes)
+    return {k: int((counts < k).sum()) for k in shots if (counts < k).any()}
+
+
+def apart(image_ids: Sequence[str], test_ids: Sequence[str]) -> np.ndarray:
+    """Which images do not stand in the test split too, bool_N; repeats of an image (".1", ".2", …) are that image.
+
+    >>> apart(["a", "b", "b.1", "c"], ["b.2", "d"])
+    array([ True, False, False,  True])
+    """
+    tested = {_content(image_id) for image_id in test_ids}
+    return np.array([_content(image_id) not in tested for image_id in image_ids], dtype=bool)
+
+
+def _content(image_id: str) -> str:
+    return image_id.partition(".")[0]
+
+
+def _distinct(found: Sequence[Draw]) -> list[Draw]:
+    """The draws, but one alone of those numbers of shots at which all seeds have the same rows."""
+    first: dict[int, Draw] = {}
+    differ: set[int] = set()
+    for draw in found:
+        own = first.setdefault(draw.shots, draw)
+        if not np.array_equal(draw.rows_K, own.rows_K):
+            differ.add(draw.shots)
+    return [draw for draw in found if draw.shots in differ or draw is first[draw.shots]]
 
 
 def _place(seed: int, image_id: str) -> int:

@@ -243,6 +243,8 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
         summary.measures_of_set(scores, "complementarity", head),
         summary.alike_names(scores),
     )
+    short = summary.short_classes(scores)
+    few = short[short["shots"] == shots].set_index("dataset")["value"].to_dict()
     lines = []
     for dataset, count in summary.counts(scores).iterrows():
         own = singles[singles["dataset"] == dataset].sort_values("top1")
@@ -256,9 +258,16 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
                 "values": {method: found.get(dataset) for method, found in values.items()},
                 "complementarity": share.get(dataset),
                 "alike": unclear.get(dataset, (0.0, ""))[0],
+                "short": int(few.get(dataset, 0)),
             }
         )
-    return {"shots": shots, "methods": list(values), "lines": lines, "alike": bool(unclear)}
+    return {
+        "shots": shots,
+        "methods": list(values),
+        "lines": lines,
+        "alike": bool(unclear),
+        "short": bool(few),
+    }
 
 
 def _failures(failures: pa.Table) -> dict[str, Any]:

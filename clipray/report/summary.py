@@ -1,7 +1,7 @@
 """Stored scores → the numbers that the report shows. Accuracies and gains are fractions here; points when shown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -12,6 +12,11 @@ ON_SUPPORT = "best_single_on_support"
 ON_TEST = "best_single_on_test"
 ORACLE = "oracle"
 BOUNDS = (ORACLE, ON_TEST)  # they see test labels
+SUPPORT = (
+    "short_classes",
+    "support_sets",
+    "seeds",
+)  # measures of support sets, of all methods alike
 TIE = 0.0005  # differences below half of a tenth of a point are shown as 0.0, and count as ties
 
 
@@ -127,11 +132,21 @@ def leaderboard(scores: pa.Table) -> list[Row]:
 
 
 def _seed_spread(scores: pa.Table) -> dict[tuple, float]:
+    """(head, method, shots) → deviation over seeds of the mean over datasets.
+
+    A dataset with one support set, because all seeds drew the same, has that one for every seed.
+    """
     frame = clean(scores)
     frame = frame[frame["metric"] == "top1"]
-    means = frame.groupby(["head", "method", "shots", "seed"])["value"].mean()
-    spread = means.groupby(["head", "method", "shots"]).std(ddof=1)
-    return {key: float(value) for key, value in spread.items() if not math.isnan(value)}
+    spread = {}
+    for key, part in frame.groupby(["head", "method", "shots"]):
+        wide = part.pivot_table(index="dataset", columns="seed", values="value")
+        alone = wide.notna().sum(axis=1) == 1
+        wide[alone] = wide[alone].bfill(axis=1).ffill(axis=1)
+        means = wide.dropna(axis=1).mean()
+        if len(means) > 1 and not alone.all():
+            spread[key] = float(means.std(ddof=1))
+    return spread
 
 
 def backbones(scores: pa.Table) -> list[str]:
@@ -217,9 +232,49 @@ def headline(scores: pa.Table, failures: pa.Table | None = None) -> dict:
             f"On {len(unclear)} of {found['datasets']} datasets some class names are the same to a backbone's text "
             f"tower (most: {percent(share)} % of {worst}, to {name}): zero-shot cannot tell these classes apart."
         )
+    found["text"] += _support_sets(scores, found["datasets"])
     found["failed_images"], words = _failures(failures)
     found["text"] += words
     return found
+
+
+def _support_sets(scores: pa.Table, datasets: int) -> Iterator[str]:
+    """What to say of support sets that are smaller, or fewer, than was asked for."""
+    short = short_classes(scores)
+    if not short.empty:
+        worst = short.loc[short["value"].idxmax()]
+        yield (
+            f"On {short['dataset'].nunique()} of {datasets} datasets some classes have fewer images than shots, and "
+            f"give what they have (most: {worst['value']:.0f} classes of {worst['dataset']} at "
+            f"{_shots(worst['shots'])})."
+        )
+    wide = _of_support(scores).pivot_table(
+        index=["dataset", "shots"], columns="metric", values="value"
+    )
+    if {"support_sets", "seeds"} <= set(wide.columns):
+        same = wide[wide["support_sets"] < wide["seeds"]].reset_index()
+        for shots, part in same.groupby("shots"):
+            yield (
+                f"At {_shots(shots)} all seeds draw the same images of {', '.join(part['dataset'])}: one support set, "
+                "without a spread over seeds."
+            )
+
+
+def short_classes(scores: pa.Table) -> pd.DataFrame:
+    """`dataset, shots, value`: how many classes have fewer images than shots, where some have."""
+    frame = _of_support(scores)
+    frame = frame[(frame["metric"] == "short_classes") & (frame["value"] > 0)]
+    return frame[["dataset", "shots", "value"]].reset_index(drop=True)
+
+
+def _of_support(scores: pa.Table) -> pd.DataFrame:
+    """The rows that say how large and how many the support sets are."""
+    frame = clean(scores)
+    return frame[frame["metric"].isin(SUPPORT)]
+
+
+def _shots(shots: int) -> str:
+    return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
 def _failures(failures: pa.Table | None) -> tuple[int, list[str]]:

@@ -1,6 +1,6 @@
 """Embeddings and classifiers → outcomes and scores, for one dataset: heads, bounds, fusers, complementarity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import fingerprint
+from clipray.artefacts import support_sets
 from clipray.config import Fuser, Head
 from clipray.steps import classifiers, embed, views
 from clipray.steps import fitted as fitted_fusers
@@ -90,6 +91,33 @@ def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
     return Split(ids.filter(kept).to_pylist(), labels_N, tuple(matrices))
 
 
+def read_train(store: Store, task: Task, classes: int) -> Split:
+    """The train split without the images that stand in the test split too: nothing may learn from them."""
+    import torch
+
+    from clipray.numerics import protocol
+
+    train = read_split(store, task.embeddings["train"], classes)
+    test_ids = support_sets.tested(store, task.embeddings["test"][0])
+    rows = np.flatnonzero(protocol.apart(train.image_ids, test_ids))
+    rows_N = torch.from_numpy(rows)
+    return Split(
+        [train.image_ids[row] for row in rows],
+        train.labels_N[rows_N],
+        tuple(e_ND[rows_N] for e_ND in train.embeddings),
+    )
+
+
+def draw(
+    store: Store, task: Task, train: Split, classes: int, shots: Sequence[int], seeds: int
+) -> support_sets.SupportSets:
+    """Draw and record the support sets of a dataset's train split; every step draws by this."""
+    labels_N, test = train.labels_N.numpy(), task.embeddings["test"][0]
+    return support_sets.draw(
+        store, task.dataset, train.image_ids, labels_N, test, classes, shots, seeds
+    )
+
+
 def evaluate(store: Store, task: Task, place: str) -> None:
     """Score every head and fuser on one dataset.
 
@@ -99,12 +127,16 @@ def evaluate(store: Store, task: Task, place: str) -> None:
     import torch
 
     weights = tuple(torch.from_numpy(classifiers.read(store, c)) for c in task.classifiers)
-    splits = {
-        name: read_split(store, places, len(weights[0])) for name, places in task.embeddings.items()
-    }
-    test = splits["test"]
+    classes = len(weights[0])
+    test = read_split(store, task.embeddings["test"], classes)
+    splits, drawn, facts = {"test": test}, [], {}
+    if "train" in task.embeddings and task.shots:
+        splits["train"] = read_train(store, task, classes)
+        sets = draw(store, task, splits["train"], classes, task.shots, task.seeds)
+        drawn, facts = sets.draws, {"support_sets": sets.address}
+    facts |= support_sets.facts(drawn)
     scores = Scores(task.dataset, test.image_ids, test.labels_N, task.expected)
-    drawn = draw(task, splits, len(weights[0]))
+    views.score_support(scores, drawn, task.seeds)
     views.score_spaces(scores, task.backbones, test.embeddings, weights)
     for head in named_heads(task.heads):
         fitted = views.score_head(scores, head, task, drawn, splits, weights)
@@ -112,10 +144,7 @@ def evaluate(store: Store, task: Task, place: str) -> None:
             save(store, place, task, head.name, fitted)
     store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())
     store.write_table(f"{place}/{SCORES}", scores.scores())
-    short = {one.shots: len(one.short) for one in drawn if one.seed == 0}
-    store.finish(
-        place, task.what, rows=len(scores.rows), classes_with_fewer_images_than_shots=short
-    )
+    store.finish(place, task.what, rows=len(scores.rows), **facts)
 
 
 def save(
@@ -137,21 +166,3 @@ def save(
         for name, state in states.items():
             file = fitted_fusers.path(place, head, name, shots, seed)
             fitted_fusers.write(store, file, entries[name], state, **about, shots=shots, seed=seed)
-
-
-def draw(task: Task, splits: dict[str, Split], classes: int) -> list:
-    """The support sets, for every seed and number of shots; none where there is no train split.
-
-    An image that stands in the test split too is never drawn.
-    """
-    from clipray.numerics.protocol import draws
-
-    if "train" not in splits or not task.shots:
-        return []
-    train, tested = (
-        splits["train"],
-        {image_id.split(".")[0] for image_id in splits["test"].image_ids},
-    )
-    seen = np.array([image_id.split(".")[0] in tested for image_id in train.image_ids])
-    labels_N = np.where(seen, -1, train.labels_N.numpy())
-    return draws(train.image_ids, labels_N, classes, task.shots, range(task.seeds))

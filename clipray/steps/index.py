@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,6 +14,7 @@ from clipray import sources
 from clipray.config import Compute, Dataset
 from clipray.errors import ConfigError
 from clipray.fingerprint import code, plain
+from clipray.numerics.protocol import apart, short_classes
 from clipray.store import Store
 
 Mapper = Callable[[Callable, list[tuple]], Iterable[Any]]
@@ -189,6 +191,32 @@ def _remarks(
     missing = n_classes - pc.count_distinct(good["label"]).as_py()
     if missing:
         yield f"{split} split: {missing} of {n_classes} classes have no image"
+
+
+def few_images(labels: Sequence[int], n_classes: int, shots: Sequence[int]) -> Iterator[str]:
+    """What to say of classes of a train split with fewer images than shots: they give what they have.
+
+    Args:
+        labels: of the images that can be drawn.
+    """
+    short = short_classes(np.array(labels, dtype=np.int64), n_classes, sorted(shots))
+    if short:
+        parts = [f"{number} at {k} shot{'s' if k > 1 else ''}" for k, number in short.items()]
+        yield (
+            f"train split: of {n_classes} classes some have fewer images than shots, and give what they have: "
+            f"{', '.join(parts)}"
+        )
+
+
+def drawable(train: Index, test: Index) -> list[int]:
+    """The labels of a train split's images that can be used and do not stand in the test split too."""
+    table = train.table.filter(apart(_ids(train), _ids(test)))
+    good = table.filter(pc.and_(pc.is_null(table["error"]), pc.is_valid(table["label"])))
+    return good["label"].to_pylist()
+
+
+def _ids(index: Index) -> list[str]:
+    return index.table["image_id"].to_pylist()
 
 
 def counted(kinds: dict[str, int]) -> str:

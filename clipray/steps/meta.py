@@ -128,7 +128,7 @@ def _each(
 def what(task: Task, settings: "MetaGate") -> dict:
     """The WHAT of a dataset's episodes."""
     data = {
-        "embeddings": task.embeddings["train"],
+        "embeddings": task.embeddings,  # of the test split the ids, which are never drawn
         "classifiers": task.classifiers,
         "scales": task.scales,
     }
@@ -166,21 +166,18 @@ def episodes(store: Store, task: Task, settings: "MetaGate") -> list["Episode"]:
 
     from clipray.numerics import meta
     from clipray.numerics.fewshot import FITTED_HEADS
-    from clipray.numerics.protocol import draws
     from clipray.numerics.support import Support
 
     weights = tuple(torch.from_numpy(classifiers.read(store, place)) for place in task.classifiers)
     train, head = (
-        evaluate.read_split(store, task.embeddings["train"], len(weights[0])),
+        evaluate.read_train(store, task, len(weights[0])),
         FITTED_HEADS[HEAD],
     )
     states = head.fit([None] * len(weights), head.settings)
     logits_NMC = views.logits(head, states, train.embeddings, weights, task.scales)
     whole = Support(logits_NMC, train.embeddings, train.labels_N)
     found = []
-    for draw in draws(
-        train.image_ids, train.labels_N.numpy(), len(weights[0]), SHOTS, range(SEEDS)
-    ):
+    for draw in evaluate.draw(store, task, train, len(weights[0]), SHOTS, SEEDS).draws:
         rest = np.setdiff1d(np.arange(len(train.image_ids)), draw.rows_K)
         rest = np.random.default_rng(draw.seed).permutation(rest)[:QUERIES]
         if len(rest) >= FEWEST:

@@ -9,7 +9,7 @@ from clipray.config import names as config_names
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.progress import doing, progress
 from clipray.steps import cards, checks, classifiers, cluster, embed, evaluate, failures, meta
-from clipray.steps.index import in_threads, index, reader
+from clipray.steps.index import drawable, few_images, in_threads, index, reader
 from clipray.store import Store
 
 
@@ -94,6 +94,12 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
                 works[dataset.name, split] = embed.plan(store, specs, campaign, found)
             remarks += [f"{dataset.name}: {text}" for text in found.remarks]
             advance(1)
+    for dataset in datasets:
+        if "train" in dataset.splits:
+            indexes = [works[dataset.name, split].index for split in ("train", "test")]
+            classes = len(prompts[dataset.name]["classnames"])
+            said = few_images(drawable(*indexes), classes, campaign.shots)
+            remarks += [f"{dataset.name}: {text}" for text in said]
     missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
     return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose, remarks=remarks)
 

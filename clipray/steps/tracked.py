@@ -136,7 +136,8 @@ def _set_metrics(
     frame = summary.clean(scores)
     frame = frame[frame["dataset"] == dataset]
     first = headline.get("head", rows[0].head if rows else "")
-    measures = frame[frame["method"] == "set"].groupby(["head", "metric"])["value"].mean()
+    whole = (frame["method"] == "set") & ~frame["metric"].isin(summary.SUPPORT)
+    measures = frame[whole].groupby(["head", "metric"])["value"].mean()
     for (head, metric), value in measures.items():
         yield Metric(metric if head == first else f"{metric}/{head}", value)
     for name, column in (("scored", "n_scored"), ("expected", "n_expected")):

@@ -9,7 +9,7 @@ from typing import Any
 from clipray import images, sources
 from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
-from clipray.steps.index import counted, label_remedy
+from clipray.steps.index import counted, few_images, label_remedy
 
 SPREAD = 16  # files that a sample is spread over at least, if there are as many
 LISTED = 5  # corrupt files and repeats named in a report; all are counted
@@ -54,9 +54,9 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
             f"class name {name!r} stands twice" for name, n in Counter(names).items() if n > 1
         ]
         report["warnings"] += sources.remarks(dataset, campaign.data_root)
-        hashes = {}
+        hashes, labels = {}, {}
         for split in sorted(dataset.splits):
-            report["splits"][split], hashes[split] = _split(
+            report["splits"][split], hashes[split], labels[split] = _split(
                 campaign, dataset, split, len(names), sample
             )
             _judge(campaign, report, split)
@@ -69,6 +69,8 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
         report["repeats"] = {"count": len(both), "keys": keys}
         if both:
             report["warnings"].append(f"{len(both)} images stand in train and in test ({keys[0]})")
+        own = [label for image, label in labels["train"] if image not in hashes["test"]]
+        _judge_shots(campaign, report, own)
     elif campaign.shots:
         report["warnings"].append("no train split: label-free methods only")
     return report
@@ -76,8 +78,8 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
 
 def _split(
     campaign: Campaign, dataset: Dataset, split: str, n_classes: int, sample: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a split holds, and its images' hashes with a key each.
+) -> tuple[dict[str, Any], dict[str, str], list[tuple[str, int]]]:
+    """What a split holds, its images' hashes with a key each, and the hash and label of every image.
 
     Returns:
         `files` (chunks), `images` (None where only reading all would tell), `read`, `corrupt` (count), `corrupt_keys`,
@@ -89,6 +91,7 @@ def _split(
     counts = [chunk.count for chunk in chunks]
     total = None if None in counts else sum(counts)
     labels: Counter[int] = Counter()
+    pairs: list[tuple[str, int]] = []
     hashes: dict[str, str] = {}
     corrupt, left = [], []
     left_out: Counter[str] = Counter()
@@ -104,6 +107,7 @@ def _split(
             corrupt.append(f"{taken.key}: {error}")
             continue
         labels[taken.label] += 1
+        pairs.append((image_id, taken.label))
         repeats += image_id in hashes
         hashes.setdefault(image_id, taken.key)
     report = {
@@ -123,7 +127,7 @@ def _split(
         "whole": not left,
         "left_out": dict(sorted(left_out.items())),
     }
-    return report, hashes
+    return report, hashes, pairs
 
 
 def _sample(
@@ -198,13 +202,23 @@ def _judge(campaign: Campaign, report: dict[str, Any], split: str) -> None:
     missing = report["classes"] - found["classes_seen"]
     if found["whole"] and missing > 0:
         report["warnings"].append(f"{name}: {missing} of {report['classes']} classes have no image")
-    most = max(campaign.shots, default=0)
-    if split == "train" and found["whole"] and found["per_class"] and found["per_class"][0] < most:
-        report["warnings"].append(
-            f"{name}: a class has {found['per_class'][0]} images, the campaign asks for {most} shots"
-        )
     if found["repeats"]:
         report["warnings"].append(f"{name}: {found['repeats']} images repeat others of the split")
+
+
+def _judge_shots(campaign: Campaign, report: dict[str, Any], labels: list[int]) -> None:
+    """Say which numbers of shots some classes of the train split cannot give.
+
+    Args:
+        labels: of the images that can be drawn.
+    """
+    if report["splits"]["train"]["whole"]:
+        report["warnings"] += few_images(labels, report["classes"], campaign.shots)
+    elif campaign.shots:
+        report["warnings"].append(
+            f"train split: a sample does not tell whether each class has {max(campaign.shots)} images for as many "
+            "shots; --sample 0 reads all, and the plan of jobs.run says it"
+        )
 
 
 def rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:

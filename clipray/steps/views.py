@@ -219,6 +219,14 @@ def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:
             yield f"pair/{one}/{other}", metric, value_MM[i, j], resampled[metric][..., i, j]
 
 
+def score_support(scores: Scores, drawn: list, seeds: int) -> None:
+    """Of each number of shots: classes with fewer images, and how many support sets of those asked for differ."""
+    for k in sorted({draw.shots for draw in drawn}):
+        own = [draw for draw in drawn if draw.shots == k]
+        values = {"short_classes": len(own[0].short), "support_sets": len(own), "seeds": seeds}
+        scores.plain((SPACES, "set", k, 0), {key: float(value) for key, value in values.items()})
+
+
 def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple, weights: tuple) -> None:
     """How alike the backbones' embedding spaces are, pair by pair: linear CKA and mutual k-NN overlap.
 

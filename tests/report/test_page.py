@@ -61,6 +61,15 @@ def test_names_alike_have_a_column_where_there_are_any(page):
     assert re.search(r"dtd\s.*?37\.5", text, re.S)
 
 
+def test_short_classes_have_a_column_where_there_are_any(page):
+    assert "short classes" not in page
+    short = row("dtd", "set", 16, 0, "short_classes", 12.0, head="embeddings", n_scored=497)
+    text = " ".join(Reader(render(table([*campaign().to_pylist(), short]), failures(), ABOUT)).text)
+    assert "most: 12 classes of dtd at 16 shots" in text
+    assert "fewer than 16" in text
+    assert re.search(r"dtd\s+497\s+of 500\s+12\s", text)
+
+
 def test_well_formed_and_self_contained(page):
     reader = Reader(page)
     assert reader.open == []

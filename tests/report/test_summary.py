@@ -115,6 +115,36 @@ def test_names_that_a_backbone_cannot_tell_apart_are_said():
     assert len(unfused) == 2
 
 
+def test_a_dataset_with_one_support_set_has_it_at_every_seed():
+    """Its one value is no reason for the mean over datasets to move from seed to seed."""
+    rows = two_datasets().to_pylist()
+    rows += [row("c", "nlc", 1, 0, "top1", 0.1)]
+    nlc = find(leaderboard(table(rows)), "nlc", 1)
+    assert nlc.top1_std == pytest.approx(
+        np.std([(0.6 + 0.7 + 0.1) / 3, (0.62 + 0.8 + 0.1) / 3], ddof=1)
+    )
+    assert nlc.top1 == pytest.approx((0.61 + 0.75 + 0.1) / 3)
+    alone = [r for r in rows if r["seed"] == 0]
+    assert find(leaderboard(table(alone)), "nlc", 1).top1_std is None
+
+
+def test_short_classes_and_seeds_that_draw_the_same_are_said():
+    rows = two_datasets().to_pylist()
+    for dataset, shots, short, sets in (("a", 4, 3, 2), ("a", 16, 7, 1), ("b", 16, 0, 2)):
+        values = {"short_classes": short, "support_sets": sets, "seeds": 2}
+        where = {"head": "embeddings"}
+        rows += [
+            row(dataset, "set", shots, 0, key, value, **where) for key, value in values.items()
+        ]
+    text = headline(table(rows))["text"]
+    assert text[-2:] == [
+        "On 1 of 2 datasets some classes have fewer images than shots, and give what they have "
+        "(most: 7 classes of a at 16 shots).",
+        "At 16 shots all seeds draw the same images of a: one support set, without a spread over seeds.",
+    ]
+    assert leaderboard(table(rows)) == leaderboard(two_datasets())
+
+
 def test_pair_matrix_keeps_its_direction():
     rows = two_datasets().to_pylist()
     rows += [row("a", "pair/x/y", 0, 0, "rescue", 0.2), row("b", "pair/x/y", 0, 0, "rescue", 0.4)]

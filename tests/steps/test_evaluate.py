@@ -8,7 +8,8 @@ import statsmodels.stats.contingency_tables
 import torch
 from sklearn.metrics import accuracy_score
 
-from clipray.config import Campaign, Fuser, Head, fingerprint, parse
+from clipray.artefacts import support_sets
+from clipray.config import Campaign, Fuser, Head, parse
 from clipray.errors import ConfigError
 from clipray.fingerprint import fingerprint
 from clipray.numerics.fewshot import head_of
@@ -126,12 +127,49 @@ def test_an_image_of_the_test_split_is_never_drawn(tmp_path):
         s: evaluate.read_split(world.store, places, CLASSES)
         for s, places in task.embeddings.items()
     }
-    drawn = {
-        splits["train"].image_ids[row]
-        for d in evaluate.draw(task, splits, CLASSES)
-        for row in d.rows_K
+    train = evaluate.read_train(world.store, task, CLASSES)
+    assert set(train.image_ids) == set(world.ids["train"][20:])
+    whole = splits["train"]  # even where the images are still there
+    sets = evaluate.draw(world.store, task, whole, CLASSES, task.shots, task.seeds)
+    (drawn,) = sets.draws  # there is nothing to choose
+    assert {whole.image_ids[row] for row in drawn.rows_K} == set(world.ids["train"][20:])
+
+
+def test_support_sets_are_recorded_and_those_without_a_choice_count_once(tmp_path):
+    world = World(tmp_path)
+    world.labels["train"][:] = np.arange(40) % CLASSES  # 10 images a class
+    task = world.task(shots=(1, 9, 10, 12))
+    scores, _ = world.frames(task)
+    told = world.store.manifest(evaluate.address(world.store, task))
+    assert told["distinct_support_sets"] == {"1": 2, "9": 2, "10": 1, "12": 1}
+    short = {"1": 0, "9": 0, "10": 0, "12": CLASSES}
+    assert told["classes_with_fewer_images_than_shots"] == short
+    rows = scores[(scores["method"] == "c_log_avg") & (scores["metric"] == "top1")]
+    assert rows.groupby("shots")["seed"].agg(list).to_dict() == {
+        1: [0, 1],
+        9: [0, 1],
+        10: [0],
+        12: [0],
     }
-    assert drawn == set(world.ids["train"][20:])
+    stated = scores[scores["metric"] == "short_classes"].set_index("shots")["value"].to_dict()
+    assert stated == {int(k): n for k, n in short.items()}
+
+    # the record says which images, and is found again by other backbones
+    table = support_sets.read(world.store, told["support_sets"]).to_pandas()
+    assert set(table["dataset"]) == {"made"}
+    assert table.groupby(["shots", "seed"]).size().to_dict() == {
+        (1, 0): 4, (1, 1): 4, (9, 0): 36, (9, 1): 36, (10, 0): 40, (12, 0): 40,
+    }  # fmt: skip
+    labels = dict(zip(world.ids["train"], world.labels["train"].tolist(), strict=True))
+    assert (table["image_id"].map(labels) == table["label"]).all()
+    other = world.task(BACKBONES[:2], shots=(1, 9, 10, 12))
+    world.frames(other)
+    assert evaluate.address(world.store, other) != evaluate.address(world.store, task)
+    again = world.store.manifest(evaluate.address(world.store, other))
+    assert again["support_sets"] == told["support_sets"]
+    world.labels["train"][0] = 3
+    world.frames(world.task(shots=(1,)))
+    assert len(world.store.names("support_sets")) == 2
 
 
 def test_a_head_with_settings_of_its_own(tmp_path):
@@ -212,7 +250,7 @@ def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head,
     weights = tuple(
         torch.from_numpy(classifiers.read(world.store, place)) for place in task.classifiers
     )
-    draw = evaluate.draw(task, splits, CLASSES)[0]
+    draw = evaluate.draw(world.store, task, splits["train"], CLASSES, (shots,), 1).draws[0]
     problem = views.shots(draw, splits["train"], weights, task.scales)
     support = views.support(head_of(head), problem, folds=3)
     assert support.borrowed is borrowed

@@ -110,10 +110,10 @@ def test_names_of_the_folders_in_another_order_make_a_set_unusable_and_others_ar
 def test_missing_splits_classes_and_shots_are_warnings(tmp_path):
     make_folder(tmp_path / "set")
     (tmp_path / "set" / TEMPLATES).write_text("a {c}\n")
-    assert (
-        "train split: a class has 1 images, the campaign asks for 4 shots"
-        in report(tmp_path, ["set"], shots=[1, 4])["warnings"]
-    )
+    words = "of 3 classes some have fewer images than shots, and give what they have: 3 at 4 shots"
+    assert f"train split: {words}" in report(tmp_path, ["set"], shots=[1, 4])["warnings"]
+    partly = report(tmp_path, ["set"], sample=2, shots=[1, 4])["warnings"]
+    assert any("whether each class has 4 images" in text for text in partly)
     shutil.rmtree(tmp_path / "set" / "test" / "ant")
     assert "test split: 1 of 3 classes have no image" in report(tmp_path, ["set"])["warnings"]
     shutil.rmtree(tmp_path / "set" / "train")

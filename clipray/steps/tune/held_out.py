@@ -37,7 +37,7 @@ class Problem:
 def what(task: Task, config: Tune) -> dict:
     """The WHAT of a dataset's problem."""
     data = {
-        "embeddings": task.embeddings["train"],
+        "embeddings": task.embeddings,  # of the test split the ids, which are never drawn
         "classifiers": task.classifiers,
         "scales": task.scales,
     }
@@ -62,15 +62,11 @@ def code() -> dict:
 
 def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem, str]:
     """Draw a dataset's support sets and what to score on; list them in an artefact at `place`, given back too."""
-    from clipray.numerics.protocol import draws
-
     weights = tuple(classifiers.read(store, one) for one in task.classifiers)
-    train = evaluate.read_split(store, task.embeddings["train"], len(weights[0]))
+    train = evaluate.read_train(store, task, len(weights[0]))
     parts, skipped = {}, []
-    found = draws(
-        train.image_ids, train.labels_N.numpy(), len(weights[0]), config.shots, range(config.seeds)
-    )
-    for draw in found:
+    sets = evaluate.draw(store, task, train, len(weights[0]), config.shots, config.seeds)
+    for draw in sets.draws:
         own = _parts(train, draw, config)
         if own:
             parts[Cell(task.dataset, draw.shots, draw.seed)] = own

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from sklearn.metrics import accuracy_score, log_loss
 
+from clipray.artefacts import support_sets
 from clipray.config import Campaign, parse
 from clipray.config.search import Tune
 from clipray.numerics.fusers import FUSERS, settings_of
@@ -178,7 +179,28 @@ def test_a_split_without_rest_is_left_out_with_its_reason(tmp_path):
         "seed": 0,
         "reason": "no image is left to score on",
     }
-    assert len(search.skipped) == 6
+    assert len(search.skipped) == 3  # one of each dataset: its seeds leave the same
+
+
+def test_images_of_the_test_split_are_neither_drawn_nor_scored_on(tmp_path):
+    def repeat(worlds):
+        for one in worlds:
+            one.ids["train"][:20] = one.ids["test"][:20]
+
+    store, tasks = world(tmp_path, repeat)
+    search = tune.begin(config(shots=[2]), store, tasks, [])
+    for task in tasks:
+        problem, _ = heldout.prepare(
+            store, heldout.address(store, task, search.config), task, search.config
+        )
+        assert len(problem.labels_R) == 60 - 20
+        drawn = support_sets.read(store, f"support_sets/{_of(store, task)}").to_pandas()
+        assert not set(drawn["image_id"]) & {f"test{i:03d}" for i in range(60)}
+
+
+def _of(store, task) -> str:
+    (name,) = [n for n in store.names("support_sets") if n.startswith(f"{task.dataset}-")]
+    return name
 
 
 def close_to(one, other):

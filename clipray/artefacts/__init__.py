@@ -1,0 +1,1 @@
+"""What steps leave for each other, one file an artefact: where it lies, what made it, writing and reading it."""

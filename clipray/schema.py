@@ -18,6 +18,8 @@ INDEX = pa.schema(
     ]
 )
 
+KINDS = ("single", "bound", "reference", "control", "fuser", "measure")
+
 SCORES = pa.schema(
     [
         ("dataset", pa.string()),
@@ -29,6 +31,9 @@ SCORES = pa.schema(
             "method",
             pa.string(),
         ),  # as in METHODS: single/<backbone>, oracle, log_avg, …; pair/<a>/<b>; set
+        # of KINDS. A bound sees test labels; the reference is what fusers are compared with; a control is a few-shot
+        # classifier on all embeddings; a measure is of backbones, pairs, their spaces or support sets, and no method
+        ("kind", pa.string()),
         ("shots", pa.int32()),  # labelled images per class; 0 for label-free methods
         ("seed", pa.int32()),  # support set; 0 for label-free methods
         ("metric", pa.string()),  # top1, oracle_gain, complementarity, …

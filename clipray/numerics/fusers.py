@@ -58,6 +58,10 @@ def _on_embeddings(fit: Any, apply: Any, settings: Any, **more: Any) -> Fuser:
     return Fuser(fit, apply, settings, needs_embeddings=True, **more)
 
 
+def _control(fit: Any, apply: Any, settings: Any) -> Fuser:
+    return _on_embeddings(fit, apply, settings, kind="control")
+
+
 def _gate(**settings: Any) -> Fuser:
     return _on_embeddings(gate.fit, gate.apply, gate.Gate(**settings), path=gate.path)
 
@@ -70,7 +74,7 @@ FUSERS: dict[str, Fuser] = {
     "vote_top3": _label_free(averages.vote, settings=averages.Vote(3)),
     "conf": _label_free(averages.conf),
     "conf_weighted": _label_free(averages.conf_weighted),
-    "best_single_on_support": Fuser(singles.fit_best_single, singles.best_single),
+    "best_single_on_support": Fuser(singles.fit_best_single, singles.best_single, kind="reference"),
     "c_log_avg": Fuser(averages.fit_calibrated, averages.c_log_avg, averages.Calibrated()),
     "c_prob_avg": Fuser(averages.fit_calibrated, averages.c_prob_avg, averages.Calibrated()),
     "c_conf": Fuser(averages.fit_calibrated, averages.c_conf, averages.Calibrated()),
@@ -95,14 +99,14 @@ FUSERS: dict[str, Fuser] = {
     "ot": _label_free(
         transport.apply, settings=transport.Transport(), needs_embeddings=True, transductive=True
     ),
-    "ncm_concat": _on_embeddings(
+    "ncm_concat": _control(
         prototypes.fit_ncm_concat, prototypes.ncm_concat, prototypes.Prototypes(centre=False)
     ),
-    "proto_avg": _on_embeddings(
+    "proto_avg": _control(
         prototypes.fit_proto_avg, prototypes.proto_avg, prototypes.Prototypes(centre=True)
     ),
-    "tip_adapter_avg": _on_embeddings(prototypes.fit_tip, prototypes.tip_avg, prototypes.Tip()),
-    "linear_probe_concat": _on_embeddings(
+    "tip_adapter_avg": _control(prototypes.fit_tip, prototypes.tip_avg, prototypes.Tip()),
+    "linear_probe_concat": _control(
         prototypes.fit_probe_concat, prototypes.probe_concat, prototypes.Probe()
     ),
     "nlc_prior": _on_embeddings(prior_gate.fit, prior_gate.apply, prior_gate.PriorGate()),

@@ -70,6 +70,8 @@ class Fuser(NamedTuple):
         needs_labels: False for fusers that do not look at the support set (shots 0).
         needs_embeddings: whether `apply` reads the embeddings.
         transductive: whether an image's result depends on the other images of the same call.
+        kind: what it is in a table of scores: "fuser"; "control", a few-shot classifier on all embeddings that fusers
+            have to beat; or "reference", what they are compared with.
         path: of iterative fusers, (supports, settings of each, parts) -> what `fit` would give after each of that many
             equal parts of the training; the last is what `fit` gives.
     """
@@ -80,6 +82,7 @@ class Fuser(NamedTuple):
     needs_labels: bool = True
     needs_embeddings: bool = False
     transductive: bool = False
+    kind: str = "fuser"
     path: Callable[[Sequence[Support], Sequence[Any], int], Iterator[list[State]]] | None = None
 
 

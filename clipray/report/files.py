@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from clipray import schema
+from clipray.errors import ConfigError
 from clipray.store import Store
 
 FOLDER = "reports"
@@ -80,6 +81,12 @@ def read(
 
     about = store.read_json(_within(folder, ABOUT)) or {}
     found = store.read_table(_within(folder, scores))
+    lacking = [name for name in schema.SCORES.names if name not in found.column_names]
+    if lacking:
+        raise ConfigError(
+            f"{store.place(_within(folder, scores))} has no column {lacking[0]!r}: an older clipray wrote it, or it "
+            "is no table of scores; `python -m jobs.run CONFIG` writes it anew"
+        )
     return found, table(FAILURES, schema.FAILURES), about, table(STANDINGS, schema.STANDINGS)
 
 

@@ -133,13 +133,13 @@ def _tiles(scores: pa.Table, failures: pa.Table, found: dict) -> list[tuple[str,
 
 def _top(rows: list[Row], head: str, shots: int) -> list[Row]:
     """The fused methods of one head at one number of shots, from the greatest gain down."""
-    fused = [row for row in rows if (row.head, row.kind, row.shots) == (head, "fused", shots)]
+    fused = [row for row in rows if (row.head, row.kind, row.shots) == (head, "fuser", shots)]
     gain = {row: against.mean if (against := summary.compared(row)) else -1.0 for row in fused}
     return sorted(fused, key=lambda row: -gain[row])[:SHOWN_METHODS]
 
 
 def _most_shots(rows: list[Row], head: str) -> int:
-    return max((row.shots for row in rows if row.head == head and row.kind == "fused"), default=0)
+    return max((row.shots for row in rows if row.head == head and row.kind == "fuser"), default=0)
 
 
 def _series(table: pd.DataFrame, method: str, shots: int, column: str = "top1") -> pd.Series:
@@ -171,7 +171,7 @@ def _charts(scores: pa.Table, rows: list[Row], head: str, stands: dict) -> dict[
         share = pd.Series(summary.measures_of_set(scores, "complementarity", head))
         gain = _series(table, methods[0], shots, against)
         drawn["scatter"] = charts.scatter(gain, share, methods[0], tables.correlation(stand))
-    if len({row.shots for row in rows if row.kind == "fused" and row.shots}) > 1:
+    if len({row.shots for row in rows if row.kind == "fuser" and row.shots}) > 1:
         drawn["shots"] = charts.against_shots(
             _curves(rows, head, methods[: SHOWN_METHODS - 1]), _levels(rows, head)
         )
@@ -196,7 +196,7 @@ def _curves(rows: list[Row], head: str, methods: list[str]) -> list[charts.Curve
 def _levels(rows: list[Row], head: str) -> list[tuple[str, float]]:
     """The best fuser without labels and the best single backbone in hindsight."""
     own = [row for row in rows if row.head == head and row.shots == 0]
-    free = max((row for row in own if row.kind == "fused"), key=lambda row: row.top1, default=None)
+    free = max((row for row in own if row.kind == "fuser"), key=lambda row: row.top1, default=None)
     shown = [row for row in own if row.method == ON_TEST] + ([free] if free else [])
     return [(row.method, row.top1) for row in shown]
 
@@ -221,7 +221,7 @@ def _pairs(scores: pa.Table, head: str) -> list[dict]:
 def _backbones(scores: pa.Table, head: str) -> list[dict]:
     """Each backbone's accuracy, and what it alone and its fair share bring to the oracle, where these are stored."""
     frame = summary.clean(scores)
-    frame = frame[(frame["head"] == head) & frame["method"].str.startswith("single/")]
+    frame = frame[(frame["head"] == head) & (frame["kind"] == "single")]
     frame = frame[frame["metric"].isin(["top1", "exclusive", "shapley"])]
     means = frame.pivot_table(index="method", columns="metric", values="value")
     return [
@@ -267,6 +267,7 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
         "lines": lines,
         "alike": bool(unclear),
         "short": bool(few),
+        "bounds": {row.method for row in rows if row.kind == "bound"},
     }
 
 

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 ON_SUPPORT = "best_single_on_support"
 ON_TEST = "best_single_on_test"
 ORACLE = "oracle"
-BOUNDS = (ORACLE, ON_TEST)  # they see test labels
+COMPARED = ("fuser", "control")  # the kinds whose gain over a single backbone is shown
 SUPPORT = (
     "short_classes",
     "support_sets",
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
     head: str
     method: str
-    kind: str  # fused | single | reference (best single, picked with the same labels) | bound (sees test labels)
+    kind: str  # of `schema.KINDS`, without measures
     shots: int  # labelled images per class; 0: none needed
     datasets: int
     seeds: int
@@ -54,35 +54,21 @@ def clean(scores: pa.Table) -> pd.DataFrame:
     ]
 
 
-def kind_of(method: str) -> str:
-    """What a method is, by its name."""
-    if method in BOUNDS:
-        return "bound"
-    return (
-        "reference"
-        if method == ON_SUPPORT
-        else "single"
-        if method.startswith("single/")
-        else "fused"
-    )
-
-
 def per_dataset(scores: pa.Table) -> pd.DataFrame:
     """Top-1 of each (head, method, shots, dataset), and its gains over the best single backbones.
 
     Returns:
-        columns `head, method, shots, dataset, kind, top1` (mean over seeds), `low, high` (least and greatest seed),
+        columns `head, method, kind, shots, dataset, top1` (mean over seeds), `low, high` (least and greatest seed),
         `seeds`, `on_support`, `on_test` (differences of top-1; NaN where there is nothing to compare with).
     """
     frame = clean(scores)
-    frame = frame[(frame["metric"] == "top1") & ~frame["method"].str.startswith(("pair/", "set"))]
-    keys = ["head", "method", "shots", "dataset"]
+    frame = frame[(frame["metric"] == "top1") & (frame["kind"] != "measure")]
+    keys = ["head", "method", "kind", "shots", "dataset"]
     table = (
         frame.groupby(keys)["value"]
         .agg(top1="mean", low="min", high="max", seeds="count")
         .reset_index()
     )
-    table["kind"] = table["method"].map(kind_of)
     place = ["head", "shots", "dataset"]
     support = table[table["method"] == ON_SUPPORT].set_index(place)["top1"]
     test = table[table["method"] == ON_TEST].set_index(place)["top1"]
@@ -112,8 +98,7 @@ def leaderboard(scores: pa.Table) -> list[Row]:
     table = per_dataset(scores)
     spread = _seed_spread(scores)
     rows = []
-    for (head, method, shots), group in table.groupby(["head", "method", "shots"]):
-        kind = kind_of(method)
+    for (head, method, kind, shots), group in table.groupby(["head", "method", "kind", "shots"]):
         rows.append(
             Row(
                 head,
@@ -124,7 +109,7 @@ def leaderboard(scores: pa.Table) -> list[Row]:
                 int(group["seeds"].max()),
                 float(group["top1"].mean()),
                 spread.get((head, method, shots)),
-                None if kind in ("bound", "reference", "single") else gain(group["on_support"]),
+                gain(group["on_support"]) if kind in COMPARED else None,
                 None if method == ON_TEST else gain(group["on_test"]),
             )
         )
@@ -162,8 +147,8 @@ def backbones(scores: pa.Table) -> list[str]:
 
 
 def best_fused(rows: list[Row], shots: int | None = None) -> Row | None:
-    """The fused row with the greatest gain: over the reference with labels, over the best on test without."""
-    fused = [row for row in rows if row.kind == "fused" and (shots is None or row.shots == shots)]
+    """The fuser's row with the greatest gain: over the reference with labels, over the best on test without."""
+    fused = [row for row in rows if row.kind == "fuser" and (shots is None or row.shots == shots)]
     return max(
         fused, key=lambda row: compared(row).mean if compared(row) else -math.inf, default=None
     )
@@ -191,7 +176,7 @@ def headline(scores: pa.Table, failures: pa.Table | None = None) -> dict:
         "backbones": len(names),
         "datasets": max((row.datasets for row in rows), default=0),
     }
-    fused = [row for row in rows if row.kind == "fused"]
+    fused = [row for row in rows if row.kind == "fuser"]
     most = max((row.shots for row in fused), default=0)
     best = best_fused(rows, most)
     if best is not None and compared(best) is not None:
@@ -342,9 +327,7 @@ def pair_means(scores: pa.Table, metric: str, head: str) -> pd.DataFrame:
     """A pair measure, mean over datasets, as a matrix: row a, column b of `pair/<a>/<b>`; NaN where not given."""
     frame = clean(scores)
     frame = frame[
-        (frame["metric"] == metric)
-        & (frame["head"] == head)
-        & frame["method"].str.startswith("pair/")
+        (frame["metric"] == metric) & (frame["head"] == head) & (frame["kind"] == "measure")
     ]
     names = backbones(scores)
     known = {f"pair/{a}/{b}": (a, b) for a in names for b in names}
@@ -359,9 +342,7 @@ def measures_of_set(scores: pa.Table, metric: str, head: str) -> dict[str, float
     """dataset → a measure of the whole set of backbones."""
     frame = clean(scores)
     frame = frame[
-        (frame["metric"] == metric)
-        & (frame["head"] == head)
-        & frame["method"].isin(["set", ORACLE])
+        (frame["metric"] == metric) & (frame["head"] == head) & (frame["method"] == "set")
     ]
     return frame.groupby("dataset")["value"].mean().to_dict()
 

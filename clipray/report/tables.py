@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from clipray.report.summary import Gain, Row, compared, leaderboard, percent, points
+from clipray.report.summary import COMPARED, Gain, Row, compared, leaderboard, percent, points
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,7 +14,9 @@ CAPTION = (
     "backbone picked with the same labels or, without labels, over the best one of each test set in hindsight."
 )
 CORRELATION = ("correlation", "correlation_low", "correlation_high")
-ORDER = {"bound": 0, "fused": 1, "reference": 2, "single": 3}
+ORDER = {kind: place for place, kind in enumerate(("bound", *COMPARED, "reference", "single"))}
+MARKS = {"bound": " (bound)", "control": " (control)"}
+SHOWN = ("bound", *COMPARED)  # the kinds with a gain beside their accuracy
 
 
 def columns(rows: list[Row]) -> list[int]:
@@ -23,7 +25,7 @@ def columns(rows: list[Row]) -> list[int]:
 
 
 def matrix(rows: list[Row]) -> list[tuple[str, str, str, dict[int, Row]]]:
-    """(head, method, kind, shots → row): bounds, fusers, the reference, single backbones; each from the best down."""
+    """(head, method, kind, shots → row): in the order of `ORDER`, each kind from the best down."""
     lines: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in rows:
         lines.setdefault((row.head, row.method, row.kind), {})[row.shots] = row
@@ -61,7 +63,7 @@ def markdown(scores: pa.Table) -> str:
         "|---|" + "---:|" * len(shots),
     ]
     for head, method, kind, cells in matrix(rows):
-        name = f"`{method}`" + (" (bound)" if kind == "bound" else "") + _head(rows, head)
+        name = f"`{method}`" + MARKS.get(kind, "") + _head(rows, head)
         lines.append(f"| {name} | " + " | ".join(_cell(cells.get(k)) for k in shots) + " |")
     return "\n".join([*lines, "", CAPTION, ""])
 
@@ -82,7 +84,7 @@ def console_table(scores: pa.Table) -> "Table":
         if before not in (None, (head, kind)):
             table.add_section()
         before = (head, kind)
-        name = method + (" (bound)" if kind == "bound" else "") + _head(rows, head)
+        name = method + MARKS.get(kind, "") + _head(rows, head)
         table.add_row(
             name,
             *(_coloured(cells.get(k)) for k in shots),
@@ -99,14 +101,14 @@ def _head(rows: list[Row], head: str) -> str:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    gain = compared(row) if row.kind in ("fused", "bound") else None
+    gain = compared(row) if row.kind in SHOWN else None
     return percent(row.top1) + (f" ({points(gain.mean)})" if gain else "")
 
 
 def _coloured(row: Row | None) -> str:
     if row is None:
         return ""
-    gain = compared(row) if row.kind in ("fused", "bound") else None
+    gain = compared(row) if row.kind in SHOWN else None
     if gain is None:
         return f"{percent(row.top1)}      "
     colour = "green" if gain.mean > 0 else "red" if gain.mean < 0 else "dim"

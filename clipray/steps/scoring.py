@@ -36,35 +36,39 @@ class Scores:
         self.parts: list[pa.Table] = []
         self.right: dict[tuple, Any] = {}  # (head, method, shots, seed) -> 0/1 per image
 
-    def add(self, head: str, method: str, shots: int, seed: int, log_probs_NC: Any) -> None:
-        """Score one method: every metric, its gain over the best single backbone, and what it says of each image."""
+    def add(self, place: tuple, kind: str, log_probs_NC: Any) -> None:
+        """Score one method: every metric, its gain over the best single backbone, and what it says of each image.
+
+        Args:
+            place: head, method, shots, seed. kind: of the method, one of `schema.KINDS`.
+        """
         from clipray.numerics import bootstrap, metrics
 
-        place = (head, method, shots, seed)
         for metric, function in metrics.PER_IMAGE.items():
             values_N = function(log_probs_NC, self.labels_N)
             if metric.startswith("top"):
-                self._row(place, metric, *bootstrap.wilson(float(values_N.sum()), len(values_N)))
+                interval = bootstrap.wilson(float(values_N.sum()), len(values_N))
             else:
-                self._row(place, metric, *bootstrap.normal_interval(values_N))
+                interval = bootstrap.normal_interval(values_N)
+            self._row(place, kind, metric, *interval)
             if metric == "top1":
                 self.right[place] = values_N
         for metric, function in metrics.OVERALL.items():
-            self._row(place, metric, float(function(log_probs_NC, self.labels_N)))
-        self._gains(place)
+            self._row(place, kind, metric, float(function(log_probs_NC, self.labels_N)))
+        self._gains(place, kind)
         confidence_N, prediction_N = log_probs_NC.max(1)
         self._outcomes(place, prediction_N.numpy(), confidence_N.exp().numpy())
 
-    def number(self, place: tuple, metric: str, value: Any, samples_B: Any) -> None:
+    def number(self, place: tuple, kind: str, metric: str, value: Any, samples_B: Any) -> None:
         """A measure at (head, method, shots, seed), with the percentile interval of its bootstrap samples."""
         from clipray.numerics.bootstrap import percentiles
 
-        self._row(place, metric, float(value), *percentiles(samples_B))
+        self._row(place, kind, metric, float(value), *percentiles(samples_B))
 
-    def plain(self, place: tuple, values: dict[str, float]) -> None:
+    def plain(self, place: tuple, kind: str, values: dict[str, float]) -> None:
         """Measures at (head, method, shots, seed) that have no interval."""
         for metric, value in values.items():
-            self._row(place, metric, value)
+            self._row(place, kind, metric, value)
 
     def scores(self) -> pa.Table:
         """All rows so far (`schema.SCORES`)."""
@@ -74,7 +78,7 @@ class Scores:
         """What every method said of every image (`schema.OUTCOMES`)."""
         return pa.concat_tables(self.parts) if self.parts else schema.OUTCOMES.empty_table()
 
-    def _gains(self, place: tuple) -> None:
+    def _gains(self, place: tuple, kind: str) -> None:
         """Paired differences of top-1 to the best single backbones, and the share of the oracle's gain reached.
 
         `p_on_support` is McNemar's exact test against the single backbone chosen on the same support set.
@@ -95,18 +99,19 @@ class Scores:
         ):
             if reference in self.right and reference != place:
                 difference = paired_bootstrap(self.right[place], self.right[reference], RESAMPLES)
-                self._row(place, metric, difference.difference, difference.low, difference.high)
+                interval = (difference.difference, difference.low, difference.high)
+                self._row(place, kind, metric, *interval)
                 if metric == "gain_on_support":
-                    self._row(
-                        place, "p_on_support", mcnemar(self.right[place], self.right[reference])[2]
-                    )
+                    p = mcnemar(self.right[place], self.right[reference])[2]
+                    self._row(place, kind, "p_on_support", p)
         if on_test in self.right and oracle in self.right:
             means = [float(self.right[one].mean()) for one in (place, on_test, oracle)]
-            self._row(place, "headroom_captured", headroom_captured(*means))
+            self._row(place, kind, "headroom_captured", headroom_captured(*means))
 
     def _row(
         self,
         place: tuple,
+        kind: str,
         metric: str,
         value: float,
         low: float | None = None,
@@ -121,6 +126,7 @@ class Scores:
                 "severity": 0,
                 "head": head,
                 "method": method,
+                "kind": kind,
                 "shots": shots,
                 "seed": seed,
                 "metric": metric,

@@ -174,14 +174,17 @@ def score_fusers(
 ) -> None:
     """Score what fusers give at (head, shots, seed), and what it costs."""
     from clipray.numerics import cost
+    from clipray.numerics.fusers import FUSERS
 
     head, k, seed = place
+    kinds = {entry.name: FUSERS[entry.fuser].kind for entry in task.fusers}
     for name, state, log_probs_NC in results:
-        scores.add(head, name, k, seed, log_probs_NC)
+        here = (head, name, k, seed)
+        scores.add(here, kinds[name], log_probs_NC)
         if task.costs:
             used = cost.backbones_used(state, len(task.backbones))
             added = cost.fuser_flops(state, len(task.backbones), log_probs_NC.shape[1]) / 1e9
-            scores.plain((head, name, k, seed), cost.method_cost(used, task.costs, added))
+            scores.plain(here, kinds[name], cost.method_cost(used, task.costs, added))
 
 
 def score_bounds(scores: Scores, place: tuple, task: "Task", logits_NMC: Any) -> None:
@@ -190,33 +193,36 @@ def score_bounds(scores: Scores, place: tuple, task: "Task", logits_NMC: Any) ->
 
     (head, k, seed), names = place, task.backbones
     _, best = singles.best_single_on_test(logits_NMC, scores.labels_N)
-    scores.add(head, ON_TEST, k, seed, best)
-    scores.add(head, "oracle", k, seed, singles.oracle(logits_NMC, scores.labels_N))
+    scores.add((head, ON_TEST, k, seed), "bound", best)
+    oracle = singles.oracle(logits_NMC, scores.labels_N)
+    scores.add((head, "oracle", k, seed), "bound", oracle)
     for m, name in enumerate(names):
-        scores.add(head, f"single/{name}", k, seed, singles.single(logits_NMC, m))
+        here = (head, f"single/{name}", k, seed)
+        scores.add(here, "single", singles.single(logits_NMC, m))
         if task.costs:
-            scores.plain((head, f"single/{name}", k, seed), cost.method_cost([m], task.costs, 0.0))
+            scores.plain(here, "single", cost.method_cost([m], task.costs, 0.0))
     patterns = complementarity.patterns(logits_NMC.argmax(-1) == scores.labels_N[:, None])
-    for method, metric, value, samples in complementary(patterns, names):
-        scores.number((head, method, k, seed), metric, value, samples)
+    for method, kind, metric, value, samples in complementary(patterns, names):
+        scores.number((head, method, k, seed), kind, metric, value, samples)
 
 
 def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:
-    """(method, metric, value, bootstrap samples) of every measure of the set, the backbones and their pairs."""
+    """(method, kind, metric, value, bootstrap samples) of every measure of the set, the backbones and their pairs."""
     from clipray.numerics import complementarity as measures
 
     again = measures.resample(patterns, RESAMPLES, seed=0)
     resampled = measures.of_set(again)
     for metric, value in measures.of_set(patterns).items():
-        yield "set", metric, value, resampled[metric]
+        yield "set", "measure", metric, value, resampled[metric]
     resampled = measures.by_backbone(again)
     for metric, value_M in measures.by_backbone(patterns).items():
         for m, name in enumerate(names):
-            yield f"single/{name}", metric, value_M[m], resampled[metric][..., m]
+            yield f"single/{name}", "single", metric, value_M[m], resampled[metric][..., m]
     resampled = measures.pairs(again)
     for metric, value_MM in measures.pairs(patterns).items():
         for (i, one), (j, other) in permutations(enumerate(names), 2):
-            yield f"pair/{one}/{other}", metric, value_MM[i, j], resampled[metric][..., i, j]
+            pair, samples = f"pair/{one}/{other}", resampled[metric][..., i, j]
+            yield pair, "measure", metric, value_MM[i, j], samples
 
 
 def score_support(scores: Scores, drawn: list, seeds: int) -> None:
@@ -224,7 +230,8 @@ def score_support(scores: Scores, drawn: list, seeds: int) -> None:
     for k in sorted({draw.shots for draw in drawn}):
         own = [draw for draw in drawn if draw.shots == k]
         values = {"short_classes": len(own[0].short), "support_sets": len(own), "seeds": seeds}
-        scores.plain((SPACES, "set", k, 0), {key: float(value) for key, value in values.items()})
+        numbers = {key: float(value) for key, value in values.items()}
+        scores.plain((SPACES, "set", k, 0), "measure", numbers)
 
 
 def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple, weights: tuple) -> None:
@@ -236,14 +243,12 @@ def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple, weig
     from clipray.numerics import heads, similarity
 
     for name, weights_CD in zip(names, weights, strict=True):
-        scores.plain(
-            (SPACES, f"single/{name}", 0, 0),
-            {"alike_names": float(heads.alike(weights_CD).float().mean())},
-        )
+        share = float(heads.alike(weights_CD).float().mean())
+        scores.plain((SPACES, f"single/{name}", 0, 0), "measure", {"alike_names": share})
     sample = [e_ND[:SAMPLE] for e_ND in embeddings]
     for (i, one), (j, other) in combinations(enumerate(names), 2):
         values = {"cka": similarity.cka(sample[i], sample[j])}
         if len(sample[i]) > NEIGHBOURS:
             values["mutual_knn"] = similarity.neighbour_overlap(sample[i], sample[j], NEIGHBOURS)
         for pair in (f"pair/{one}/{other}", f"pair/{other}/{one}"):
-            scores.plain((SPACES, pair, 0, 0), values)
+            scores.plain((SPACES, pair, 0, 0), "measure", values)

@@ -1,12 +1,15 @@
 """Invariants that every fuser of the registry must keep, and hand-worked votes."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
+from clipray import schema
 from clipray.numerics import averages, singles
 from clipray.numerics.fusers import FUSERS, from_parts, settings_of, to_parts
 from clipray.numerics.support import State, Support, dump_settings
@@ -193,3 +196,11 @@ def test_supports_of_wrong_shape_are_refused():
         Support(torch.zeros(3, 2, 4), (), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="lie in"):
         Support(torch.zeros(3, 2, 4), (), torch.tensor([0, 1, 4]))
+
+
+def test_controls_are_those_that_the_readme_lists():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = [line for line in readme.splitlines() if line.startswith("| controls: ")]
+    controls = {name for name, fuser in FUSERS.items() if fuser.kind == "control"}
+    assert controls == set(re.findall(r"`(\w+)`", line))
+    assert {fuser.kind for fuser in FUSERS.values()} <= set(schema.KINDS)

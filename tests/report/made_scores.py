@@ -9,6 +9,9 @@ from clipray import schema
 
 BACKBONES = ("vit-p6-36", "rn-48", "convnext-48", "vit-p8-40", "rn-32")
 
+KINDS = {"single": "single", "pair": "measure", "set": "measure", "oracle": "bound"}
+KINDS |= {"best_single_on_test": "bound", "best_single_on_support": "reference"}
+
 
 def row(
     dataset: str, method: str, shots: int, seed: int, metric: str, value: float, **other
@@ -30,7 +33,7 @@ def row(
         "metric": metric,
         "value": value,
     }
-    return constants | own | other
+    return constants | own | {"kind": KINDS.get(method.partition("/")[0], "fuser")} | other
 
 
 def table(rows: list[dict]) -> pa.Table:

@@ -67,3 +67,14 @@ def test_an_empty_workspace_is_told(job, tmp_path):
     code, _, said = job(str(tmp_path))
     assert code == 2
     assert "run `python -m jobs.run CONFIG` first" in said
+
+
+def test_scores_of_an_older_version_are_told(job, workspace, tmp_path):
+    import pyarrow.parquet as pq
+
+    old = pq.read_table(workspace / "reports" / "made" / "scores.parquet").drop_columns(["kind"])
+    pq.write_table(old, tmp_path / "scores.parquet")
+    code, line, said = job(str(tmp_path / "scores.parquet"))
+    assert (code, line) == (2, "")
+    assert "scores.parquet has no column 'kind': an older clipray wrote it" in said
+    assert "`python -m jobs.run CONFIG` writes it anew" in said

@@ -158,6 +158,19 @@ def test_several_heads():
     assert "head linear_probe" in text
 
 
+def test_controls_have_a_group_of_their_own():
+    rows = [
+        r | {"kind": "control"} if r["method"] == "c_log_avg" else r
+        for r in campaign(2).to_pylist()
+    ]
+    page = render(table(rows), failures(), ABOUT)
+    text = " ".join("".join(Reader(page).text).split())
+    fused = text.index("Fused: what one can use")
+    control = text.index("Controls: few-shot classifiers on all embeddings")
+    assert fused < control < text.index("c_log_avg", control) < text.index("Reference", control)
+    assert "c_log_avg" not in text[fused:control]
+
+
 def test_written_and_read_back(tmp_path):
     store = Store(str(tmp_path))
     made = write(store, "first", campaign(2), failures(), ABOUT)

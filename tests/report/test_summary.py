@@ -40,7 +40,7 @@ def test_gains_by_hand():
     assert nlc.on_support.mean == pytest.approx((0.16 - 0.05) / 2)
     assert nlc.on_test.mean == pytest.approx((0.11 - 0.05) / 2)
     assert (nlc.on_support.wins, nlc.on_support.ties, nlc.on_support.losses) == (1, 0, 1)
-    assert (nlc.datasets, nlc.seeds, nlc.kind) == (2, 2, "fused")
+    assert (nlc.datasets, nlc.seeds, nlc.kind) == (2, 2, "fuser")
     assert nlc.top1_std == pytest.approx(np.std([0.65, 0.71], ddof=1))
 
 
@@ -97,7 +97,7 @@ def test_headline_of_a_loss_and_without_fusers():
 def test_names_that_a_backbone_cannot_tell_apart_are_said():
     rows = two_datasets().to_pylist()
     assert summary.alike_names(table(rows)) == {}
-    where = {"head": "embeddings"}
+    where = {"head": "embeddings", "kind": "measure"}
     rows += [
         row("a", "single/x", 0, 0, "alike_names", 0.5, **where),
         row("a", "single/y", 0, 0, "alike_names", 0.8, **where),
@@ -132,7 +132,7 @@ def test_short_classes_and_seeds_that_draw_the_same_are_said():
     rows = two_datasets().to_pylist()
     for dataset, shots, short, sets in (("a", 4, 3, 2), ("a", 16, 7, 1), ("b", 16, 0, 2)):
         values = {"short_classes": short, "support_sets": sets, "seeds": 2}
-        where = {"head": "embeddings"}
+        where = {"head": "embeddings", "kind": "measure"}
         rows += [
             row(dataset, "set", shots, 0, key, value, **where) for key, value in values.items()
         ]
@@ -151,6 +151,27 @@ def test_pair_matrix_keeps_its_direction():
     matrix = summary.pair_means(table(rows), "rescue", "zero_shot")
     assert matrix.loc["x", "y"] == pytest.approx(0.3)
     assert np.isnan(matrix.loc["y", "x"])
+
+
+def test_a_kind_is_what_the_table_says_whatever_the_name():
+    """`oracle` by name alone is no bound, and a control is ranked and compared, but no headline."""
+    kinds = {"log_avg": "control", "nlc": "fuser"}
+    named = {"log_avg": "oracle of delphi", "nlc": "single/minded"}
+    rows = two_datasets().to_pylist()
+    turned = [
+        r
+        | {"kind": kinds.get(r["method"], r["kind"]), "method": named.get(r["method"], r["method"])}
+        for r in rows
+    ]
+    board = leaderboard(table(turned))
+    assert find(board, "single/minded", 1).kind == "fuser"
+    control = find(board, "oracle of delphi", 0)
+    assert (control.kind, control.on_test[3:]) == ("control", (0, 2, 0))
+    assert summary.backbones(table(turned)) == ["x", "y"]
+    text = headline(table(turned))["text"]
+    assert text[0].startswith("Fusing 2 backbones with single/minded at 1 labelled image")
+    assert not any("delphi" in sentence for sentence in text)
+    assert "| `oracle of delphi` (control) | 65.0 (0.0) |  |" in markdown(table(turned))
 
 
 def test_markdown():

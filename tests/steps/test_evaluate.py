@@ -8,6 +8,7 @@ import statsmodels.stats.contingency_tables
 import torch
 from sklearn.metrics import accuracy_score
 
+from clipray import schema
 from clipray.artefacts import support_sets
 from clipray.config import Campaign, Fuser, Head, parse
 from clipray.errors import ConfigError
@@ -170,6 +171,22 @@ def test_support_sets_are_recorded_and_those_without_a_choice_count_once(tmp_pat
     world.labels["train"][0] = 3
     world.frames(world.task(shots=(1,)))
     assert len(world.store.names("support_sets")) == 2
+
+
+def test_every_row_says_what_its_method_is(tmp_path):
+    world = World(tmp_path)
+    own = [Fuser(name=f"my-{f}", fuser=f) for f in ("ncm_concat", "best_single_on_support", "nlc")]
+    scores, _ = world.frames(world.task(fusers=("log_avg", "proto_avg", *own), shots=(1,)))
+    assert set(scores["kind"]) == set(schema.KINDS)
+    kinds = scores[scores["head"] == "zero_shot"].groupby("method")["kind"].agg(set).to_dict()
+    expected = {f"single/{name}": "single" for name in BACKBONES}
+    expected |= {"oracle": "bound", "best_single_on_test": "bound", "set": "measure"}
+    expected |= {checks.REFERENCE: "reference", "my-best_single_on_support": "reference"}
+    expected |= {"log_avg": "fuser", "my-nlc": "fuser"}
+    expected |= {"proto_avg": "control", "my-ncm_concat": "control"}
+    pairs = {f"pair/{a}/{b}": "measure" for a in BACKBONES for b in BACKBONES if a != b}
+    assert kinds == {method: {kind} for method, kind in (expected | pairs).items()}
+    assert set(scores[scores["head"] == views.SPACES]["kind"]) == {"measure"}
 
 
 def test_a_head_with_settings_of_its_own(tmp_path):

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from clipray.artefacts import support_sets
 from clipray.config import Compute, Fuser
+from clipray.numerics.fusers import settings_of
 from clipray.steps import cluster, evaluate, meta
 from clipray.store import Store
 from tests.steps.worlds import Shelf
@@ -71,3 +73,15 @@ def test_too_few_others_leave_the_gate_untaught(tmp_path, here):
     assert meta.taught(store, [dataclasses.replace(tasks[0], fusers=(own,))], Compute(), False)[0][
         0
     ].fusers == (own,)
+
+
+def test_an_image_of_the_test_split_is_in_no_episode(tmp_path):
+    store = Store(str(tmp_path))
+    world = Shelf(store, "a", 0)
+    world.ids["train"][:20] = world.ids["test"][:20]
+    task, settings = world.task(**NLC_META), settings_of("nlc_meta")
+    left = world.labels["train"][20:]
+    for episode in meta.episodes(store, task, settings):
+        assert len(episode.labels_Q) < len(left)
+    drawn = support_sets.read(store, f"support_sets/{store.names('support_sets').pop()}")
+    assert not set(drawn["image_id"].to_pylist()) & set(world.ids["test"])

@@ -18,7 +18,11 @@ TOP1 = {
 SHARE = [0.1, 0.2, 0.4, 0.1]
 
 
+KINDS = {"best_single_on_support": "reference", "oracle": "bound", "set": "measure"}
+
+
 def table(rows) -> pa.Table:
+    rows = [row | {"kind": KINDS.get(row["method"], "fuser")} for row in rows]
     constants = {"split": "test", "perturbation": "none", "severity": 0, "head": "h", "seed": 0}
     return pa.Table.from_pylist([constants | row for row in rows], schema=schema.SCORES)
 

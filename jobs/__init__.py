@@ -21,6 +21,7 @@ __all__ = [
     "console",
     "finish",
     "naming",
+    "nothing_left",
     "read_campaign",
     "run",
     "say",
@@ -71,6 +72,14 @@ def say_failed(todo: Any) -> None:
 
     for text in told(todo.failed):
         say(f"failed  {text}")
+
+
+def nothing_left(todo: Any, error: ErrorBudget) -> int:
+    """End a job whose datasets have all failed: the reasons, the JSON line, and the exit code."""
+    _tell(f"error: {error}")
+    told = {"name": todo.campaign.name, "workspace": todo.store.uri}
+    finish(told | {"outcomes": {}, "failed": todo.failed})
+    return FAILED
 
 
 def finish(result: dict[str, Any]) -> None:

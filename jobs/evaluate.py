@@ -7,9 +7,20 @@
 Needs no GPU. The last line on stdout is one JSON object, as that of `jobs.run`.
 """
 
-from clipray.errors import ConfigError
+from clipray.errors import ConfigError, ErrorBudget
 from clipray.progress import working
-from jobs import DRY, FAILED, arguments, finish, read_campaign, run, say, say_failed, tracked
+from jobs import (
+    DRY,
+    FAILED,
+    arguments,
+    finish,
+    nothing_left,
+    read_campaign,
+    run,
+    say,
+    say_failed,
+    tracked,
+)
 
 
 def main() -> int:
@@ -32,7 +43,10 @@ def main() -> int:
         steps.recall(todo)
     except ConfigError as error:
         raise ConfigError(f"{error}: run `python -m jobs.embed {given.config}` first") from None
-    places = steps.evaluate_datasets(todo)
+    try:
+        places = steps.evaluate_datasets(todo)
+    except ErrorBudget as error:
+        return nothing_left(todo, error)
     with working("writing the report and MLflow's records"):
         result = publish.publish(todo, places)
     say_failed(todo)

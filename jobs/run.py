@@ -13,6 +13,7 @@ that fails is recorded and left out, the others go on, and the exit code is 3.
 
 import sys
 
+from clipray.errors import ErrorBudget
 from clipray.progress import working
 from jobs import (
     DRY,
@@ -20,6 +21,7 @@ from jobs import (
     arguments,
     console,
     finish,
+    nothing_left,
     read_campaign,
     run,
     say,
@@ -52,7 +54,10 @@ def main() -> int:
         return 0
     steps.prepare(todo)
     steps.embed_images(todo)
-    places = steps.evaluate_datasets(todo)
+    try:
+        places = steps.evaluate_datasets(todo)
+    except ErrorBudget as error:
+        return nothing_left(todo, error)
     with working("writing the report and MLflow's records"):
         result = publish.publish(todo, places)
     show(result)

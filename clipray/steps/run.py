@@ -95,7 +95,7 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
             remarks += [f"{dataset.name}: {text}" for text in found.remarks]
             advance(1)
     for dataset in datasets:
-        if "train" in dataset.splits:
+        if "train" in dataset.splits and campaign.shots:
             indexes = [works[dataset.name, split].index for split in ("train", "test")]
             classes = len(prompts[dataset.name]["classnames"])
             said = few_images(drawable(*indexes), classes, campaign.shots)

@@ -124,3 +124,16 @@ def test_datasets_whose_evaluation_raises(monkeypatch, capsys, tmp_path):
         shutil.rmtree(shard.parent)
     code, told, _ = call(monkeypatch, capsys, "run", five)
     assert (code, told["failed"], set(told["outcomes"])) == (0, [], set(GOOD[:3]))
+
+
+def test_where_all_fails_the_last_line_still_says_what(monkeypatch, capsys, tmp_path):
+    mute = nan_backbone(tmp_path, "text_projection", "mute")
+    code, told, err = call(
+        monkeypatch, capsys, "run", config(tmp_path, datasets=["digits"], backbones=[mute])
+    )
+    assert code == 3
+    assert told["outcomes"] == {}
+    assert failed(told) == {("text", "digits", "mute"), ("embed", "digits", None)}
+    assert "error: no dataset could be evaluated.\n  mute on digits: the embeddings of its" in err
+    # nobody would have looked at its images
+    assert not list((tmp_path / "work").glob("embeddings/**/*.parquet"))

@@ -17,6 +17,7 @@ SUPPORT = (
     "support_sets",
     "seeds",
 )  # measures of support sets, of all methods alike
+NAMED = 5  # datasets that a sentence on failures names
 TIE = 0.0005  # differences below half of a tenth of a point are shown as 0.0, and count as ties
 
 
@@ -266,7 +267,7 @@ def _failures(failures: pa.Table | None) -> tuple[int, list[str]]:
     """How many images failed, and a sentence on each whole that did, and on each backbone that lacks some images."""
     rows = failures.to_pylist() if failures is not None else []
     images = {(row["dataset"], row["split"], row["image_id"]) for row in rows if row["image_id"]}
-    words = [_failed(row) for row in rows if not row["image_id"]]
+    words = _wholes([row for row in rows if not row["image_id"]])
     alone = [
         (row["dataset"], row["backbone"]) for row in rows if row["image_id"] and row["backbone"]
     ]
@@ -278,10 +279,21 @@ def _failures(failures: pa.Table | None) -> tuple[int, list[str]]:
     return len(images), words
 
 
-def _failed(row: dict) -> str:
-    where = row["dataset"] or "every dataset"
-    who = f"{row['backbone']} is left out of {where}" if row["backbone"] else f"{where} is left out"
-    return f"{who}: {row['error']}."
+def _wholes(rows: list[dict]) -> list[str]:
+    """A sentence for each backbone, or the datasets themselves, and each reason to leave them out."""
+    places: dict[tuple, dict[str, None]] = {}
+    for row in rows:
+        who = (row["backbone"], row["error"].rstrip("."))
+        places.setdefault(who, {})[row["dataset"] or "every dataset"] = None
+    words = []
+    for (backbone, reason), datasets in places.items():
+        names = list(datasets)
+        more = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
+        where = ", ".join(names[:NAMED]) + more
+        verb = "is" if len(names) == 1 else "are"
+        who = f"{backbone} is left out of {where}" if backbone else f"{where} {verb} left out"
+        words.append(f"{who}: {reason}.")
+    return words
 
 
 def _sentence(best: Row, backbones: int) -> str:

@@ -1,8 +1,10 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from made_scores import campaign, row, table
 from scipy import stats
 
+from clipray import schema
 from clipray.report import headline, leaderboard, markdown, summary
 from clipray.report.tables import console_table
 
@@ -143,6 +145,22 @@ def test_short_classes_and_seeds_that_draw_the_same_are_said():
         "At 16 shots all seeds draw the same images of a: one support set, without a spread over seeds.",
     ]
     assert leaderboard(table(rows)) == leaderboard(two_datasets())
+
+
+def test_what_failed_for_one_reason_is_one_sentence():
+    def lost(dataset, backbone, error, split=None):
+        row = {"dataset": dataset, "backbone": backbone, "error": error, "split": split}
+        return row | {"step": "embed"}
+
+    rows = [lost(f"d{n}", "mute", "not finite") for n in range(7)]
+    rows += [lost("d1", None, "unread", split) for split in ("train", "test")]
+    rows += [lost("d2", None, "unread"), lost(None, "gone", "no file.")]
+    text = headline(two_datasets(), pa.Table.from_pylist(rows, schema=schema.FAILURES))["text"]
+    assert text[-3:] == [
+        "mute is left out of d0, d1, d2, d3, d4 and 2 others: not finite.",
+        "d1, d2 are left out: unread.",
+        "gone is left out of every dataset: no file.",
+    ]
 
 
 def test_pair_matrix_keeps_its_direction():

@@ -15,7 +15,7 @@ import numpy as np
 from clipray import images
 from clipray.backbones import loading
 from clipray.backbones.doors import Source, fetch, local_path, locate, origin, pinned
-from clipray.backbones.loading import facts, image_size, save, tokenizer, untrained
+from clipray.backbones.loading import TABLE, facts, image_size, save, tokenizer, untrained
 from clipray.config import Backbone
 from clipray.images import Preprocess
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "TABLE",
     "Encoder",
     "create",
     "facts",

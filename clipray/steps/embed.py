@@ -57,7 +57,7 @@ def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
     return {
         "backbone": backbones.origin(spec),
         "precision": campaign.precision,
-        "code": fingerprint.code(decode, Embedder),
+        "code": fingerprint.code(f"{__name__}:decode", f"{__name__}:Embedder"),
         "max_pixels": campaign.max_pixels,
         "images": index.content,
     }

@@ -281,7 +281,7 @@ def test_a_backbone_may_be_a_yaml_file(tmp_path):
     ("text", "words"),
     [
         ("{name: rn-32, architecture: RN50, pretrained: openai}", "another backbone named 'rn-32'"),
-        ("{architecture: RN50, pretrained: openai}", "name: Field required"),
+        ("{architecture: RN50, pretrained: openai}", "name: is missing"),
         (
             "{name: x, architecture: RN50, pretrained: openai, weight: 1}",
             "known keys: name, architecture",

@@ -39,7 +39,7 @@ class Patience(NamedTuple):
     ours: bool  # whether it stands above MLflow's variables in the user's environment
 
 
-CHECKING = Patience(5, 1, True)
+CHECKING = Patience(10, 1, True)
 WORKING = Patience(30, 3, False)  # MLflow's own 120 s and 7 retries block for minutes
 
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from clipray import progress
 from clipray.errors import ClipRayError, ConfigError, ErrorBudget, TrackingError
-from clipray.progress import say
+from clipray.progress import say, working
 from clipray.secrets import redacted
 from jobs.command import DRY, arguments
 
@@ -21,11 +21,12 @@ __all__ = [
     "console",
     "finish",
     "naming",
-    "nothing_left",
+    "planned",
     "read_campaign",
     "run",
     "say",
     "say_failed",
+    "score",
     "tracked",
 ]
 
@@ -72,6 +73,53 @@ def say_failed(todo: Any) -> None:
 
     for text in told(todo.failed):
         say(f"failed  {text}")
+
+
+def planned(given: argparse.Namespace, campaign: Any, publishes: bool = True) -> Any:
+    """Plan a campaign and tell the plan; None with --dry-run, whose last line is the plan.
+
+    Args:
+        publishes: whether the job records runs, so that MLflow is looked at before any work.
+    """
+    # imported here, for a mistake in the config is told before them
+    from clipray.steps import publish
+    from clipray.steps import run as steps
+    from clipray.steps.cluster import check_lasting
+    from clipray.steps.outlook import describe, outlook
+
+    check_lasting(workspace=campaign.workspace)
+    if publishes and not given.dry_run:
+        publish.check_tracking(campaign)
+    todo = steps.plan(campaign, given.verbose, given.dry_run)
+    facts = outlook(todo)
+    say("\n".join(describe(facts)))
+    if given.dry_run:
+        finish(facts)
+        return None
+    return todo
+
+
+def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
+    """Evaluate what is embedded, publish it and print the last line; the exit code.
+
+    Args:
+        show: tells a person of the result.
+    """
+    from clipray.steps import publish
+    from clipray.steps import run as steps
+
+    try:
+        places = steps.evaluate_datasets(todo)
+    except ErrorBudget as error:
+        return nothing_left(todo, error)
+    with working("writing the report and MLflow's records"):
+        result = publish.publish(todo, places)
+    if show:
+        show(result)
+    say_failed(todo)
+    code = tracked(result)
+    finish(result)
+    return FAILED if todo.failed else code
 
 
 def nothing_left(todo: Any, error: ErrorBudget) -> int:

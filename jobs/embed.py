@@ -8,24 +8,18 @@ What is already there is skipped; the same command again continues a run that wa
 one JSON object: the addresses of the embeddings by dataset, split and backbone, and the number of failed images.
 """
 
-from jobs import DRY, FAILED, arguments, finish, read_campaign, run, say, say_failed
+from jobs import DRY, FAILED, arguments, finish, planned, read_campaign, run, say_failed
 
 
 def main() -> int:
     """Plan and embed."""
     given = arguments(__doc__, dry_run=DRY)
     campaign = read_campaign(given)
-    from clipray.steps import run as steps
-    from clipray.steps.cluster import check_lasting
-    from clipray.steps.outlook import describe, outlook
-
-    check_lasting(workspace=campaign.workspace)
-    todo = steps.plan(campaign, given.verbose, given.dry_run)
-    facts = outlook(todo)
-    say("\n".join(describe(facts)))
-    if given.dry_run:
-        finish(facts)
+    todo = planned(given, campaign, publishes=False)
+    if todo is None:
         return 0
+    from clipray.steps import run as steps
+
     steps.prepare(todo)
     steps.embed_images(todo)
     places = {

@@ -13,21 +13,7 @@ that fails is recorded and left out, the others go on, and the exit code is 3.
 
 import sys
 
-from clipray.errors import ErrorBudget
-from clipray.progress import working
-from jobs import (
-    DRY,
-    FAILED,
-    arguments,
-    console,
-    finish,
-    nothing_left,
-    read_campaign,
-    run,
-    say,
-    say_failed,
-    tracked,
-)
+from jobs import DRY, arguments, console, planned, read_campaign, run, say, score
 
 LIMIT = {"type": int, "metavar": "N", "help": "at most N images of each split"}
 
@@ -37,34 +23,14 @@ def main() -> int:
     given = arguments(__doc__, dry_run=DRY, limit=LIMIT)
     sets = [] if given.limit is None else [f"limit={given.limit}"]
     campaign = read_campaign(given, *sets)
-    # imported here, for a mistake in the config is told before them
-    from clipray.steps import publish
-    from clipray.steps import run as steps
-    from clipray.steps.cluster import check_lasting
-    from clipray.steps.outlook import describe, outlook
-
-    check_lasting(workspace=campaign.workspace)
-    if not given.dry_run:
-        publish.check_tracking(campaign)
-    todo = steps.plan(campaign, given.verbose, given.dry_run)
-    facts = outlook(todo)
-    say("\n".join(describe(facts)))
-    if given.dry_run:
-        finish(facts)
+    todo = planned(given, campaign)
+    if todo is None:
         return 0
+    from clipray.steps import run as steps
+
     steps.prepare(todo)
     steps.embed_images(todo)
-    try:
-        places = steps.evaluate_datasets(todo)
-    except ErrorBudget as error:
-        return nothing_left(todo, error)
-    with working("writing the report and MLflow's records"):
-        result = publish.publish(todo, places)
-    show(result)
-    say_failed(todo)
-    code = tracked(result)
-    finish(result)
-    return FAILED if todo.failed else code
+    return score(todo, show)
 
 
 def show(result: dict) -> None:

@@ -18,7 +18,7 @@ import getpass
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clipray.config import Tracking
@@ -36,7 +36,6 @@ __all__ = [
     "Metric",
     "Record",
     "check",
-    "check_names",
     "names",
     "origin",
     "record",
@@ -46,9 +45,7 @@ __all__ = [
 ]
 
 SENT = "sent.json"
-KEY_LENGTH = 250  # MLflow's limits
-EXPERIMENT_LENGTH = 500
-LONGEST_PREFIX = "gain_on_support_high/"  # the longest name that a metric puts before a dataset's
+EXPERIMENT_LENGTH = 500  # MLflow's limit
 
 
 def record(
@@ -241,30 +238,3 @@ def check_experiment(tracking: Tracking) -> None:
             "--set tracking.uri=URI; for a server, MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD in the environment do instead."
         )
-
-
-def check_names(kind: str, given: Iterable[str]) -> None:
-    """Refuse names that MLflow would merge or refuse; needs no MLflow and no server.
-
-    Args:
-        kind: what they are, for the message: `datasets`, `fusers`.
-        given: the names of this kind.
-
-    Raises:
-        ConfigError: two names become one in MLflow, or a name is none there.
-    """
-    seen: dict[str, str] = {}
-    for name in dict.fromkeys(given):
-        plain = runs.plain_name(name)
-        if not plain.strip() or any(part in ("", ".", "..") for part in plain.split("/")):
-            raise ConfigError(f"{kind}: {name!r} is no name for MLflow: rename it")
-        if len(LONGEST_PREFIX + plain) > KEY_LENGTH:
-            raise ConfigError(
-                f"{kind}: {name[:60]!r}… is longer than the {KEY_LENGTH - len(LONGEST_PREFIX)} "
-                "characters that MLflow takes: shorten it"
-            )
-        other = seen.setdefault(plain.casefold(), name)
-        if other != name:
-            raise ConfigError(
-                f"{kind}: {other!r} and {name!r} are one name to MLflow ({plain}): rename one of them"
-            )

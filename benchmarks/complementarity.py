@@ -11,7 +11,7 @@ import time
 import numpy as np
 import torch
 
-from clipray.numerics import complementarity as measures
+from clipray.numerics.measures import complementarity as measures
 
 IMAGES, BACKBONES = 1_000_000, 9
 

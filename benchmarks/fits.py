@@ -18,11 +18,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from clipray.numerics import gate
-from clipray.numerics.fusers import FUSERS
-from clipray.numerics.logistic import folds
-from clipray.numerics.prototypes import Probe, joined
-from clipray.numerics.support import Support
+from clipray.numerics.contracts import Support
+from clipray.numerics.fewshot.prototypes import Probe, joined
+from clipray.numerics.fusers import FUSERS, nlc
+from clipray.numerics.solvers.logistic import folds
 
 BACKBONES, DIM, SEEDS = 5, 128, 5
 SHAPES = ((1, 10), (16, 10), (1, 100), (16, 100))  # shots, classes
@@ -38,10 +37,10 @@ def made(shots: int, classes: int, seed: int) -> Support:
 
 def module(support: Support) -> None:
     """The peer of `nlc`: the same network, loss, optimiser and number of steps in plain torch."""
-    how = gate.Gate()
+    how = nlc.Gate()
     torch.manual_seed(support.seed)
     x_KD, z_KMC, images = (
-        gate.inputs(support.embeddings, how.normalise_inputs),
+        nlc.inputs(support.embeddings, how.normalise_inputs),
         support.logits_KMC,
         len(support.labels_K),
     )

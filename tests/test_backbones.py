@@ -9,7 +9,7 @@ from PIL import Image
 from clipray import backbones, catalog, images
 from clipray.config import Backbone
 from clipray.errors import ConfigError
-from clipray.numerics.heads import alike, zero_shot
+from clipray.numerics.heads.zero_shot import alike, zero_shot
 
 
 def entry(name: str) -> Backbone:

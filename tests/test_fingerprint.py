@@ -181,8 +181,8 @@ def test_a_zip_file_has_the_fingerprint_of_the_folder(tmp_path):
 
 def test_every_function_that_an_evaluation_runs_is_in_its_fingerprint(tmp_path):
     """Python's own record of calls is the authority: what ran must have been found by reading."""
-    from clipray.numerics.fewshot import FITTED_HEADS
     from clipray.numerics.fusers import FUSERS
+    from clipray.numerics.heads import FITTED_HEADS
     from clipray.reach import HOW_MODULES
 
     world = World(tmp_path)

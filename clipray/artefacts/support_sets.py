@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import fingerprint, schema
-from clipray.numerics import protocol
-from clipray.numerics.protocol import Draw
+from clipray.numerics import draws
+from clipray.numerics.draws import Draw
 from clipray.store import Store
 
 FOLDER, FILE = "support_sets", "support_sets.parquet"
@@ -44,7 +44,7 @@ def draw(
         classes: C. shots: images a class. seeds: number of draws.
     """
     test_ids = tested(store, test)
-    found = protocol.draws(image_ids, labels_N, classes, shots, range(seeds), test_ids)
+    found = draws.draws(image_ids, labels_N, classes, shots, range(seeds), test_ids)
     told = what(image_ids, labels_N, test_ids, classes, shots, seeds)
     place = address(store, dataset, told)
     if store.manifest(place) is None:
@@ -82,7 +82,7 @@ def what(
         "classes": classes,
         "shots": list(shots),
         "seeds": seeds,
-        "code": fingerprint.code(protocol.draws),
+        "code": fingerprint.code(draws.draws),
     }
 
 

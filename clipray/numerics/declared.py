@@ -8,7 +8,7 @@ file and one line in its registry.
 
 import builtins
 import functools
-import importlib
+import importlib.machinery
 import importlib.util
 import types
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def fusers() -> Mapping[str, Any]:
 @functools.cache
 def heads() -> Mapping[str, Any]:
     """`fewshot.FITTED_HEADS`, in which `fit` and `apply` cannot be called."""
-    return _module(f"{PACKAGE}.fewshot").FITTED_HEADS
+    return _module(f"{PACKAGE}.heads").FITTED_HEADS
 
 
 def settings_of(method: Any, changes: Mapping[str, Any]) -> Any:
@@ -59,25 +59,37 @@ def settings_of(method: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         TypeError: no such setting. ValueError: the settings refuse such a value.
     """
-    return _module(f"{PACKAGE}.support").changed(method.settings, changes)
+    return _module(f"{PACKAGE}.contracts").changed(method.settings, changes)
 
 
 @functools.cache
 def _module(name: str) -> types.ModuleType:
     """A module of `numerics`, run without the numeric libraries."""
-    spec = importlib.util.find_spec(name)
+    spec = _spec(name)
     module = types.ModuleType(name)
     module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
     exec(spec.loader.get_code(name), module.__dict__)
     return module
 
 
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Find a module of `numerics` without running the packages above it."""
+    if name == PACKAGE:
+        return importlib.util.find_spec(name)
+    above = _spec(name.rpartition(".")[0])
+    folders = above.submodule_search_locations if above else None
+    return importlib.machinery.PathFinder.find_spec(name, folders) if folders else None
+
+
 def _import(name: str, where=None, local=None, wanted=(), level: int = 0) -> Any:
     """What an `import` statement of such a module gets."""
     if name.partition(".")[0] in LIBRARIES:
         return _StandIn(name if wanted else name.partition(".")[0])
-    if name == PACKAGE:
-        return types.SimpleNamespace(**{part: _module(f"{PACKAGE}.{part}") for part in wanted})
-    if name.startswith(f"{PACKAGE}."):
-        return _module(name)
+    if name == PACKAGE or name.startswith(f"{PACKAGE}."):
+        parts = {part: _spec(f"{name}.{part}") for part in wanted}
+        if not any(parts.values()):
+            return _module(name)
+        inside = {part: _module(spec.name) for part, spec in parts.items() if spec}
+        own = {} if len(inside) == len(parts) else vars(_module(name))
+        return types.SimpleNamespace(**{**own, **inside})
     return builtins.__import__(name, where, local, wanted, level)

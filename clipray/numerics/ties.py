@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipray.numerics.support import Fuser, State, Support, unit
+from clipray.numerics.contracts import Fuser, State, Support, unit
 
 
 def exact_fuser(fuser: Fuser) -> Fuser:

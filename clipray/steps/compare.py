@@ -106,7 +106,7 @@ def paired(a: dict[int, Any], b: dict[int, Any]) -> dict:
     """Compare two methods by their correctness on the same images."""
     import torch
 
-    from clipray.numerics.bootstrap import mcnemar, paired_bootstrap
+    from clipray.numerics.measures.intervals import mcnemar, paired_bootstrap
 
     mean_a, mean_b = (torch.stack(list(right.values())).double().mean(0) for right in (a, b))
     found = paired_bootstrap(mean_a, mean_b, RESAMPLES)

@@ -95,11 +95,11 @@ def read_train(store: Store, task: Task, classes: int) -> Split:
     """The train split without the images that stand in the test split too: nothing may learn from them."""
     import torch
 
-    from clipray.numerics import protocol
+    from clipray.numerics import draws
 
     train = read_split(store, task.embeddings["train"], classes)
     test_ids = support_sets.tested(store, task.embeddings["test"][0])
-    rows = np.flatnonzero(protocol.apart(train.image_ids, test_ids))
+    rows = np.flatnonzero(draws.apart(train.image_ids, test_ids))
     rows_N = torch.from_numpy(rows)
     return Split(
         [train.image_ids[row] for row in rows],

@@ -7,7 +7,7 @@ from clipray.config import Fuser
 from clipray.store import Store
 
 if TYPE_CHECKING:
-    from clipray.numerics.support import State
+    from clipray.numerics.contracts import State
 
 FOLDER = "fusers"
 

@@ -14,7 +14,7 @@ from clipray import sources
 from clipray.config import Compute, Dataset
 from clipray.errors import ConfigError
 from clipray.fingerprint import code, plain
-from clipray.numerics.protocol import apart, short_classes
+from clipray.numerics.draws import apart, short_classes
 from clipray.store import Store
 
 Mapper = Callable[[Callable, list[tuple]], Iterable[Any]]

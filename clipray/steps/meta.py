@@ -10,7 +10,7 @@ from clipray.steps.evaluate import Task
 from clipray.store import Store
 
 if TYPE_CHECKING:
-    from clipray.numerics.meta import Episode, MetaGate
+    from clipray.numerics.fusers.nlc_meta import Episode, MetaGate
 
 FUSER, HEAD = (
     "nlc_meta",
@@ -164,9 +164,9 @@ def episodes(store: Store, task: Task, settings: "MetaGate") -> list["Episode"]:
     import numpy as np
     import torch
 
-    from clipray.numerics import meta
-    from clipray.numerics.fewshot import FITTED_HEADS
-    from clipray.numerics.support import Support
+    from clipray.numerics.contracts import Support
+    from clipray.numerics.fusers import nlc_meta
+    from clipray.numerics.heads import FITTED_HEADS
 
     weights = tuple(torch.from_numpy(classifiers.read(store, place)) for place in task.classifiers)
     train, head = (
@@ -182,7 +182,7 @@ def episodes(store: Store, task: Task, settings: "MetaGate") -> list["Episode"]:
         rest = np.random.default_rng(draw.seed).permutation(rest)[:QUERIES]
         if len(rest) >= FEWEST:
             support, query = (whole.take(torch.from_numpy(rows)) for rows in (draw.rows_K, rest))
-            found.append(meta.episode(support, query, settings, task.dataset))
+            found.append(nlc_meta.episode(support, query, settings, task.dataset))
     return found
 
 
@@ -190,14 +190,14 @@ def learn(store: Store, place: str, others: list[str], lesson: dict, settings: "
     """Learn a gate's weights from other datasets' episodes; they are kept in the artefact's manifest."""
     from safetensors.torch import load
 
-    from clipray.numerics import meta
+    from clipray.numerics.fusers import nlc_meta
 
     found = []
     for source in others:
         tensors = load(store.read(f"{source}/{EPISODES}"))
         for number in sorted({name.partition("/")[0] for name in tensors}, key=int):
-            fields = [field for field in meta.Episode._fields if field != "group"]
+            fields = [field for field in nlc_meta.Episode._fields if field != "group"]
             found.append(
-                meta.Episode(*(tensors[f"{number}/{field}"] for field in fields), group=source)
+                nlc_meta.Episode(*(tensors[f"{number}/{field}"] for field in fields), group=source)
             )
-    store.finish(place, lesson, weights=list(meta.learn(found, settings, meta.Learning())))
+    store.finish(place, lesson, weights=list(nlc_meta.learn(found, settings, nlc_meta.Learning())))

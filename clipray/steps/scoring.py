@@ -42,18 +42,18 @@ class Scores:
         Args:
             place: head, method, shots, seed. kind: of the method, one of `schema.KINDS`.
         """
-        from clipray.numerics import bootstrap, metrics
+        from clipray.numerics.measures import intervals, outcomes
 
-        for metric, function in metrics.PER_IMAGE.items():
+        for metric, function in outcomes.PER_IMAGE.items():
             values_N = function(log_probs_NC, self.labels_N)
             if metric.startswith("top"):
-                interval = bootstrap.wilson(float(values_N.sum()), len(values_N))
+                interval = intervals.wilson(float(values_N.sum()), len(values_N))
             else:
-                interval = bootstrap.normal_interval(values_N)
+                interval = intervals.normal_interval(values_N)
             self._row(place, kind, metric, *interval)
             if metric == "top1":
                 self.right[place] = values_N
-        for metric, function in metrics.OVERALL.items():
+        for metric, function in outcomes.OVERALL.items():
             self._row(place, kind, metric, float(function(log_probs_NC, self.labels_N)))
         self._gains(place, kind)
         confidence_N, prediction_N = log_probs_NC.max(1)
@@ -61,7 +61,7 @@ class Scores:
 
     def number(self, place: tuple, kind: str, metric: str, value: Any, samples_B: Any) -> None:
         """A measure at (head, method, shots, seed), with the percentile interval of its bootstrap samples."""
-        from clipray.numerics.bootstrap import percentiles
+        from clipray.numerics.measures.intervals import percentiles
 
         self._row(place, kind, metric, float(value), *percentiles(samples_B))
 
@@ -83,8 +83,8 @@ class Scores:
 
         `p_on_support` is McNemar's exact test against the single backbone chosen on the same support set.
         """
-        from clipray.numerics.bootstrap import mcnemar, paired_bootstrap
-        from clipray.numerics.complementarity import headroom_captured
+        from clipray.numerics.measures.complementarity import headroom_captured
+        from clipray.numerics.measures.intervals import mcnemar, paired_bootstrap
 
         head, _, shots, seed = place
         on_test = (

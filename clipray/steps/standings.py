@@ -32,7 +32,7 @@ def _rows(table: Any, share: dict[str, float]) -> Iterator[dict]:
     """Rows of one head and number of shots; `table` as `per_dataset` gives it."""
     import torch
 
-    from clipray.numerics import ranks
+    from clipray.numerics.measures import ranks
 
     top1 = table.pivot(index="dataset", columns="method", values="top1").dropna(axis=0)
     if len(top1) < LEAST or top1.shape[1] < 2:

@@ -36,18 +36,19 @@ def score_head(
     Returns:
         by (shots, seed), every fitted fuser's state by its name.
     """
-    from clipray.numerics.fewshot import FITTED_HEADS, head_of
+    from clipray.numerics.heads import FITTED_HEADS, head_of
 
     name, test = entry.name, splits["test"]
-    heads = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
+    zero_shot = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
     problems = [shots(draw, splits["train"], weights, task.scales) for draw in drawn]
     supports = [
-        support(head, problem, task.folds) for head, problem in zip(heads, problems, strict=True)
+        support(head, problem, task.folds)
+        for head, problem in zip(zero_shot, problems, strict=True)
     ]
     fitted = fit(task, drawn, supports)
     by_draw = {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
     if FITTED_HEADS[entry.head].needs_labels:
-        for draw, head, problem, states in zip(drawn, heads, problems, fitted, strict=True):
+        for draw, head, problem, states in zip(drawn, zero_shot, problems, fitted, strict=True):
             logits_NMC = logits(
                 head, head.fit(problem, head.settings), test.embeddings, weights, task.scales
             )
@@ -68,7 +69,7 @@ def score_head(
 
 def shots(draw: Any, train: "Split", weights: tuple, scales: tuple) -> list:
     """What each backbone's head may learn from in one support set: M `fewshot.Shots`."""
-    from clipray.numerics.fewshot import Shots
+    from clipray.numerics.heads import Shots
 
     return [
         Shots(
@@ -86,8 +87,8 @@ def support(head: Any, problem: list, folds: int) -> Any:
     """What a fuser may learn from: the support images' embeddings, labels and cross-fitted logits."""
     import torch
 
-    from clipray.numerics.fewshot import borrowed, cross_fitted
-    from clipray.numerics.support import Support
+    from clipray.numerics.contracts import Support
+    from clipray.numerics.heads import borrowed, cross_fitted
 
     logits_KMC = torch.stack(
         [cross_fitted(head, one, head.settings, folds) for one in problem], dim=1
@@ -162,7 +163,7 @@ def nothing(logits_NMC: Any, embeddings: tuple) -> Any:
     """An empty support set: what a label-free fuser is given to fit."""
     import torch
 
-    from clipray.numerics.support import Support
+    from clipray.numerics.contracts import Support
 
     return Support(
         logits_NMC[:0], tuple(e_ND[:0] for e_ND in embeddings), torch.zeros(0, dtype=torch.int64)
@@ -173,8 +174,8 @@ def score_fusers(
     scores: Scores, place: tuple, task: "Task", results: Iterator[tuple[str, Any, Any]]
 ) -> None:
     """Score what fusers give at (head, shots, seed), and what it costs."""
-    from clipray.numerics import cost
     from clipray.numerics.fusers import FUSERS
+    from clipray.numerics.measures import cost
 
     head, k, seed = place
     kinds = {entry.name: FUSERS[entry.fuser].kind for entry in task.fusers}
@@ -189,7 +190,8 @@ def score_fusers(
 
 def score_bounds(scores: Scores, place: tuple, task: "Task", logits_NMC: Any) -> None:
     """Single backbones, the best of them on test, the oracle, and how the backbones complement each other."""
-    from clipray.numerics import complementarity, cost, singles
+    from clipray.numerics.fusers import singles
+    from clipray.numerics.measures import complementarity, cost
 
     (head, k, seed), names = place, task.backbones
     _, best = singles.best_single_on_test(logits_NMC, scores.labels_N)
@@ -208,7 +210,7 @@ def score_bounds(scores: Scores, place: tuple, task: "Task", logits_NMC: Any) ->
 
 def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:
     """(method, kind, metric, value, bootstrap samples) of every measure of the set, the backbones and their pairs."""
-    from clipray.numerics import complementarity as measures
+    from clipray.numerics.measures import complementarity as measures
 
     again = measures.resample(patterns, RESAMPLES, seed=0)
     resampled = measures.of_set(again)
@@ -240,10 +242,11 @@ def score_spaces(scores: Scores, names: tuple[str, ...], embeddings: tuple, weig
     On the first images by id, which is a hash, so they are a random sample: neighbours cost N². And of each backbone
     the share of class names that its text tower cannot tell from another one.
     """
-    from clipray.numerics import heads, similarity
+    from clipray.numerics.heads import zero_shot
+    from clipray.numerics.measures import similarity
 
     for name, weights_CD in zip(names, weights, strict=True):
-        share = float(heads.alike(weights_CD).float().mean())
+        share = float(zero_shot.alike(weights_CD).float().mean())
         scores.plain((SPACES, f"single/{name}", 0, 0), "measure", {"alike_names": share})
     sample = [e_ND[:SAMPLE] for e_ND in embeddings]
     for (i, one), (j, other) in combinations(enumerate(names), 2):

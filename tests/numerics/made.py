@@ -2,7 +2,7 @@
 
 import torch
 
-from clipray.numerics.support import Support
+from clipray.numerics.contracts import Support
 
 
 def problem(images=60, dims=(6, 5, 7), classes=4, seed=0, noise=1.0, scale=3.0):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipray.numerics import metrics
-from clipray.numerics.fewshot import FITTED_HEADS, Shots
+from clipray.numerics.contracts import Support
 from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.numerics.support import Support
+from clipray.numerics.heads import FITTED_HEADS, Shots
+from clipray.numerics.measures import outcomes
 from clipray.numerics.ties import level
 
 DIMS = (5, 7, 6, 8, 9)
@@ -182,4 +182,4 @@ def test_of_equal_classes_the_first_is_among_the_best():
     labels = torch.arange(200) % 9
     best = np.argsort(-log_p.numpy(), axis=1, kind="stable")[:, :5]
     expected = (best == labels.numpy()[:, None]).any(1)
-    assert (metrics.top(log_p, labels, 5).numpy() == expected).all()
+    assert (outcomes.top(log_p, labels, 5).numpy() == expected).all()

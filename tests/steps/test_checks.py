@@ -11,8 +11,8 @@ import pytest
 from clipray.config import Campaign, parse
 from clipray.errors import ConfigError
 from clipray.numerics import declared
-from clipray.numerics.fewshot import FITTED_HEADS
 from clipray.numerics.fusers import FUSERS, settings_of
+from clipray.numerics.heads import FITTED_HEADS
 from clipray.steps import checks
 from clipray.steps.scoring import ON_TEST
 

@@ -13,8 +13,8 @@ from clipray.artefacts import support_sets
 from clipray.config import Campaign, Fuser, Head, parse
 from clipray.errors import ConfigError
 from clipray.fingerprint import fingerprint
-from clipray.numerics.fewshot import head_of
 from clipray.numerics.fusers import FUSERS
+from clipray.numerics.heads import head_of
 from clipray.steps import checks, classifiers, evaluate, fitted, views
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 

@@ -97,7 +97,7 @@ def _parts(train: Split, draw: Any, config: Tune) -> list[tuple[np.ndarray, np.n
     """(rows to fit on, rows to score) of one support set; folds of it, or all of it and the rest of the split."""
     import torch
 
-    from clipray.numerics.simplex import in_turn
+    from clipray.numerics.fusers.convex import in_turn
 
     rows_K = np.sort(draw.rows_K)
     if config.selection == INSIDE:
@@ -122,9 +122,9 @@ def cases(problem: Problem, cell: Cell, head: str, settings: dict) -> list[tuple
     """
     import torch
 
-    from clipray.numerics.fewshot import head_of
-    from clipray.numerics.protocol import Draw
-    from clipray.numerics.support import Support
+    from clipray.numerics.contracts import Support
+    from clipray.numerics.draws import Draw
+    from clipray.numerics.heads import head_of
 
     kind, found = head_of(head, settings), []
     weights = tuple(torch.tensor(w_CD) for w_CD in problem.weights)

@@ -13,9 +13,9 @@ import torch
 from ray import get
 from ray.tune import Trainable
 
-from clipray.numerics import metrics
+from clipray.numerics.contracts import State, Support
 from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.numerics.support import State, Support
+from clipray.numerics.measures import outcomes
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune.held_out import Problem
 from clipray.steps.tune.records import Cell, Fit
@@ -138,7 +138,7 @@ def _curves(
         sums: dict[tuple, list[float]] = {}
         for (one, cell, _, held), state in zip(jobs, states, strict=True):
             log_p = FUSERS[one.fuser].apply(state, held.logits_KMC, held.embeddings)
-            nll, top1 = metrics.nll(log_p, held.labels_K), metrics.top(log_p, held.labels_K, 1)
+            nll, top1 = outcomes.nll(log_p, held.labels_K), outcomes.top(log_p, held.labels_K, 1)
             own = sums.setdefault((one, cell), [0.0, 0.0, 0, 0])
             for i, value in enumerate((float(nll.sum()), float(top1.sum()), len(nll), 1)):
                 own[i] += value

@@ -1,0 +1,168 @@
+"""Fusers with the same rule for every image: averages, votes and the most confident, plain or calibrated."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clipray.numerics.contracts import State, Support, alike
+from clipray.numerics.solvers.newton import inverse_temperatures
+from clipray.numerics.ties import level
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote:
+    """Each backbone votes for its `best` classes."""
+
+    best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """How temperatures are fitted, see `calibration.inverse_temperatures`.
+
+    Attributes:
+        prior_count: weight of the prior T = 1, in images.
+        low, high: bounds of 1/T.
+    """
+
+    prior_count: float = 1.0
+    low: float = 1e-3
+    high: float = 1e3
+
+
+CALIBRATED = Calibrated()
+
+
+def mean_logits(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """log softmax of the mean logits.
+
+    >>> mean_logits(State(None), torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])).exp()
+    tensor([[0.5000, 0.5000]])
+    """
+    return torch.log_softmax(logits_NMC.mean(1), dim=-1)
+
+
+def log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """Product of experts: the mean of log p_m, normalised.
+
+    Normalising each p_m first adds one number per image, so this equals `mean_logits` in exact arithmetic.
+    """
+    return torch.log_softmax(torch.log_softmax(logits_NMC, dim=-1).mean(1), dim=-1)
+
+
+def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """Mixture of experts: log of the mean of p_m.
+
+    >>> prob_avg(State(None), torch.tensor([[[0.8, 0.2], [0.4, 0.6]]]).log()).exp()
+    tensor([[0.6000, 0.4000]])
+    """
+    return (
+        torch.log_softmax(logits_NMC, dim=-1).logsumexp(1)
+        - torch.tensor(float(logits_NMC.shape[1])).log()
+    )
+
+
+def vote(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """Each backbone votes for its `settings.best` classes; ties by mean log p.
+
+    A backbone that ties classes for its last vote votes for all of them. To be a distribution that keeps this order,
+    the winner (each of them where they tie in all) has one vote more and `log_avg`'s distribution spreads another one,
+    so no class has probability 0.
+
+    >>> z = torch.tensor([[[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.0, 0.3, 0.7]]])
+    >>> vote(State(Vote(1)), z).argmax().item()
+    0
+    """
+    classes = logits_NMC.shape[-1]
+    product_NC = level(log_avg(state, logits_NMC), logits_NMC)
+    best_NMk = logits_NMC.topk(min(state.settings.best, classes), dim=-1).values
+    votes_NC = (logits_NMC >= best_NMk[..., -1:]).to(logits_NMC).sum(1)
+    tied_NC = votes_NC == votes_NC.amax(1, keepdim=True)
+    rival_NC = product_NC.masked_fill(~tied_NC, -torch.inf)
+    winner_NC = rival_NC == rival_NC.amax(1, keepdim=True)
+    total_NC = votes_NC + product_NC.exp() + winner_NC
+    return (total_NC / total_NC.sum(1, keepdim=True)).clamp_min(1e-30).log()
+
+
+def conf(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """Per image the log p of the backbone with the highest max p.
+
+    >>> conf(State(None), torch.tensor([[[0.8, 0.2], [0.1, 0.9]]]).log()).exp()
+    tensor([[0.1000, 0.9000]])
+    """
+    log_p = torch.log_softmax(logits_NMC, dim=-1)
+    best_NM1 = logits_NMC.argmax(-1, keepdim=True)
+    odds_NMC = (logits_NMC - logits_NMC.gather(2, best_NM1)).double().exp()
+    # max p = 1 / (1 + doubt); near 1 it rounds, and which backbone is surest would depend on the CPU
+    doubt_NM = odds_NMC.scatter(2, best_NM1, 0.0).sum(-1)
+    surest_N = doubt_NM.argmin(1)
+    return log_p[torch.arange(len(log_p)), surest_N]
+
+
+def conf_weighted(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """Mean of p_m weighted by the softmax over the M max-probabilities (zero-shot mode of arXiv 2311.17091).
+
+    >>> p = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
+    >>> conf_weighted(State(None), (p + 1e-12).log()).exp()   # weights softmax(1, 0.5) = 0.6225, 0.3775
+    tensor([[0.8112, 0.1888]])
+    """
+    log_p = torch.log_softmax(logits_NMC, dim=-1)
+    weights_NM = torch.softmax(log_p.max(-1).values.exp(), dim=1)
+    return (log_p + weights_NM.log()[..., None]).logsumexp(1)
+
+
+def fit_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[State]:
+    """A temperature per support set and backbone by NLL; `tensors["beta_M"]` holds 1/T in float64."""
+    states: dict[int, State] = {}
+    for group in alike(supports):
+        logits_SKMC = torch.stack([supports[i].logits_KMC for i in group])
+        labels_SK = torch.stack([supports[i].labels_K for i in group])
+        beta_SM = inverse_temperatures(
+            logits_SKMC, labels_SK, settings.prior_count, settings.low, settings.high
+        )
+        for i, beta_M in zip(group, beta_SM, strict=True):
+            states[i] = State(
+                settings, {"beta_M": beta_M.clone()}, {"temperatures": (1 / beta_M).tolist()}
+            )
+    return [states[i] for i in range(len(supports))]
+
+
+def calibrate(state: State, logits_NMC: Tensor) -> Tensor:
+    """Logits divided by their backbone's temperature."""
+    return logits_NMC * state.tensors["beta_M"].to(logits_NMC)[:, None]
+
+
+def fit_twice_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[State]:
+    """`fit_calibrated`, and `tensors["sure_1"]`: 1/T of the mean of the calibrated logits, in float64.
+
+    Backbones that err apart leave a mean that is less sure than it should be.
+    """
+    states, count = fit_calibrated(supports, settings), settings.prior_count
+    for state, s in zip(states, supports, strict=True):
+        mean_KC = calibrate(state, s.logits_KMC.double()).mean(1)
+        low, high = settings.low, settings.high
+        sure_11 = inverse_temperatures(mean_KC[None, :, None], s.labels_K[None], count, low, high)
+        state.tensors["sure_1"] = sure_11[0]
+    return states
+
+
+def twice_calibrated(state: State, logits_NMC: Tensor) -> Tensor:
+    """The mean N×C of calibrated logits, itself calibrated."""
+    return calibrate(state, logits_NMC).mean(1) * state.tensors["sure_1"].to(logits_NMC)
+
+
+def c_log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """`log_avg` of calibrated logits."""
+    return log_avg(state, calibrate(state, logits_NMC))
+
+
+def c_prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """`prob_avg` of calibrated logits."""
+    return prob_avg(state, calibrate(state, logits_NMC))
+
+
+def c_conf(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """`conf` of calibrated logits."""
+    return conf(state, calibrate(state, logits_NMC))

@@ -1,0 +1,211 @@
+"""`proto_fusion`: every backbone is two experts, what text says of an image and what the support images say of it."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clipray.numerics.contracts import State, Support, unit
+from clipray.numerics.fewshot.prototypes import class_means
+from clipray.numerics.fusers.averages import (
+    CALIBRATED,
+    Calibrated,
+    calibrate,
+    fit_twice_calibrated,
+    twice_calibrated,
+)
+from clipray.numerics.solvers.newton import inverse_temperatures
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtoFusion:
+    """How far prototypes are trusted.
+
+    The mean of the calibrated zero-shot logits is calibrated once more: backbones that err apart leave a mean that is
+    less sure than it should be.
+
+    The prototype logits of a backbone are γ_m · cosine to its class means. Were cosines to wrong classes spread by σ_m
+    and to the right one shifted by d' σ_m, the right γ_m would be d'/σ_m. σ_m is measured, even at one shot, where
+    nothing says how large d' is: there the prior holds. From two images per class on, each support image is compared
+    with its class mean without it (leave one out), and γ_m and the two weights are fitted on that.
+
+    Attributes:
+        d_prime: the prior for d'.
+        prior_count: its worth in images.
+        balance_count: worth, in images, of the prior that text and prototypes weigh as their temperatures say.
+        centre: subtract the mean support embedding.
+        temperatures: how zero-shot logits are calibrated.
+    """
+
+    d_prime: float = 2.0
+    prior_count: float = 10.0
+    balance_count: float = 10.0
+    centre: bool = True
+    temperatures: Calibrated = CALIBRATED
+
+
+def fit(supports: Sequence[Support], settings: ProtoFusion) -> list[State]:
+    """Temperatures of both experts of every backbone, then the weights of text and prototypes."""
+    calibrated = fit_twice_calibrated(supports, settings.temperatures)
+    return [_fit_one(s, c, settings) for s, c in zip(supports, calibrated, strict=True)]
+
+
+def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
+    classes, backbones = s.logits_KMC.shape[2], s.logits_KMC.shape[1]
+    tensors = dict(calibrated.tensors)
+    inside, count_C = [], torch.bincount(s.labels_K, minlength=classes)
+    for m, e in enumerate(s.embeddings):
+        x_KD = unit(e)
+        centre_D = x_KD.mean(0) if settings.centre and len(x_KD) else torch.zeros(x_KD.shape[1])
+        x_KD = unit(x_KD - centre_D)
+        means_CD, _ = class_means(x_KD, s.labels_K, classes)
+        tensors |= {f"means_CD/{m}": unit(means_CD), f"centre_D/{m}": centre_D}
+        inside.append(left_out_cosines(x_KD, means_CD, s.labels_K, count_C))
+    cosine_KMC = torch.stack(inside, 1) if inside else torch.zeros(0, backbones, classes)
+    tensors["seen_C"] = count_C > 0
+    wrong_KMC = (
+        ~torch.nn.functional.one_hot(s.labels_K, classes).bool()[:, None] & tensors["seen_C"]
+    )
+    prior_M = settings.d_prime / spread(cosine_KMC, wrong_KMC.expand_as(cosine_KMC))
+    paired = count_C[s.labels_K] > 1
+    scaled_KMC = neutral(cosine_KMC[paired] * prior_M[:, None], tensors["seen_C"])
+    labels = s.labels_K[paired]
+    low, high = settings.temperatures.low, settings.temperatures.high
+    ratio_M = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, low, high)[
+        0
+    ]
+    tensors["gamma_M"] = prior_M.double() * ratio_M
+    text_KC = twice_calibrated(calibrated, s.logits_KMC.double())[paired]
+    proto_KMC = scaled_KMC.double() * ratio_M[:, None]
+    balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
+    tensors["weight_2"] = positive_weights(balance_K2C, labels, settings.balance_count)
+    text_KMC = calibrate(calibrated, s.logits_KMC.double()) * tensors["sure_1"]
+    tensors["evidence_E3"] = torch.cat(
+        [evidence(text_KMC, s.labels_K), evidence(proto_KMC, labels)]
+    ).float()
+    return State(
+        settings,
+        tensors,
+        {"text": float(tensors["weight_2"][0]), "prototypes": float(tensors["weight_2"][1])},
+    )
+
+
+def left_out_cosines(x_KD: Tensor, means_CD: Tensor, labels_K: Tensor, count_C: Tensor) -> Tensor:
+    """Cosines K×C of unit rows to the class means, the row itself left out of its own class's mean (0 if it is alone).
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    >>> y = torch.tensor([0, 0, 1])
+    >>> left_out_cosines(x, class_means(x, y, 2)[0], y, torch.tensor([2, 1])).round(decimals=4)
+    tensor([[ 0.0000, -1.0000],
+            [ 0.0000,  0.0000],
+            [-0.7071,  0.0000]])
+    """
+    cosines_KC = x_KD @ unit(means_CD).T
+    rest_KD = means_CD[labels_K] * count_C[labels_K][:, None] - x_KD
+    own_K = (x_KD * unit(rest_KD)).sum(1).masked_fill(count_C[labels_K] < 2, 0.0)
+    return cosines_KC.scatter(1, labels_K[:, None], own_K[:, None])
+
+
+def spread(cosine_KMC: Tensor, wrong_KMC: Tensor) -> Tensor:
+    """σ_m: standard deviation of the cosines to wrong classes, at least 0.05 (two classes at one shot have none)."""
+    count_M = wrong_KMC.sum((0, 2)).clamp_min(1)
+    mean_M = (cosine_KMC * wrong_KMC).sum((0, 2)) / count_M
+    squares = ((cosine_KMC - mean_M[:, None]) ** 2 * wrong_KMC).sum((0, 2)) / count_M
+    return squares.sqrt().clamp_min(0.05)
+
+
+def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
+    """A class without prototype gets the mean logit of those that have one: nothing is said for it or against it."""
+    seen = logits_NMC * seen_C
+    mean = seen.sum(2, keepdim=True) / seen_C.sum().clamp_min(1)
+    return torch.where(seen_C, logits_NMC, mean)
+
+
+def positive_weights(
+    logits_KJC: Tensor, labels_K: Tensor, prior_count: float, steps: int = 60
+) -> Tensor:
+    """w_J > 0 minimising Σ_k −log softmax(Σ_j w_j z_kj)[y_k] + prior_count · Σ_j (w_j − log w_j).
+
+    Convex; the prior's mode is 1 for every weight, which is also the answer without images. Damped Newton.
+
+    >>> positive_weights(torch.zeros(0, 2, 3), torch.zeros(0, dtype=torch.int64), 1.0)
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    z = logits_KJC.double()
+    z = z - z.gather(2, labels_K[:, None, None].expand(-1, z.shape[1], 1))
+
+    def value(w: Tensor) -> Tensor:
+        return (
+            torch.einsum("j,kjc->kc", w, z).logsumexp(1).sum() + prior_count * (w - w.log()).sum()
+        )
+
+    w = torch.ones(z.shape[1], dtype=torch.float64)
+    for _ in range(steps):
+        p = torch.softmax(torch.einsum("j,kjc->kc", w, z), dim=1)
+        mean = torch.einsum("kc,kjc->kj", p, z)
+        first = mean.sum(0) + prior_count * (1 - 1 / w)
+        second = (
+            torch.einsum("kc,kjc,kic->ji", p, z, z)
+            - mean.T @ mean
+            + torch.diag(prior_count / w.square())
+        )
+        along = torch.linalg.solve(second, first)
+        decrease, length = (
+            float(first @ along),
+            min(1.0, 0.99 / max(0.99, float((along / w).max()))),
+        )
+        if decrease < 1e-12:
+            break
+        now = value(w)
+        while value(w - length * along) > now - 1e-4 * length * decrease and length > 1e-9:
+            length /= 2
+        w = w - length * along
+    return w
+
+
+def evidence(logits_KMC: Tensor, labels_K: Tensor) -> Tensor:
+    """What support images say of M experts, M×3: accuracy, NLL in units of chance's (log C), and 1; or 0, 1, 0 if none.
+
+    >>> evidence(torch.tensor([[[5.0, 0.0]], [[5.0, 0.0]]]), torch.tensor([0, 1])).round(decimals=2)
+    tensor([[0.5000, 3.6200, 1.0000]])
+    """
+    images, backbones, classes = logits_KMC.shape
+    if not images:
+        return torch.tensor([[0.0, 1.0, 0.0]], dtype=logits_KMC.dtype).expand(backbones, 3)
+    right_M = (logits_KMC.argmax(2) == labels_K[:, None]).to(logits_KMC.dtype).mean(0)
+    own = labels_K[:, None, None].expand(-1, backbones, 1)
+    nll_M = -torch.log_softmax(logits_KMC, dim=2).gather(2, own)[..., 0].mean(0) / max(
+        math.log(classes), 1e-9
+    )
+    return torch.stack([right_M, nll_M, torch.ones_like(nll_M)], dim=1)
+
+
+def cosines(state: State, embeddings: Sequence[Tensor]) -> Tensor:
+    """Cosines N×M×C of centred embeddings to the class means; 0 for a class without any."""
+    tensors = state.tensors
+    every = [
+        unit(unit(e) - tensors[f"centre_D/{m}"]) @ tensors[f"means_CD/{m}"].T
+        for m, e in enumerate(embeddings)
+    ]
+    return torch.stack(every, 1)
+
+
+def experts(state: State, logits_NMC: Tensor, cosine_NMC: Tensor) -> tuple[Tensor, Tensor]:
+    """Calibrated logits N×M×C of every backbone's two experts: text, and prototypes."""
+    proto_NMC = neutral(
+        cosine_NMC * state.tensors["gamma_M"].float()[:, None], state.tensors["seen_C"]
+    )
+    return calibrate(state, logits_NMC) * state.tensors["sure_1"].to(logits_NMC), proto_NMC.to(
+        logits_NMC
+    )
+
+
+def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+    """log softmax of the weighted sum of both experts: they are evidence of different kinds, so they add up."""
+    weight_2 = state.tensors["weight_2"].to(logits_NMC)
+    kinds = [
+        kind_NMC.mean(1) for kind_NMC in experts(state, logits_NMC, cosines(state, embeddings))
+    ]
+    return torch.log_softmax(torch.einsum("j,njc->nc", weight_2, torch.stack(kinds, 1)), dim=1)

@@ -1,0 +1,70 @@
+"""Single backbones and the bounds. Functions with a label parameter are bounds: they see the test labels by design."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipray.numerics.contracts import State, Support
+
+
+def single(logits_NMC: Tensor, backbone: int) -> Tensor:
+    """log p of one backbone."""
+    return torch.log_softmax(logits_NMC[:, backbone], dim=-1)
+
+
+def accuracies(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
+    """a_m: each backbone's top-1 accuracy, accuracy_M in float64.
+
+    >>> accuracies(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([0, 0]))
+    tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+    return (logits_NMC.argmax(-1) == labels_N[:, None]).double().mean(0)
+
+
+def best(logits_NMC: Tensor, labels_N: Tensor) -> int:
+    """The backbone with the highest accuracy; equal ones are told apart by the lower NLL of their own softmax.
+
+    Without images it is the first.
+    """
+    if len(labels_N) == 0:
+        return 0
+    accuracy_M = accuracies(logits_NMC, labels_N)
+    log_p = torch.log_softmax(logits_NMC.double(), dim=-1)
+    nll_M = -log_p.gather(2, labels_N[:, None, None].expand(-1, log_p.shape[1], 1))[..., 0].mean(0)
+    return int(nll_M.masked_fill(accuracy_M < accuracy_M.max(), torch.inf).argmin())
+
+
+def fit_best_single(supports: Sequence[Support], settings: Any) -> list[State]:
+    """The best backbone on each support set; `tensors["backbone"]` holds its number."""
+    chosen = [best(s.logits_KMC, s.labels_K) for s in supports]
+    return [State(settings, {"backbone": torch.tensor(m)}, {"backbone": m}) for m in chosen]
+
+
+def best_single(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
+    """log p of the backbone chosen on the support set."""
+    return single(logits_NMC, int(state.tensors["backbone"]))
+
+
+def best_single_on_test(logits_NMC: Tensor, labels_N: Tensor) -> tuple[int, Tensor]:
+    """A bound: the backbone that is best on the test labels, and its log_probs_NC."""
+    backbone = best(logits_NMC, labels_N)
+    return backbone, single(logits_NMC, backbone)
+
+
+def oracle(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
+    """A bound: log_probs_NC of a chooser that knows the labels; its top-1 is right where any backbone is.
+
+    Per image it takes the backbone that gives the label most probability, among the right ones where there are any.
+
+    >>> z = torch.tensor([[[0.8, 0.2], [0.1, 0.9]], [[0.8, 0.2], [0.6, 0.4]]]).log()
+    >>> oracle(z, torch.tensor([1, 1])).argmax(1)
+    tensor([1, 0])
+    """
+    log_p = torch.log_softmax(logits_NMC, dim=-1)
+    own_NM = log_p.gather(2, labels_N[:, None, None].expand(-1, log_p.shape[1], 1))[..., 0]
+    right_NM = logits_NMC.argmax(-1) == labels_N[:, None]
+    hopeless_NM = ~right_NM & right_NM.any(1, keepdim=True)
+    chosen_N = own_NM.masked_fill(hopeless_NM, -torch.inf).argmax(1)
+    return log_p[torch.arange(len(log_p)), chosen_N]

@@ -1,0 +1,57 @@
+"""Heads: one backbone's embeddings to logits."""
+
+from torch import Tensor
+
+from clipray.numerics.contracts import unit
+
+
+def classifier(text_CTD: Tensor) -> Tensor:
+    """Class vectors t_c: the normalised mean over templates of normalised text embeddings (Radford et al. 2021, 3.1.4).
+
+    Args:
+        text_CTD: text embeddings, classes × templates × dimension, as the model gives them.
+
+    Returns:
+        classifier_CD of unit rows.
+
+    >>> import torch
+    >>> classifier(torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]))
+    tensor([[0.7071, 0.7071]])
+    """
+    return unit(unit(text_CTD).mean(dim=1))
+
+
+def zero_shot(embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float) -> Tensor:
+    """CLIP's zero-shot logits: scale · cos(f, t_c) + bias, scale and bias the model's own.
+
+    Args:
+        embeddings_ND: image embeddings, not necessarily normalised.
+        classifier_CD: class vectors, see `classifier`.
+        scale: the model's logit scale, already exponentiated (about 100 for most CLIPs).
+        bias: the model's logit bias (0 save for SigLIP).
+
+    Returns:
+        logits_NC. Equal class vectors have equal logits to the last bit, so that ties are ties on every machine.
+
+    >>> import torch
+    >>> zero_shot(torch.tensor([[3.0, 4.0]]), torch.eye(2), 10.0, -1.0)
+    tensor([[5., 7.]])
+    """
+    distinct_UD, number_C = unit(classifier_CD).unique(dim=0, return_inverse=True)
+    return (scale * (unit(embeddings_ND) @ distinct_UD.T) + bias)[:, number_C]
+
+
+def alike(classifier_CD: Tensor) -> Tensor:
+    """Which classes, bool C, have the class vector of another one: names that a text tower cannot tell apart.
+
+    >>> import torch
+    >>> alike(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    tensor([ True, False,  True])
+    """
+    _, number_C, count_U = unit(classifier_CD).unique(
+        dim=0, return_inverse=True, return_counts=True
+    )
+    return count_U[number_C] > 1
+
+
+HEADS = {"zero_shot": zero_shot}

@@ -1,0 +1,1 @@
+"""Measures: of outcomes, of complementarity, of similarity, with intervals, ranks and cost."""

@@ -1,0 +1,99 @@
+"""Methods compared over many data sets: ranks, Friedman's test, Nemenyi's critical difference, mean gain."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from clipray.numerics.measures.intervals import Interval, percentiles
+
+
+class Ranks(NamedTuple):
+    """Friedman's test over data sets (Demšar 2006).
+
+    Attributes:
+        mean_rank: of each method, 1 is best; equal scores share their mean rank.
+        statistic, p: Friedman's χ² (with its correction for ties) and p-value of "all methods are alike".
+        critical_difference: two methods whose mean ranks lie at least this far apart differ (Nemenyi).
+    """
+
+    mean_rank: list[float]
+    statistic: float
+    p: float
+    critical_difference: float
+
+
+class Gain(NamedTuple):
+    """A method against a reference over data sets.
+
+    Attributes:
+        mean, low, high: mean difference, interval by resampling the data sets.
+        wins, ties, losses: numbers of data sets.
+    """
+
+    mean: float
+    low: float
+    high: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def ranks(scores_XY: Tensor, alpha: float = 0.05) -> Ranks:
+    """Ranks of Y methods on X data sets, higher scores being better.
+
+    >>> ranks(torch.tensor([[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [5.0, 3.0, 3.0]])).mean_rank
+    [1.0, 2.5, 2.5]
+    """
+    scores = scores_XY.double().numpy()
+    sets, methods = scores.shape
+    each = np.vstack([stats.rankdata(-row) for row in scores])
+    mean = each.mean(0)
+    if methods > 2 and np.ptp(each, axis=1).any():
+        statistic, p = stats.friedmanchisquare(*scores.T)
+    else:
+        statistic, p = float("nan"), float("nan")
+    q = (
+        stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2)
+        if methods > 1
+        else float("nan")
+    )
+    difference = q * np.sqrt(methods * (methods + 1) / (6 * sets))
+    return Ranks(mean.tolist(), float(statistic), float(p), float(difference))
+
+
+def gain(
+    scores_X: Tensor, reference_X: Tensor, tie: float = 0.0, resamples: int = 10_000, seed: int = 0
+) -> Gain:
+    """Mean difference over X data sets, and how many are won, tied (|difference| ≤ tie) and lost.
+
+    >>> gain(torch.tensor([0.5, 0.7, 0.2]), torch.tensor([0.4, 0.7, 0.3]))[3:]
+    (1, 1, 1)
+    """
+    difference = scores_X.double() - reference_X.double()
+    drawn = torch.randint(
+        len(difference), (resamples, len(difference)), generator=torch.Generator().manual_seed(seed)
+    )
+    low, high = percentiles(difference[drawn].mean(1))
+    wins, losses = int((difference > tie).sum()), int((difference < -tie).sum())
+    return Gain(float(difference.mean()), low, high, wins, len(difference) - wins - losses, losses)
+
+
+def correlation(a_X: Tensor, b_X: Tensor, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Pearson's correlation over data sets with its percentile-bootstrap interval.
+
+    >>> round(correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])).value, 6)
+    1.0
+    """
+    pair = torch.stack([a_X.double(), b_X.double()])
+    drawn = torch.randint(
+        pair.shape[1], (resamples, pair.shape[1]), generator=torch.Generator().manual_seed(seed)
+    )
+    sample = pair[:, drawn]
+    centred = sample - sample.mean(2, keepdim=True)
+    product, squares = (centred[0] * centred[1]).sum(1), centred.square().sum(2)
+    return Interval(
+        float(torch.corrcoef(pair)[0, 1]), *percentiles(product / (squares[0] * squares[1]).sqrt())
+    )

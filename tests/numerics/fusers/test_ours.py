@@ -1,0 +1,151 @@
+"""`nlc_prior`, `proto_fusion` and `guarded`: what they are without evidence, and what they do with it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from clipray.numerics.contracts import Support
+from clipray.numerics.fewshot.prototypes import class_means
+from clipray.numerics.fusers import FUSERS, guarded, proto_fusion, settings_of
+from tests.numerics.made import problem, support
+
+
+def out(name, s, test, **changes):
+    f = FUSERS[name]
+    return f.apply(f.fit([s], settings_of(name, changes))[0], test[0], test[1])
+
+
+def test_nlc_prior_without_evidence_is_the_calibrated_average():
+    s, test = support(seed=1), problem(seed=2)
+    torch.testing.assert_close(
+        out("nlc_prior", s, test, penalties=(1e9,)), out("c_log_avg", s, test), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        out("nlc_prior", s, test, standard_errors=1e9),
+        out("c_log_avg", s, test),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+def test_nlc_prior_learns_which_backbone_to_trust_where():
+    g = torch.Generator().manual_seed(0)
+
+    def region(images):
+        y = torch.randint(0, 3, (images,), generator=g)
+        side = torch.randint(0, 2, (images,), generator=g)
+        x = torch.stack([side * 2.0 - 1, torch.ones(images)], 1) + 0.1 * torch.randn(
+            images, 2, generator=g
+        )
+        noise = torch.randint(0, 3, (images,), generator=g)
+        picks = torch.stack([torch.where(side == 0, y, noise), torch.where(side == 1, y, noise)], 1)
+        return torch.nn.functional.one_hot(picks, 3) * 2.0, (x, x), y
+
+    s, test = Support(*region(150)), region(300)
+    accuracy = {
+        n: (out(n, s, test).argmax(1) == test[2]).float().mean() for n in ("nlc_prior", "c_log_avg")
+    }
+    assert accuracy["nlc_prior"] > accuracy["c_log_avg"] + 0.05
+
+
+def test_left_out_cosines_equal_a_plain_loop():
+    _, (e,), y = problem(images=14, dims=(5,))
+    x = torch.nn.functional.normalize(e, dim=1)
+    means, count = class_means(x, y, 4)
+    ours = proto_fusion.left_out_cosines(x, means, y, count)
+    for k in range(14):
+        for c in range(4):
+            others = [j for j in range(14) if y[j] == c and j != k]
+            expected = torch.nn.functional.cosine_similarity(x[k], x[others].mean(0), dim=0)
+            torch.testing.assert_close(ours[k, c], expected)
+
+
+def test_proto_fusion_at_one_shot_holds_its_prior():
+    s = support(images=4)
+    state = FUSERS["proto_fusion"].fit([s], settings_of("proto_fusion"))[0]
+    assert state.tensors["weight_2"].tolist() == [1, 1]
+    for m, e in enumerate(s.embeddings):
+        x = torch.nn.functional.normalize(e, dim=1)
+        x = torch.nn.functional.normalize(x - x.mean(0), dim=1)
+        wrong = (x @ x.T)[~torch.eye(4, dtype=torch.bool)]
+        expected = settings_of("proto_fusion").d_prime / np.std(wrong.numpy())
+        np.testing.assert_allclose(state.tensors["gamma_M"][m], expected, rtol=1e-4)
+
+
+def test_proto_fusion_trusts_whichever_source_is_good():
+    z, embeddings, y = problem(images=80, seed=3, noise=0.5)
+    useless = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    noise = tuple(
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(1)) for e in embeddings
+    )
+    test = problem(images=80, seed=3, noise=0.5)
+    by_images = FUSERS["proto_fusion"].fit(
+        [Support(useless, embeddings, y)], settings_of("proto_fusion")
+    )[0]
+    right = FUSERS["proto_fusion"].apply(by_images, useless, test[1]).argmax(1) == y
+    assert right.float().mean() > 0.9
+    by_text = FUSERS["proto_fusion"].fit([Support(z, noise, y)], settings_of("proto_fusion"))[0]
+    other = tuple(
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(2)) for e in embeddings
+    )
+    fused = (FUSERS["proto_fusion"].apply(by_text, z, other).argmax(1) == y).float().mean()
+    text = (z.mean(1).argmax(1) == y).float().mean()
+    assert fused >= text - 0.05
+
+
+def test_a_class_without_prototype_is_neither_favoured_nor_barred():
+    logits = torch.tensor([[[1.0, 3.0, 9.0]]])
+    assert proto_fusion.neutral(logits, torch.tensor([True, True, False])).tolist() == [
+        [[1.0, 3.0, 2.0]]
+    ]
+
+
+def test_guarded_goes_with_the_good_candidates_and_states_its_weights():
+    z, embeddings, y = problem(images=80, seed=3, noise=0.5)
+    useless = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    f = FUSERS["guarded"]
+    state = f.fit([Support(useless, embeddings, y)], f.settings)[0]
+    stated = state.numbers["weights"]
+    assert (
+        stated["best_single_on_support"] + stated["c_log_avg"] < 0.2
+    )  # the others see the embeddings
+    one_shot = f.fit([support(images=4)], f.settings)[0]
+    assert one_shot.numbers["weights"] == {
+        n: float(n == f.settings.otherwise) for n in f.settings.candidates
+    }
+
+
+def test_guarded_of_one_candidate_ranks_as_that_one():
+    s, test, name = support(seed=1), problem(seed=2), "c_log_avg"
+    ours, alone = (
+        out("guarded", s, test, candidates=(name,), otherwise=name, blind=(name,)),
+        out(name, s, test),
+    )
+    assert torch.equal(ours.argsort(1), alone.argsort(1))
+
+
+def test_guarded_mixes_evenly_where_logits_are_borrowed_and_nothing_can_be_held_out():
+    f = FUSERS["guarded"]
+    seen, unseen = (dataclasses.replace(support(images=n), borrowed=True) for n in (40, 4))
+    weights = f.fit([unseen], f.settings)[0].numbers["weights"]
+    assert weights == {n: pytest.approx((n in f.settings.blind) / 3) for n in f.settings.candidates}
+    plain = dataclasses.replace(seen, borrowed=False)
+    assert f.fit([seen], f.settings)[0].numbers == f.fit([plain], f.settings)[0].numbers
+
+
+def test_guarded_refuses_to_fall_back_on_what_is_no_candidate():
+    with pytest.raises(
+        ValueError, match="anchored, best_single_on_support, proto_fusion must be among"
+    ):
+        settings_of("guarded", {"candidates": ["c_log_avg"]})
+
+
+def test_guarded_calibrates_a_candidate_that_is_right_but_too_sure():
+    """Ten times the logits change no ranking, so they must not change the weights."""
+    s, f = support(seed=1, images=60), FUSERS["c_log_avg"]
+    sure = f._replace(apply=lambda state, z, e: torch.log_softmax(10 * f.apply(state, z, e), dim=1))
+    plain = guarded.fit(FUSERS, [s], settings_of("guarded"))[0].tensors["w_J"]
+    loud = guarded.fit(FUSERS | {"c_log_avg": sure}, [s], settings_of("guarded"))[0].tensors["w_J"]
+    torch.testing.assert_close(plain, loud, atol=0.05, rtol=0)

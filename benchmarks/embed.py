@@ -16,8 +16,11 @@ import pyarrow as pa
 
 from clipray import backbones, images, sources
 from clipray.config import Campaign
-from clipray.steps import cards, cluster, embed, run
-from clipray.steps.pools import share
+from clipray.steps import campaign as run
+from clipray.steps import cluster
+from clipray.steps.embed import measure as cards
+from clipray.steps.embed import plan as embed
+from clipray.steps.embed.pools import share
 
 DATASETS = ("digits", "textures", "glyph-letters", "coloured-shapes")
 

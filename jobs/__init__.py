@@ -69,7 +69,7 @@ def console(stream: TextIO | None = None) -> Any:
 
 def say_failed(todo: Any) -> None:
     """Tell what of a campaign's plan failed as a whole and is in no score."""
-    from clipray.steps.run import told
+    from clipray.steps.campaign import told
 
     for text in told(todo.failed):
         say(f"failed  {text}")
@@ -82,10 +82,10 @@ def planned(given: argparse.Namespace, campaign: Any, publishes: bool = True) ->
         publishes: whether the job records runs, so that MLflow is looked at before any work.
     """
     # imported here, for a mistake in the config is told before them
-    from clipray.steps import publish
-    from clipray.steps import run as steps
+    from clipray.steps import campaign as steps
     from clipray.steps.cluster import check_lasting
     from clipray.steps.outlook import describe, outlook
+    from clipray.steps.publish import publish
 
     check_lasting(workspace=campaign.workspace)
     if publishes and not given.dry_run:
@@ -105,8 +105,8 @@ def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
     Args:
         show: tells a person of the result.
     """
-    from clipray.steps import publish
-    from clipray.steps import run as steps
+    from clipray.steps import campaign as steps
+    from clipray.steps.publish import publish
 
     try:
         places = steps.evaluate_datasets(todo)

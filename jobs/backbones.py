@@ -17,7 +17,7 @@ from rich.table import Table
 
 from clipray import backbones, catalog, config
 from clipray.errors import ClipRayError, ConfigError
-from clipray.steps import cards
+from clipray.steps.embed import measure as cards
 from jobs import console, finish, run, say
 
 

@@ -24,7 +24,7 @@ def main() -> None:
     campaign = read_campaign(given)
     from rich.table import Table
 
-    from clipray.steps import compare as steps
+    from clipray.steps.publish import compare as steps
 
     one, other = (steps.choice(text, campaign) for text in (given.a, given.b))
     rows = steps.compare(campaign, one, other)

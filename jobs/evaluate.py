@@ -18,7 +18,7 @@ def main() -> int:
     todo = planned(given, campaign)
     if todo is None:
         return 0
-    from clipray.steps import run as steps
+    from clipray.steps import campaign as steps
 
     try:
         steps.recall(todo)

@@ -21,7 +21,7 @@ def main() -> int:
     say(f"reading {given.config}")
     training = config.load(config.Pretrain, given.config, given.set)
     from clipray.steps.cluster import check_lasting
-    from clipray.steps.pretrain import pretrain
+    from clipray.steps.pretrain.train import pretrain
 
     check_lasting(workspace=training.workspace, output=training.output)
     result = pretrain(training, given.verbose)

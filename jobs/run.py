@@ -26,7 +26,7 @@ def main() -> int:
     todo = planned(given, campaign)
     if todo is None:
         return 0
-    from clipray.steps import run as steps
+    from clipray.steps import campaign as steps
 
     steps.prepare(todo)
     steps.embed_images(todo)

@@ -33,8 +33,8 @@ def main() -> int:
         spaces.check(wanted)
     # imported here, for a mistake in the config is told before them
     from clipray.steps import outlook
+    from clipray.steps.campaign import plan
     from clipray.steps.cluster import check_lasting
-    from clipray.steps.run import plan
     from clipray.steps.tracked import check as check_tracking
     from clipray.steps.tune import search as tune
     from clipray.steps.tune.publish import describe, publish

@@ -38,7 +38,7 @@ def main() -> int:
     from rich.table import Table
 
     from clipray import catalog
-    from clipray.steps import validate
+    from clipray.steps.index import validate
 
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
     catalog.backbones(campaign.backbones)  # only their names are checked

@@ -17,7 +17,9 @@ from clipray import backbones
 from clipray.config import Backbone, Compute
 from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
-from clipray.steps import cluster, embed, failures, run
+from clipray.steps import campaign as run
+from clipray.steps import cluster, failures
+from clipray.steps.embed import plan as embed
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent

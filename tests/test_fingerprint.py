@@ -17,7 +17,9 @@ import clipray
 from clipray import catalog, fingerprint
 from clipray.config import Backbone, Campaign, Dataset, Fuser, Head, How, Strict
 from clipray.reach import closure
-from clipray.steps import cards, evaluate, run
+from clipray.steps import campaign as run
+from clipray.steps.embed import measure as cards
+from clipray.steps.evaluate import plan as evaluate
 from tests.steps.worlds import World
 
 FILES = {
@@ -165,7 +167,10 @@ def test_a_zip_file_has_the_fingerprint_of_the_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / "shipped.zip", "w") as file:
         for path in source.rglob("*.py"):
             file.write(path, Path("clipray") / path.relative_to(source))
-    program = "from clipray import fingerprint as f; print(f.__file__, f.code('clipray.steps.embed:decode')['digest'])"
+    entry = "clipray.steps.embed.plan:decode"
+    program = (
+        f"from clipray import fingerprint as f; print(f.__file__, f.code({entry!r})['digest'])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": str(tmp_path / "shipped.zip")},
@@ -176,7 +181,7 @@ def test_a_zip_file_has_the_fingerprint_of_the_folder(tmp_path):
     )
     place, found = done.stdout.split()
     assert "shipped.zip" in place
-    assert found == fingerprint.code("clipray.steps.embed:decode")["digest"]
+    assert found == fingerprint.code(entry)["digest"]
 
 
 def test_every_function_that_an_evaluation_runs_is_in_its_fingerprint(tmp_path):
@@ -201,7 +206,7 @@ def test_every_function_that_an_evaluation_runs_is_in_its_fingerprint(tmp_path):
         evaluate.evaluate(world.store, task, place)
     finally:
         sys.setprofile(None)
-    reached = set(closure(("clipray.steps.evaluate:evaluate",)).texts)
+    reached = set(closure(("clipray.steps.evaluate.plan:evaluate",)).texts)
     how = (*HOW_MODULES, "clipray.fingerprint", "clipray.reach")  # these make addresses
     missed = {
         f"{module}:{name}"

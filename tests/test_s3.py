@@ -216,7 +216,7 @@ def test_a_campaign_at_s3_equals_one_on_disk_and_is_done_once(
     places, requests, tmp_path, local_ray
 ):
     from clipray import config
-    from clipray.steps import run
+    from clipray.steps import campaign as run
 
     root, _ = places
     far = campaign(places, "s3", "s3://bucket/data", "s3://bucket/workspace")

@@ -7,7 +7,7 @@ import pyarrow as pa
 from clipray.store import Store
 
 if TYPE_CHECKING:
-    from clipray.steps.embed import Work
+    from clipray.steps.embed.plan import Work
 
 NOT_FINITE = "the embedding is not finite"
 TOO_LARGE = "the embedding is too large for float16: --set precision=fp32 keeps it"

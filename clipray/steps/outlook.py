@@ -5,8 +5,11 @@ from typing import Any
 from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
 from clipray.numerics import declared
-from clipray.steps import cards, checks, evaluate, meta
-from clipray.steps.run import Plan, tasks
+from clipray.steps import checks
+from clipray.steps.campaign import Plan, tasks
+from clipray.steps.embed import measure as cards
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import teach as meta
 
 Facts = dict[str, Any]
 UNKNOWN = None  # in JSON; a number that nobody can give yet never is 0

@@ -22,7 +22,7 @@ from clipray.tracking import Input, Metric, Record
 
 if TYPE_CHECKING:
     from clipray.report.summary import Row
-    from clipray.steps.run import Plan
+    from clipray.steps.campaign import Plan
 
 HEADLINE = ("datasets", "backbones", "images", "failed_images", "gain", "wins", "compared")
 HEADLINE += ("oracle_gain",)

@@ -42,7 +42,7 @@ def test_repeated_captions_are_positives():
 def _worker(
     rank: int, world: int, address: str, images: torch.Tensor, texts: torch.Tensor, out: list
 ) -> None:
-    from clipray.steps.pretrain_worker import gathered, world_size
+    from clipray.steps.pretrain.worker import gathered, world_size
 
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     mine = slice(rank * 4, rank * 4 + 4)

@@ -15,7 +15,8 @@ SECRET = "s3cr3t-pass"
 
 
 def finish(small) -> dict:
-    from clipray.steps import publish, run
+    from clipray.steps import campaign as run
+    from clipray.steps.publish import publish
 
     todo = run.plan(small)
     run.prepare(todo)

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from clipray import schema
 from clipray.config import Fuser
-from clipray.steps import evaluate
 from clipray.steps.checks import REFERENCE
+from clipray.steps.evaluate import plan as evaluate
 from clipray.store import Store
 
 CLASSES, DIM = 4, 8

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipray.numerics.contracts import NoSettings, State, changed, unit
 from clipray.numerics.fewshot.prototypes import Probe, Tip, affinity, fit_probes, probe
-from clipray.numerics.heads.zero_shot import zero_shot
+from clipray.numerics.heads import zero_shot
 from clipray.numerics.solvers.adam import Adam, minimise, shuffled
 from clipray.numerics.solvers.logistic import fit_path, folds
 from clipray.numerics.ties import exact_head
@@ -103,7 +103,7 @@ def fit_zero_shot_probe(problems: Sequence[Shots], settings: Pulled) -> list[Sta
     states = []
     for p in problems:
         x, classes = unit(p.embeddings_KD), len(p.classifier_CD)
-        z = zero_shot(x, p.classifier_CD, p.scale, p.bias)
+        z = zero_shot.zero_shot(x, p.classifier_CD, p.scale, p.bias)
         own_K = torch.softmax(z, dim=1).gather(1, p.labels_K[:, None])[:, 0]
         images_C = torch.bincount(p.labels_K, minlength=classes)
         pull_C = torch.zeros(classes).index_add_(0, p.labels_K, own_K) / images_C.clamp_min(1)
@@ -131,7 +131,7 @@ def zero_shot_probe(
 ) -> Tensor:
     """Zero-shot logits plus the learned departure from them (which already holds the scale)."""
     return (
-        zero_shot(embeddings_ND, classifier_CD, scale, bias)
+        zero_shot.zero_shot(embeddings_ND, classifier_CD, scale, bias)
         + unit(embeddings_ND) @ state.tensors["v_DC"]
     )
 
@@ -154,7 +154,7 @@ def fit_tip_adapter_f(problems: Sequence[Shots], settings: TipTrained) -> list[S
         some = [problems[i] for i in group]
         x_SKD = torch.stack([unit(p.embeddings_KD) for p in some])
         z_SKC = torch.stack(
-            [zero_shot(p.embeddings_KD, p.classifier_CD, p.scale, p.bias) for p in some]
+            [zero_shot.zero_shot(p.embeddings_KD, p.classifier_CD, p.scale, p.bias) for p in some]
         )
         labels_SK = torch.stack([p.labels_K for p in some])
         value_SKC = torch.nn.functional.one_hot(labels_SK, z_SKC.shape[2]).float()
@@ -192,7 +192,9 @@ def tip_adapter(
     """Zero-shot logits plus α · the cache's affinities."""
     settings, keys, labels = state.settings, state.tensors["keys_KD"], state.tensors["labels_K"]
     cache_NC = affinity(keys, labels, unit(embeddings_ND), settings.beta, len(classifier_CD))
-    return zero_shot(embeddings_ND, classifier_CD, scale, bias) + settings.alpha * cache_NC
+    return (
+        zero_shot.zero_shot(embeddings_ND, classifier_CD, scale, bias) + settings.alpha * cache_NC
+    )
 
 
 def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor:
@@ -207,7 +209,9 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
         most: the most folds.
     """
     fold_K = folds(problem.labels_K, most)
-    whole = zero_shot(problem.embeddings_KD, problem.classifier_CD, problem.scale, problem.bias)
+    whole = zero_shot.zero_shot(
+        problem.embeddings_KD, problem.classifier_CD, problem.scale, problem.bias
+    )
     count = int(fold_K.max()) + 1 if len(fold_K) else 1
     if not head.needs_labels or count == 1:
         return whole
@@ -236,7 +240,7 @@ def _fit_nothing(problems: Sequence[Shots], settings: Any) -> list[State]:
 def _zero_shot(
     state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
 ) -> Tensor:
-    return zero_shot(embeddings_ND, classifier_CD, scale, bias)
+    return zero_shot.zero_shot(embeddings_ND, classifier_CD, scale, bias)
 
 
 FITTED_HEADS = {

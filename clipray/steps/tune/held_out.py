@@ -7,8 +7,10 @@ import numpy as np
 
 from clipray.config import fingerprint
 from clipray.config.search import Tune
-from clipray.steps import classifiers, evaluate, views
-from clipray.steps.evaluate import Split, Task
+from clipray.steps.embed import texts as classifiers
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import score as views
+from clipray.steps.evaluate.plan import Split, Task
 from clipray.steps.tune.records import Cell
 from clipray.store import Store
 

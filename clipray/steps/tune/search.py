@@ -16,8 +16,9 @@ from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
 from clipray.errors import ConfigError
 from clipray.progress import board, progress
-from clipray.steps import cluster, run
-from clipray.steps.evaluate import Task
+from clipray.steps import campaign as run
+from clipray.steps import cluster
+from clipray.steps.evaluate.plan import Task
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune import space as spaces
 from clipray.steps.tune.records import Cell, Records

@@ -8,8 +8,13 @@ from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.progress import doing, progress
-from clipray.steps import cards, checks, classifiers, cluster, embed, evaluate, failures, meta
-from clipray.steps.index import drawable, few_images, in_threads, index, reader
+from clipray.steps import checks, cluster, failures
+from clipray.steps.embed import measure as cards
+from clipray.steps.embed import plan as embed
+from clipray.steps.embed import texts as classifiers
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import teach as meta
+from clipray.steps.index.build import drawable, few_images, in_threads, index, reader
 from clipray.store import Store
 
 
@@ -221,7 +226,7 @@ def _settle(todo: Plan, broken: dict[tuple[str, str], dict[str, str]]) -> None:
 
 def _embed(todo: Plan) -> dict[tuple[str, str], dict[str, str]]:
     """Run the pools; by (dataset, split) and backbone, why there are shards without a file."""
-    from clipray.steps.pools import share
+    from clipray.steps.embed.pools import share
 
     compute, known = todo.campaign.compute, known_cards(todo)
     resources = cluster.connect(compute, todo.verbose)

@@ -18,7 +18,9 @@ from PIL import Image
 from clipray import backbones, catalog, images, sources
 from clipray.config import Campaign
 from clipray.errors import ErrorBudget
-from clipray.steps import embed, publish, run
+from clipray.steps import campaign as run
+from clipray.steps.embed import plan as embed
+from clipray.steps.publish import publish
 from clipray.store import Store
 
 

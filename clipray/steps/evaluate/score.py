@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
 
-from clipray.steps.scoring import ON_TEST, RESAMPLES, Scores
+from clipray.steps.evaluate.rows import ON_TEST, RESAMPLES, Scores
 
 SPACES = "embeddings"  # stands for a head in the rows of measures that need none
 SAMPLE, NEIGHBOURS = 2048, 10
 
 if TYPE_CHECKING:
     from clipray.config import Head
-    from clipray.steps.evaluate import Split, Task
+    from clipray.steps.evaluate.plan import Split, Task
 
 
 def score_head(

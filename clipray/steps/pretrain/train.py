@@ -18,7 +18,7 @@ from clipray import backbones, images
 from clipray.config import Compute, Pretrain, fingerprint
 from clipray.errors import ConfigError
 from clipray.steps import cluster, tracked
-from clipray.steps.pretrain_worker import FOLDER, HISTORY, train_worker
+from clipray.steps.pretrain.worker import FOLDER, HISTORY, train_worker
 from clipray.store import Store
 
 HELD_OUT_CAPTIONS = 1000  # classes of the held-out accuracy, at most

@@ -6,9 +6,10 @@ from clipray import schema, secrets
 from clipray.config import Campaign
 from clipray.fingerprint import fingerprint
 from clipray.report import files
-from clipray.steps import evaluate, tracked
-from clipray.steps.run import Plan
-from clipray.steps.standings import standings
+from clipray.steps import tracked
+from clipray.steps.campaign import Plan
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.publish.standings import standings
 from clipray.store import Store, provenance
 
 MARK = "published.json"

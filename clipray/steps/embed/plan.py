@@ -17,7 +17,7 @@ import pyarrow as pa
 from clipray import backbones, fingerprint, images, schema, sources
 from clipray.config import Backbone, Campaign, Pool
 from clipray.steps.failures import FAILS, NOT_FINITE, TOO_LARGE
-from clipray.steps.index import Index
+from clipray.steps.index.build import Index
 from clipray.store import Store
 
 SHARD_ROWS = (

@@ -9,7 +9,7 @@ from typing import Any
 from clipray import images, sources
 from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
-from clipray.steps.index import counted, few_images, label_remedy
+from clipray.steps.index.build import counted, few_images, label_remedy
 
 SPREAD = 16  # files that a sample is spread over at least, if there are as many
 LISTED = 5  # corrupt files and repeats named in a report; all are counted

@@ -10,7 +10,7 @@ import pytest
 from clipray import sources
 from clipray.config import Compute, Dataset, fingerprint
 from clipray.errors import ConfigError
-from clipray.steps.index import TEXTS, evenly, in_threads, index, reader, what
+from clipray.steps.index.build import TEXTS, evenly, in_threads, index, reader, what
 from clipray.store import Store
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 from clipray import schema
 from clipray.config import Campaign
 from clipray.errors import ConfigError
-from clipray.steps import compare
+from clipray.steps.publish import compare
 from clipray.store import Store
 
 IDS = [f"{i:03d}" for i in range(40)]

@@ -4,7 +4,7 @@ import pytest
 
 from clipray.config import Compute, Pool
 from clipray.errors import ConfigError
-from clipray.steps.pools import apportion, share
+from clipray.steps.embed.pools import apportion, share
 
 
 def test_each_pool_gets_cpus_by_cost():

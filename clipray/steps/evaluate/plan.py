@@ -10,10 +10,12 @@ import pyarrow as pa
 from clipray import fingerprint
 from clipray.artefacts import support_sets
 from clipray.config import Fuser, Head
-from clipray.steps import classifiers, embed, views
-from clipray.steps import fitted as fitted_fusers
 from clipray.steps.checks import named_heads
-from clipray.steps.scoring import Scores
+from clipray.steps.embed import plan as embed
+from clipray.steps.embed import texts as classifiers
+from clipray.steps.evaluate import fitted as fitted_fusers
+from clipray.steps.evaluate import score as views
+from clipray.steps.evaluate.rows import Scores
 from clipray.store import Store
 
 SCORES, OUTCOMES = "scores.parquet", "outcomes.parquet"

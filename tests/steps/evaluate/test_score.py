@@ -15,7 +15,11 @@ from clipray.errors import ConfigError
 from clipray.fingerprint import fingerprint
 from clipray.numerics.fusers import FUSERS
 from clipray.numerics.heads import head_of
-from clipray.steps import checks, classifiers, evaluate, fitted, views
+from clipray.steps import checks
+from clipray.steps.embed import texts as classifiers
+from clipray.steps.evaluate import fitted
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import score as views
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 
 

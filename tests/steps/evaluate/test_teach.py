@@ -8,7 +8,9 @@ import pytest
 from clipray.artefacts import support_sets
 from clipray.config import Compute, Fuser
 from clipray.numerics.fusers import settings_of
-from clipray.steps import cluster, evaluate, meta
+from clipray.steps import cluster
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import teach as meta
 from clipray.store import Store
 from tests.steps.worlds import Shelf
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from clipray import schema
-from clipray.steps.standings import standings
+from clipray.steps.publish.standings import standings
 
 # top-1 of each dataset; gains of `good` over the reference: 0.1, 0.2, 0.3, 0.2
 TOP1 = {

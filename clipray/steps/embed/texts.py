@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from clipray import backbones, fingerprint
 from clipray.config import Backbone, Dataset
-from clipray.steps import cards
+from clipray.steps.embed import measure as cards
 from clipray.store import Store
 
 PART = "classifier.parquet"

@@ -8,8 +8,8 @@ from clipray.config import Campaign
 from clipray.errors import ConfigError
 from clipray.report import files
 from clipray.report.summary import Gain, gain
-from clipray.steps.evaluate import OUTCOMES
-from clipray.steps.publish import MARK
+from clipray.steps.evaluate.plan import OUTCOMES
+from clipray.steps.publish.publish import MARK
 from clipray.store import Store
 
 COLUMNS = ["head", "method", "shots", "seed", "image_id", "label", "prediction"]

@@ -14,8 +14,8 @@ from PIL import Image
 from clipray import backbones
 from clipray.config import Backbone, Pretrain
 from clipray.errors import ConfigError
-from clipray.steps import pretrain as steps
-from clipray.steps.pretrain_worker import schedule
+from clipray.steps.pretrain import train as steps
+from clipray.steps.pretrain.worker import schedule
 from clipray.store import Store
 
 COLOURS = {
@@ -74,7 +74,7 @@ def config(corpus: Path, workspace: Path, **changes) -> Pretrain:
 
 def test_two_workers_learn_and_survive_a_death(corpus, tmp_path, local_ray, monkeypatch):
     """Two DDP workers, one of which dies in the second epoch: the run goes on from the last checkpoint."""
-    from clipray.steps import pretrain_worker
+    from clipray.steps.pretrain import worker as pretrain_worker
 
     mark = tmp_path / "died"
     real = pretrain_worker.checkpoint

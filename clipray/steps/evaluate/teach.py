@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from clipray.config import Compute, Fuser
 from clipray.progress import progress
-from clipray.steps import classifiers, cluster, evaluate, views
-from clipray.steps.evaluate import Task
+from clipray.steps import cluster
+from clipray.steps.embed import texts as classifiers
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import score as views
+from clipray.steps.evaluate.plan import Task
 from clipray.store import Store
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import pytest
 
 from clipray import backbones
 from clipray.config import Backbone
-from clipray.steps import cards
+from clipray.steps.embed import measure as cards
 from clipray.store import Store
 
 SHIPPED = Backbone(

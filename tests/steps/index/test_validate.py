@@ -10,7 +10,7 @@ import yaml
 
 from clipray import catalog
 from clipray.config import Campaign
-from clipray.steps.validate import rows, validate
+from clipray.steps.index.validate import rows, validate
 from tests.sources.made import MAKERS, make_folder, make_wds, picture, write_tar
 
 TEMPLATES = "zeroshot_classification_templates.txt"

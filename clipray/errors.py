@@ -38,3 +38,9 @@ class TrackingError(ClipRayError, RuntimeError):
     """MLflow cannot be reached or refuses what it is given."""
 
     exit_code = 4
+
+
+class Worse(ClipRayError, RuntimeError):
+    """A method got worse than in the last successful campaign, and the config asks to fail then."""
+
+    exit_code = 5

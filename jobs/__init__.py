@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from clipray import progress
-from clipray.errors import ClipRayError, ConfigError, ErrorBudget, TrackingError
+from clipray.errors import ClipRayError, ConfigError, ErrorBudget, TrackingError, Worse
 from clipray.progress import say, working
 from clipray.secrets import redacted
 from jobs.command import DRY, arguments
@@ -118,8 +118,22 @@ def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
         show(result)
     say_failed(todo)
     code = tracked(result)
+    worse = got_worse(result["compared"], todo.campaign.regression.fail)
     finish(result)
-    return FAILED if todo.failed else code
+    return FAILED if todo.failed else worse or code
+
+
+def got_worse(compared: dict | None, fail: bool) -> int:
+    """Tell what changed since the last successful campaign; the exit code of one that got worse, where it is asked."""
+    if not compared:
+        return 0
+    number = compared["counts"]["worse"]
+    if not (fail and number):
+        say(compared["text"])
+        return 0
+    error = Worse(f"{number} results got worse.\n{compared['text']}")
+    _tell(f"error: {error}")
+    return error.exit_code
 
 
 def nothing_left(todo: Any, error: ErrorBudget) -> int:

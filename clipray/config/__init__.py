@@ -153,6 +153,22 @@ class Tracking(Strict):
     enabled: bool = True
 
 
+class Regression(Strict):
+    """What counts as worse than the last successful campaign of the same name in the workspace."""
+
+    fail: bool = False  # end with exit code 5 where something got worse
+    tolerance: float = Field(
+        0.01, ge=0
+    )  # a smaller change never counts; beyond it, its interval decides
+    metrics: tuple[
+        Literal[
+            "top1", "top5", "balanced_accuracy", "nll", "brier", "ece_width", "ece_mass", "aurc"
+        ],
+        ...,
+    ] = ("top1",)
+    methods: tuple[str, ...] = ()  # empty: all backbones, fusers, controls and references
+
+
 class Chosen(Strict):
     """Settings that hold for one dataset, or for one support set of it."""
 
@@ -203,7 +219,7 @@ NO_NUMBER = frozenset(
     (
         *("name", "data_root", "limit", "compute", "tracking", "save_fusers", "log_trials"),
         *("seconds", "core_seconds", "batch", "max_concurrent_trials", "trial_cpus", "retries"),
-        "error_budget",
+        *("error_budget", "regression", "notify"),
     )
 )
 
@@ -255,6 +271,10 @@ class Campaign(Inputs):
     heads: tuple[str | Head, ...] = Field(("zero_shot",), min_length=1)
     fusers: tuple[str | Fuser, ...] = ("log_avg", "c_log_avg", "nlc", "guarded")
     save_fusers: bool = False  # keep every fitted fuser beside its scores
+    regression: Annotated[Regression, How("looks at numbers that are made already")] = Regression()
+    notify: Annotated[str, How("who is told")] = (
+        ""  # a webhook that takes JSON: the summary of changes
+    )
 
 
 class Pretrain(Strict):

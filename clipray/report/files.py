@@ -10,6 +10,7 @@ FOLDER = "reports"
 SCORES, FAILURES, ABOUT = "scores.parquet", "failures.parquet", "about.json"
 STANDINGS = "standings.parquet"
 PAGE, TABLE = "report.html", "leaderboard.md"
+MARK, CHANGES = "published.json", "changes.md"
 
 
 def write(

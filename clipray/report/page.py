@@ -47,8 +47,9 @@ def render(
     Args:
         scores: `schema.SCORES`.
         failures: `schema.FAILURES`.
-        about: `campaign` (the config as a mapping, its `name` in it), `methods` (method → one sentence), and what
-            else a reader may ask for (versions, commit, counts); all optional, shown as it is.
+        about: `campaign` (the config as a mapping, its `name` in it), `methods` (method → one sentence), `changes`
+            (since the last campaign, see `steps.publish`), and what else a reader may ask for (versions, commit,
+            counts); all optional, shown as it is.
         standings: `schema.STANDINGS`; ranks and correlations are shown where it has them.
     """
     rows = summary.leaderboard(scores)
@@ -75,9 +76,12 @@ def render(
         "backbones": _backbones(scores, head),
         "failures": _failures(failures),
         "methods": IN_WORDS | about.get("methods", {}),
+        "changes": about.get("changes"),
         "settings": yaml.safe_dump(campaign, sort_keys=False) if campaign else "",
         "provenance": {
-            key: value for key, value in about.items() if key not in ("campaign", "methods")
+            key: value
+            for key, value in about.items()
+            if key not in ("campaign", "methods", "changes")
         },
     }
     return _template().render(context)

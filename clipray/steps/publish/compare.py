@@ -9,7 +9,6 @@ from clipray.errors import ConfigError
 from clipray.report import files
 from clipray.report.summary import Gain, gain
 from clipray.steps.evaluate.plan import OUTCOMES
-from clipray.steps.publish.publish import MARK
 from clipray.store import Store
 
 COLUMNS = ["head", "method", "shots", "seed", "image_id", "label", "prediction"]
@@ -52,7 +51,7 @@ def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:
         ConfigError: nothing is evaluated yet, or no dataset knows one of the methods.
     """
     store = Store(campaign.workspace)
-    published = store.read_json(f"{files.FOLDER}/{campaign.name}/{MARK}")
+    published = store.read_json(f"{files.FOLDER}/{campaign.name}/{files.MARK}")
     if published is None:
         raise ConfigError(
             f"campaign {campaign.name} has no results in {store.uri}: run `python -m jobs.run` first"
@@ -100,6 +99,17 @@ def correctness(table: pa.Table, chosen: Choice) -> dict[int, Any]:
             (part["label"].to_numpy() == part["prediction"].to_numpy()).copy()
         )
     return found
+
+
+def mean_correctness(table: pa.Table, chosen: Choice) -> dict[str, float]:
+    """image id → share of the seeds in which a method has the image right."""
+    expression = pa.compute.field("head") == chosen.head
+    expression &= pa.compute.field("method") == chosen.method
+    expression &= pa.compute.field("shots") == chosen.shots
+    own = table.filter(expression).select(["image_id", "label", "prediction"])
+    right = pa.compute.equal(own["label"], own["prediction"]).cast(pa.float64())
+    means = own.append_column("right", right).group_by("image_id").aggregate([("right", "mean")])
+    return dict(zip(means["image_id"].to_pylist(), means["right_mean"].to_pylist(), strict=True))
 
 
 def paired(a: dict[int, Any], b: dict[int, Any]) -> dict:

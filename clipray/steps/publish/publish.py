@@ -3,16 +3,16 @@
 import pyarrow as pa
 
 from clipray import schema, secrets
+from clipray.artefacts import history
 from clipray.config import Campaign
 from clipray.fingerprint import fingerprint
 from clipray.report import files
 from clipray.steps import tracked
 from clipray.steps.campaign import Plan
 from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.publish import regressions
 from clipray.steps.publish.standings import standings
 from clipray.store import Store, provenance
-
-MARK = "published.json"
 
 
 def publish(todo: Plan, places: dict[str, str]) -> dict:
@@ -22,13 +22,14 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
         places: each dataset's evaluation.
 
     Returns:
-        the addresses (`scores`, `failures`, `standings`, `report`, `markdown`, `outcomes`), `headline`, `mlflow`
+        the addresses (`scores`, `failures`, `standings`, `report`, `markdown`, `changes`, `outcomes`), `headline`,
+        `compared` (with the last successful campaign of that name; None where there is none), `mlflow`
         (see `tracking.record`; with `error` where MLflow failed), and `changed`.
     """
     store, campaign = todo.store, todo.campaign
     folder = f"{files.FOLDER}/{campaign.name}"
     mark = fingerprint([places, todo.failures, settings(campaign)])
-    before = store.read_json(f"{folder}/{MARK}") or {}
+    before = store.read_json(f"{folder}/{files.MARK}") or {}
     if before.get("mark") == mark and tracked.kept(campaign):
         mlflow = tracked.again(campaign)
         written = mlflow.pop("written")
@@ -38,25 +39,54 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
     )
     failures = pa.Table.from_pylist(secrets.clean(todo.failures), schema=schema.FAILURES)
     stands = standings(scores)
-    made = files.write(store, campaign.name, scores, failures, about(todo), stands)
+    against, changes = regressions.since_last(store, folder, scores, places, campaign.regression)
+    told = changed(campaign.name, against, changes)
+    made = files.write(store, campaign.name, scores, failures, about(todo) | told, stands)
+    if told:
+        store.write(f"{folder}/{files.CHANGES}", told["changes"]["text"].encode())
+        made["changes"] = store.place(f"{folder}/{files.CHANGES}")
     result = {
         "name": campaign.name,
+        **told,
         "files": {key: _below(store, place) for key, place in made.items()},
         "outcomes": places,
         "failed": todo.failed,
         "headline": headline(todo, scores),
     }
     store.write_json(
-        f"{folder}/{MARK}",
+        f"{folder}/{files.MARK}",
         {"mark": mark, "settings": fingerprint(settings(campaign)), "result": result},
     )
+    commit = provenance()["commit"]
+    history.write(store, folder, scores, places, failed=todo.failed, commit=commit)
     mlflow = tracked.record(todo, scores, stands, made, result["headline"])
+    if campaign.notify:
+        regressions.notify(campaign.notify, _located(store, result))
     return _located(store, result) | {"mlflow": mlflow, "changed": True}
 
 
 def settings(campaign: Campaign) -> dict:
-    """The choices that a report shows: all but where it lies, where runs are recorded, and how it was computed."""
-    return campaign.model_dump(mode="json", exclude={"compute", "tracking", "workspace"})
+    """The choices that a report shows: all but where it lies, who is told, and how it was computed."""
+    how = {"compute", "tracking", "workspace", "regression", "notify"}
+    return campaign.model_dump(mode="json", exclude=how)
+
+
+def changed(
+    name: str, against: history.Entry | None, changes: list[regressions.Change]
+) -> dict[str, dict]:
+    """What the result and the report say of the last campaign; empty where there is none to compare with."""
+    if against is None:
+        return {}
+    rows = [change._asdict() for change in changes if change.verdict in regressions.ARROWS]
+    return {
+        "changes": {
+            "against": against.stamp,
+            "commit": against.commit,
+            "counts": regressions.counts(changes),
+            "rows": rows[: regressions.SHOWN],
+            "text": regressions.markdown(name, against, changes),
+        }
+    }
 
 
 def _below(store: Store, place: str) -> str:
@@ -71,6 +101,7 @@ def _located(store: Store, result: dict) -> dict:
         "name": result["name"],
         "workspace": store.uri,
         **addresses,
+        "compared": result.get("changes"),
         "outcomes": outcomes,
         "failed": result["failed"],
         "headline": result["headline"],
@@ -84,7 +115,7 @@ def check_tracking(campaign: Campaign) -> None:
         ConfigError: MLflow cannot be reached or written; the message says what to do.
     """
     store = Store(campaign.workspace)
-    before = store.read_json(f"{files.FOLDER}/{campaign.name}/{MARK}") or {}
+    before = store.read_json(f"{files.FOLDER}/{campaign.name}/{files.MARK}") or {}
     if before.get("settings") != fingerprint(settings(campaign)):
         tracked.check(campaign.name, campaign)
 

@@ -1,0 +1,65 @@
+"""Earlier results of a campaign: its scores as they were, and where the outcomes lay, one entry a publication."""
+
+import time
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from clipray.store import Store
+
+FOLDER = "history"
+
+
+class Entry(NamedTuple):
+    """One publication.
+
+    Attributes:
+        stamp: its time in UTC, to the millisecond; entries sort by it.
+        outcomes: by dataset, the address of its evaluation, relative to the workspace.
+        failed: what was left out; empty where all went well.
+        commit: of the code, or None.
+    """
+
+    stamp: str
+    outcomes: dict[str, str]
+    failed: list[dict]
+    commit: str | None
+
+
+def write(
+    store: Store, folder: str, scores: pa.Table, outcomes: dict[str, str], **facts: Any
+) -> None:
+    """Keep a publication below the folder of a campaign's report; the JSON comes last, so an entry is whole or not.
+
+    Args:
+        folder: `reports/<campaign>`.
+        scores: `schema.SCORES`.
+        outcomes: see `Entry`.
+        facts: `failed` and `commit`, see `Entry`.
+    """
+    now = time.time()
+    day = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
+    stamp = f"{day}{int(now * 1000) % 1000:03d}Z"
+    place = f"{folder}/{FOLDER}/{stamp}"
+    store.write_table(f"{place}.parquet", scores)
+    store.write_json(f"{place}.json", {"outcomes": outcomes, **facts})
+
+
+def entries(store: Store, folder: str) -> list[str]:
+    """The stamps of a campaign's publications, the oldest first."""
+    names = store.names(f"{folder}/{FOLDER}")
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def last_good(store: Store, folder: str) -> Entry | None:
+    """The last publication in which nothing failed; None where there is none."""
+    for stamp in reversed(entries(store, folder)):
+        found = store.read_json(f"{folder}/{FOLDER}/{stamp}.json")
+        if not found["failed"]:
+            return Entry(stamp, found["outcomes"], found["failed"], found.get("commit"))
+    return None
+
+
+def scores(store: Store, folder: str, entry: Entry) -> pa.Table:
+    """The scores of a publication (`schema.SCORES` of the code that wrote it)."""
+    return store.read_table(f"{folder}/{FOLDER}/{entry.stamp}.parquet")

@@ -114,6 +114,21 @@ class Store:
         with self._told("read", path):
             return self.fs.cat_file(f"{self.root}/{path}")
 
+    def files(self) -> Iterator[tuple[str, int, float]]:
+        """Path, bytes and time (seconds since 1970) of every file of the workspace, from one paged listing."""
+        with self._told("read", ""):
+            found = self.fs.find(self.root, detail=True)
+        root = self.root.rstrip("/") + "/"
+        for path, facts in found.items():
+            time_of = facts.get("mtime") or facts.get("LastModified") or facts.get("created")
+            modified = time_of.timestamp() if hasattr(time_of, "timestamp") else float(time_of or 0)
+            yield path.removeprefix(root), int(facts.get("size") or 0), modified
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing where it is not there."""
+        with self._told("removed", path), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(f"{self.root}/{path}", recursive=True)
+
     @contextlib.contextmanager
     def _told(self, done: str, path: str) -> Iterator[None]:
         """Tell what the file system or the service answers as a `StoreError`, save that a file is not there.
@@ -126,7 +141,7 @@ class Store:
         except StoreError:
             raise
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and done == "read":
+            if isinstance(error, FileNotFoundError) and done in ("read", "removed"):
                 raise
             if self.local and not isinstance(error, OSError):
                 raise  # a fault of ours

@@ -5,7 +5,8 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from clipray import progress
@@ -28,8 +29,10 @@ __all__ = [
     "say_failed",
     "score",
     "tracked",
+    "work_alone",
 ]
 
+_UNTIL_THE_END = ExitStack()
 FAILED = ErrorBudget.exit_code  # some datasets or backbones failed, the others are done
 
 
@@ -90,6 +93,8 @@ def planned(given: argparse.Namespace, campaign: Any, publishes: bool = True) ->
     check_lasting(workspace=campaign.workspace)
     if publishes and not given.dry_run:
         publish.check_tracking(campaign)
+    if not given.dry_run:
+        work_alone(campaign.workspace, campaign.name)
     todo = steps.plan(campaign, given.verbose, given.dry_run)
     facts = outlook(todo)
     say("\n".join(describe(facts)))
@@ -97,6 +102,15 @@ def planned(given: argparse.Namespace, campaign: Any, publishes: bool = True) ->
         finish(facts)
         return None
     return todo
+
+
+def work_alone(workspace: str, name: str) -> None:
+    """Wait until no other job works in a workspace, and keep others away until this job ends."""
+    from clipray.lock import held
+    from clipray.store import Store
+
+    job = Path(sys.argv[0]).stem
+    _UNTIL_THE_END.enter_context(held(Store(workspace), f"jobs.{job} {name}"))
 
 
 def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
@@ -168,7 +182,7 @@ def run(main: Callable[[], int | None]) -> None:
     that died too often are one.
     """
     try:
-        with progress.heartbeat():
+        with progress.heartbeat(), _UNTIL_THE_END:
             code = main() or 0
     except KeyboardInterrupt:
         _tell("stopped; the same command continues")

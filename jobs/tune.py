@@ -18,7 +18,7 @@ from clipray import config
 from clipray.config.search import Tune
 from clipray.progress import working
 from clipray.steps.tune import space as spaces
-from jobs import DRY, arguments, console, finish, naming, run, say, tracked
+from jobs import DRY, arguments, console, finish, naming, run, say, tracked, work_alone
 
 CONFIG = "a search's YAML file, such as configs/tune/demo.yaml"
 RETRY = {"action": "store_true", "help": "fit again what failed before"}
@@ -48,6 +48,7 @@ def main() -> int:
         return 0
     say("\n".join(outlook.defaults(wanted)))
     check_tracking(f"tune/{wanted.name}", wanted)
+    work_alone(wanted.workspace, wanted.name)
     search = tune.prepare(wanted, given.verbose, given.retry_failed)
     say("\n".join(describe(search)))
     tune.fit(search, given.verbose)

@@ -29,12 +29,14 @@ MAY: dict[str, tuple[str, str]] = {
         "config images",
     ),
     "clipray.store": ("pyarrow fsspec", "fingerprint secrets"),
+    "clipray.steps.submit": ("ray", "config fingerprint secrets store"),
+    "clipray.lock": ("", "progress store"),
     "clipray.numerics": ("numpy scipy torch", ""),
     "clipray.artefacts": ("numpy pyarrow", "fingerprint schema store numerics"),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
-        "config fingerprint secrets schema catalog sources images backbones store artefacts numerics progress tracking "
-        "report",
+        "config fingerprint secrets schema catalog sources images backbones store lock artefacts "
+        "numerics progress tracking report",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
     "clipray.steps.tune.space": ("optuna", "config numerics steps"),
@@ -44,7 +46,7 @@ MAY: dict[str, tuple[str, str]] = {
         "pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",
         "schema store",
     ),
-    "jobs": ("rich", "config secrets catalog steps store report backbones progress"),
+    "jobs": ("rich", "config secrets catalog steps store lock report backbones progress artefacts"),
 }
 ONE_DOOR = {
     "open_clip": "clipray.backbones",

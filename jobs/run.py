@@ -9,8 +9,9 @@
 
 The same command again continues a run that was stopped, and does nothing when all is done. Progress goes to stderr;
 the last line on stdout is one JSON object: workspace, scores, report, failed, mlflow, headline. A dataset or backbone
-that fails is recorded and left out, the others go on, and the exit code is 3. What changed since the last successful
-campaign of the same name is told, and stands in the report and in `changes.md`.
+that fails is recorded and left out, the others go on, and the exit code is 3. What changed since the last
+good campaign of the same name is told, and stands in the report and in `changes.md`; without --fail-on-regression the
+same command accepts what got worse as the new level.
 """
 
 import sys

@@ -16,13 +16,13 @@ class Entry(NamedTuple):
     Attributes:
         stamp: its time in UTC, to the millisecond; entries sort by it.
         outcomes: by dataset, the address of its evaluation, relative to the workspace.
-        failed: what was left out; empty where all went well.
+        good: nothing failed, and nothing got worse where that was not allowed.
         commit: of the code, or None.
     """
 
     stamp: str
     outcomes: dict[str, str]
-    failed: list[dict]
+    good: bool
     commit: str | None
 
 
@@ -35,7 +35,7 @@ def write(
         folder: `reports/<campaign>`.
         scores: `schema.SCORES`.
         outcomes: see `Entry`.
-        facts: `failed` and `commit`, see `Entry`.
+        facts: `good` and `commit`, see `Entry`.
     """
     now = time.time()
     day = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
@@ -52,12 +52,19 @@ def entries(store: Store, folder: str) -> list[str]:
 
 
 def last_good(store: Store, folder: str) -> Entry | None:
-    """The last publication in which nothing failed; None where there is none."""
+    """The last good publication; None where there is none."""
     for stamp in reversed(entries(store, folder)):
-        found = store.read_json(f"{folder}/{FOLDER}/{stamp}.json")
-        if not found["failed"]:
-            return Entry(stamp, found["outcomes"], found["failed"], found.get("commit"))
+        entry = Entry(stamp, **store.read_json(f"{folder}/{FOLDER}/{stamp}.json"))
+        if entry.good:
+            return entry
     return None
+
+
+def accept_last(store: Store, folder: str) -> None:
+    """Call the last publication good: what got worse in it is the new level."""
+    for stamp in entries(store, folder)[-1:]:
+        place = f"{folder}/{FOLDER}/{stamp}.json"
+        store.write_json(place, {**store.read_json(place), "good": True})
 
 
 def scores(store: Store, folder: str, entry: Entry) -> pa.Table:

@@ -31,6 +31,8 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
     mark = fingerprint([places, todo.failures, settings(campaign)])
     before = store.read_json(f"{folder}/{files.MARK}") or {}
     if before.get("mark") == mark and tracked.kept(campaign):
+        if not todo.failed and not campaign.regression.fail:
+            history.accept_last(store, folder)
         mlflow = tracked.again(campaign)
         written = mlflow.pop("written")
         return _located(store, before["result"]) | {"mlflow": mlflow, "changed": written}
@@ -58,7 +60,9 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
         {"mark": mark, "settings": fingerprint(settings(campaign)), "result": result},
     )
     commit = provenance()["commit"]
-    history.write(store, folder, scores, places, failed=todo.failed, commit=commit)
+    worse = bool(told) and told["changes"]["counts"]["worse"] > 0
+    good = not todo.failed and not (campaign.regression.fail and worse)
+    history.write(store, folder, scores, places, good=good, commit=commit)
     mlflow = tracked.record(todo, scores, stands, made, result["headline"])
     if campaign.notify:
         regressions.notify(campaign.notify, _located(store, result))

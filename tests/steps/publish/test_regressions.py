@@ -43,11 +43,9 @@ def first(count: int) -> np.ndarray:
     return np.arange(200) < count
 
 
-def verdicts(store, before, after, rule=None, failed=()):
+def verdicts(store, before, after, rule=None, good=True):
     old = results(store, "evaluations/made-1", before)
-    history.write(
-        store, FOLDER, old, {"made": "evaluations/made-1"}, failed=list(failed), commit="c"
-    )
+    history.write(store, FOLDER, old, {"made": "evaluations/made-1"}, good=good, commit="c")
     new = results(store, "evaluations/made-2", after)
     _, changes = regressions.since_last(
         store, FOLDER, new, {"made": "evaluations/made-2"}, rule or Regression()
@@ -85,14 +83,17 @@ def test_new_and_gone_methods_are_told_and_a_filter_keeps_to_its_methods(store):
     assert list(found) == ["new"]
 
 
-def test_only_a_campaign_without_failures_is_compared_with(store):
-    assert verdicts(store, {"nlc": first(150)}, {"nlc": first(9)}, failed=[{"error": "x"}]) == {}
+def test_only_a_good_campaign_is_compared_with_and_a_worse_one_can_be_accepted(store):
+    assert verdicts(store, {"nlc": first(150)}, {"nlc": first(9)}, good=False) == {}
+    assert history.last_good(store, FOLDER) is None
+    history.accept_last(store, FOLDER)
+    assert history.last_good(store, FOLDER).outcomes == {"made": "evaluations/made-1"}
 
 
 def test_an_unchanged_evaluation_is_not_read_again(store):
     scores = results(store, "evaluations/made-1", {"nlc": first(150)})
     places = {"made": "evaluations/made-1"}
-    history.write(store, FOLDER, scores, places, failed=[], commit=None)
+    history.write(store, FOLDER, scores, places, good=True, commit=None)
     store.fs.rm(f"{store.root}/evaluations", recursive=True)
     _, (change,) = regressions.since_last(store, FOLDER, scores, places, Regression())
     assert change.verdict == "same"
@@ -100,7 +101,7 @@ def test_an_unchanged_evaluation_is_not_read_again(store):
 
 def test_outcomes_that_are_gone_leave_a_change_without_interval(store):
     old = results(store, "evaluations/made-1", {"nlc": first(150)})
-    history.write(store, FOLDER, old, {"made": "evaluations/made-1"}, failed=[], commit=None)
+    history.write(store, FOLDER, old, {"made": "evaluations/made-1"}, good=True, commit=None)
     store.fs.rm(f"{store.root}/evaluations", recursive=True)
     new = results(store, "evaluations/made-2", {"nlc": first(100)})
     _, (change,) = regressions.since_last(

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench constraints
+.PHONY: help setup demo submit test lint bench constraints
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,6 +36,9 @@ demo: $(STAMP)  ## five shipped backbones over small bundled datasets: offline, 
 		print("\nThe report, with every figure, is one page; open it in a browser:\n    " + made["report"]); \
 		print("Every run with its parameters and metrics, in MLflow; start it and open http://127.0.0.1:5000 :\n" \
 			"    $(BIN)/" + made["mlflow"]["open"])'
+
+submit: $(STAMP)  ## send a job to a Ray cluster: make submit CONFIG=my.yaml [JOB=tune] (RAY_ADDRESS=http://head:8265)
+	@$(BIN)/python -m jobs.submit $(CONFIG) --job $(or $(JOB),run)
 
 test: $(STAMP)  ## the whole test suite
 	@$(BIN)/python -m pytest --durations=10

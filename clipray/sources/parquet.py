@@ -92,22 +92,29 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 
 
 def _files(dataset: Dataset, split: str, uri: str) -> list[tuple[str, dict]]:
+    """Path and facts of each file of a split, from the first place that has any; empty where none has.
+
+    The places, in this order: files in the dataset's folder whose names are the split's, a folder of the split's name
+    there, and both again in a folder `data`, as the Hugging Face hub has it.
+    """
     name = dataset.splits[split]
     for folder in (uri, join(uri, "data")):
         there = entries(folder)
-        found = [each for each in there if _fits(each, name)]
-        if found:
-            _refuse_mixed(dataset, split, folder, found)
-            return [(join(folder, each), there[each]) for each in found]
+        named = [file for file in there if _fits(file, name)]
+        if named:
+            _refuse_mixed(dataset, split, folder, named)
+            return [(join(folder, file), there[file]) for file in named]
         inner = folder_named(there, name)
         if inner is not None and is_folder(there[inner]):
-            below = entries(join(folder, inner))
-            return [
-                (join(folder, inner, each), below[each])
-                for each in below
-                if each.lower().endswith(".parquet")
-            ]
+            return _parquet_files(join(folder, inner))
     return []
+
+
+def _parquet_files(folder: str) -> list[tuple[str, dict]]:
+    """Path and facts of each Parquet file in a folder."""
+    there = entries(folder)
+    names = [file for file in there if file.lower().endswith(".parquet")]
+    return [(join(folder, file), there[file]) for file in names]
 
 
 def _fits(file: str, split: str) -> bool:

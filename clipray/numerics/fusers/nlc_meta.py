@@ -99,30 +99,48 @@ def seen(
     """
     cosine_NMC = proto_fusion.cosines(state, embeddings)
     logits_NEC = torch.cat(proto_fusion.experts(state, logits_NMC, cosine_NMC), dim=1).float()
-    images, backbones, classes = cosine_NMC.shape
+    images, backbones, _ = cosine_NMC.shape
     base_E = (state.tensors["weight_2"] / backbones).float().repeat_interleave(backbones)
+    of_image = _of_image(state, logits_NEC, cosine_NMC)
+    of_expert = _of_expert(state, backbones).expand(images, -1, -1)
+    of_task = _of_task(state, logits_NEC.shape[2]).expand(images, 2 * backbones, 2)
+    own = torch.cat([of_image, of_expert, of_task], dim=2)
+    context = of_image[..., :CONTEXT].mean(1, keepdim=True).expand(-1, 2 * backbones, -1)
+    return torch.cat([own, context], dim=2), logits_NEC, base_E
+
+
+def _of_image(state: State, logits_NEC: Tensor, cosine_NMC: Tensor) -> Tensor:
+    """How sure each expert is of each image and how far the others agree, N×E×6.
+
+    The features: the highest probability, its lead over the second, the entropy in units of log C, the share of the
+    other experts with the same answer, the probability that they give it, and the cosine to the nearest class mean.
+    """
+    _, experts, classes = logits_NEC.shape
     p_NEC = torch.softmax(logits_NEC, dim=2)
-    scale = math.log(max(classes, 2))
     best = p_NEC.topk(2, dim=2).values if classes > 1 else p_NEC.expand(-1, -1, 2)
-    entropy_NE = -(p_NEC * p_NEC.clamp_min(1e-12).log()).sum(2) / scale
+    entropy_NE = -(p_NEC * p_NEC.clamp_min(1e-12).log()).sum(2) / math.log(max(classes, 2))
     said_NE = p_NEC.argmax(2)
-    others = 2 * backbones - 1
+    others = experts - 1
     same_NE = ((said_NE[:, :, None] == said_NE[:, None]).sum(2) - 1) / others
-    trust_NE = (p_NEC.sum(1, keepdim=True) - p_NEC).gather(2, said_NE[..., None])[..., 0] / others
-    seen_C = state.tensors["seen_C"]
-    near_NE = cosine_NMC.masked_fill(~seen_C, -1.0).amax(2).repeat(1, 2)
+    rest_NEC = p_NEC.sum(1, keepdim=True) - p_NEC
+    trust_NE = rest_NEC.gather(2, said_NE[..., None])[..., 0] / others
+    near_NE = cosine_NMC.masked_fill(~state.tensors["seen_C"], -1.0).amax(2).repeat(1, 2)
+    lead_NE = best[..., 0] - best[..., 1]
+    return torch.stack([best[..., 0], lead_NE, entropy_NE, same_NE, trust_NE, near_NE], 2)
+
+
+def _of_expert(state: State, backbones: int) -> Tensor:
+    """What the support images say of each expert, its temperature, and whether it is one of prototypes; E×5."""
     gains = [state.tensors["beta_M"] * state.tensors["sure_1"], state.tensors["gamma_M"]]
     gain_E = torch.cat([gain.log() for gain in gains]).float() / 5
     kind_E = torch.arange(2 * backbones).ge(backbones).float()
-    shots = float(state.tensors["images"]) / max(1, int(seen_C.sum()))
-    of_task = torch.tensor([math.log2(1 + shots) / 4, scale / 5]).expand(images, 2 * backbones, 2)
-    of_image = torch.stack(
-        [best[..., 0], best[..., 0] - best[..., 1], entropy_NE, same_NE, trust_NE, near_NE], 2
-    )
-    of_expert = torch.cat([state.tensors["evidence_E3"], gain_E[:, None], kind_E[:, None]], 1)
-    own = torch.cat([of_image, of_expert.expand(images, -1, -1), of_task], dim=2)
-    context = of_image[..., :CONTEXT].mean(1, keepdim=True).expand(-1, 2 * backbones, -1)
-    return torch.cat([own, context], dim=2), logits_NEC, base_E
+    return torch.cat([state.tensors["evidence_E3"], gain_E[:, None], kind_E[:, None]], 1)
+
+
+def _of_task(state: State, classes: int) -> Tensor:
+    """How many labels and classes there are, 2 numbers of about 0 to 2."""
+    shots = float(state.tensors["images"]) / max(1, int(state.tensors["seen_C"].sum()))
+    return torch.tensor([math.log2(1 + shots) / 4, math.log(max(classes, 2)) / 5])
 
 
 def gate(weights: Tensor, features_XF: Tensor, hidden: int, reach: float) -> Tensor:
@@ -162,10 +180,7 @@ def learn(episodes: Sequence[Episode], settings: MetaGate, how: Learning) -> tup
     for one in episodes:
         groups.setdefault(one.group, []).append(one)
     names = sorted(groups)
-    start = torch.zeros(size(settings.hidden))
-    first = FEATURES * settings.hidden
-    start[:first] = torch.randn(first, generator=generator) / math.sqrt(FEATURES)
-    weights = [start]
+    weights = [_start(settings, generator)]
     optimiser = Adam(weights, how.rate, how.weight_decay, "decoupled")
 
     def drawn() -> Episode:
@@ -174,18 +189,28 @@ def learn(episodes: Sequence[Episode], settings: MetaGate, how: Learning) -> tup
 
     for step in range(how.steps):
         leaf = weights[0].detach().requires_grad_(True)
-        some = [drawn() for _ in range(how.batch)]
-        features = torch.cat(
-            [one.features_QEF for one in some]
-        )  # one gate for all: classes differ, features do not
-        gates = gate(leaf, features, settings.hidden, settings.reach).split(
-            [len(one.labels_Q) for one in some]
-        )
-        losses = [
-            torch.nn.functional.nll_loss(weigh(gate_QE, one.logits_QEC, one.base_E), one.labels_Q)
-            for gate_QE, one in zip(gates, some, strict=True)
-        ]
-        loss = torch.stack(losses).mean()
+        loss = _mean_loss(leaf, [drawn() for _ in range(how.batch)], settings)
         optimiser.pace = 0.5 * (1 + math.cos(math.pi * step / how.steps))
         optimiser.step(torch.autograd.grad(loss, [leaf]))
     return tuple(weights[0].tolist())
+
+
+def _start(settings: MetaGate, generator: torch.Generator) -> Tensor:
+    """A random first layer; all else 0, so that g is 0 at first."""
+    start = torch.zeros(size(settings.hidden))
+    first = FEATURES * settings.hidden
+    start[:first] = torch.randn(first, generator=generator) / math.sqrt(FEATURES)
+    return start
+
+
+def _mean_loss(weights: Tensor, episodes: Sequence[Episode], settings: MetaGate) -> Tensor:
+    """Mean over episodes of their queries' mean NLL."""
+    # One call for all episodes: they differ in classes, not in features.
+    features = torch.cat([one.features_QEF for one in episodes])
+    sizes = [len(one.labels_Q) for one in episodes]
+    gates = gate(weights, features, settings.hidden, settings.reach).split(sizes)
+    losses = []
+    for gate_QE, one in zip(gates, episodes, strict=True):
+        log_p_QC = weigh(gate_QE, one.logits_QEC, one.base_E)
+        losses.append(torch.nn.functional.nll_loss(log_p_QC, one.labels_Q))
+    return torch.stack(losses).mean()

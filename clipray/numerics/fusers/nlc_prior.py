@@ -49,54 +49,80 @@ def fit(supports: Sequence[Support], settings: PriorGate) -> list[State]:
 def _fit_group(
     supports: Sequence[Support], calibrated: Sequence[State], settings: PriorGate
 ) -> list[State]:
+    """Fit support sets of one shape together."""
     x_SKD = torch.stack([joined(s.embeddings) for s in supports])
-    images, dim = x_SKD.shape[1:]
-    backbones, grid = supports[0].logits_KMC.shape[1], len(settings.penalties)
-    if images < 2:
-        v_SDM, chosen = torch.zeros(len(supports), dim, backbones), [None] * len(supports)
-        centre_SD = torch.zeros(len(supports), dim)
-    else:
-        centre_SD = x_SKD.mean(1)
-        x_SKR, basis_SDR, _ = rotate(x_SKD - centre_SD[:, None])
-        z_SKMC = torch.stack(
-            [calibrate(c, s.logits_KMC.float()) for c, s in zip(calibrated, supports, strict=True)]
-        )
-        labels_SK = torch.stack([s.labels_K for s in supports])
-        number_SK = torch.stack([in_turn(s.labels_K, settings.folds) for s in supports])
-        held_SKF = torch.nn.functional.one_hot(number_SK).float()
-        whole = torch.cat(
-            [held_SKF, torch.zeros(*held_SKF.shape[:2], 1)], dim=2
-        )  # the last variant holds out nothing
-        weights_SKQ = (1 - whole).repeat_interleave(grid, dim=2)
-        penalty_Q = torch.tensor(settings.penalties).repeat(whole.shape[2])
-        v_SRQM = _train(x_SKR.float(), z_SKMC, labels_SK, weights_SKQ, penalty_Q, settings)
-        loss_SKQ = _loss(v_SRQM, x_SKR.float(), z_SKMC, labels_SK, settings.reach)
-        held_out = (loss_SKQ.unflatten(2, (-1, grid))[:, :, :-1] * held_SKF[..., None]).sum(
-            2
-        )  # S×K×grid
-        plain = _loss(
-            torch.zeros_like(v_SRQM[:, :, :1]), x_SKR.float(), z_SKMC, labels_SK, settings.reach
-        )
-        gain = plain - held_out
-        sure_SG = gain.mean(1) - settings.standard_errors * gain.std(1) / images**0.5
-        chosen = [int(g.argmax()) if g.max() > 0 else None for g in sure_SG]
-        rotated = torch.stack(
-            [
-                torch.zeros_like(v[:, 0]) if g is None else v[:, -grid + g]
-                for v, g in zip(v_SRQM, chosen, strict=True)
-            ]
-        )
-        v_SDM = (basis_SDR @ rotated.double()).float()
-    states = []
-    for v_DM, centre_D, state, g in zip(v_SDM, centre_SD, calibrated, chosen, strict=True):
-        tensors = {
-            "v_DM": v_DM.clone(),
-            "centre_D": centre_D.clone(),
-            "beta_M": state.tensors["beta_M"],
-        }
-        numbers = {"penalty": None if g is None else settings.penalties[g]}
-        states.append(State(settings, tensors, numbers))
-    return states
+    _, images, dim = x_SKD.shape
+    if images < 2:  # nothing can be held out, so g stays 0
+        nothing_DM = torch.zeros(dim, supports[0].logits_KMC.shape[1])
+        centre_D = torch.zeros(dim)
+        return [_state(settings, one, nothing_DM, centre_D, None) for one in calibrated]
+    centre_SD = x_SKD.mean(1)
+    # K images span at most K dimensions: g is learned in these, and turned back at the end.
+    x_SKR, basis_SDR, _ = rotate(x_SKD - centre_SD[:, None])
+    x_SKR = x_SKR.float()
+    pairs = zip(calibrated, supports, strict=True)
+    z_SKMC = torch.stack([calibrate(one, s.logits_KMC.float()) for one, s in pairs])
+    labels_SK = torch.stack([s.labels_K for s in supports])
+    held_SKF = torch.nn.functional.one_hot(
+        torch.stack([in_turn(s.labels_K, settings.folds) for s in supports])
+    ).float()
+    v_SRQM = _train_variants(x_SKR, z_SKMC, labels_SK, held_SKF, settings)
+    chosen = _chosen(v_SRQM, x_SKR, z_SKMC, labels_SK, held_SKF, settings)
+    grid = len(settings.penalties)
+    # The last `grid` variants have seen all images: one for each penalty.
+    rotated = torch.stack(
+        [
+            torch.zeros_like(v_RQM[:, 0]) if g is None else v_RQM[:, -grid + g]
+            for v_RQM, g in zip(v_SRQM, chosen, strict=True)
+        ]
+    )
+    v_SDM = (basis_SDR @ rotated.double()).float()
+    parts = zip(calibrated, v_SDM, centre_SD, chosen, strict=True)
+    return [_state(settings, *part) for part in parts]
+
+
+def _train_variants(
+    x_SKR: Tensor, z_SKMC: Tensor, labels_SK: Tensor, held_SKF: Tensor, settings: PriorGate
+) -> Tensor:
+    """Train g for every fold and penalty, and for no fold held out (the last): v_SRQM, Q = (folds + 1) · penalties."""
+    nothing_held = torch.zeros(*held_SKF.shape[:2], 1)
+    variants = torch.cat([held_SKF, nothing_held], dim=2)
+    weights_SKQ = (1 - variants).repeat_interleave(len(settings.penalties), dim=2)
+    penalty_Q = torch.tensor(settings.penalties).repeat(variants.shape[2])
+    return _train(x_SKR, z_SKMC, labels_SK, weights_SKQ, penalty_Q, settings)
+
+
+def _chosen(
+    v_SRQM: Tensor,
+    x_SKR: Tensor,
+    z_SKMC: Tensor,
+    labels_SK: Tensor,
+    held_SKF: Tensor,
+    settings: PriorGate,
+) -> list[int | None]:
+    """For each support set the penalty whose gain in held-out NLL is the surest; None where none is sure."""
+    grid, images = len(settings.penalties), x_SKR.shape[1]
+    loss_SKQ = _loss(v_SRQM, x_SKR, z_SKMC, labels_SK, settings.reach)
+    by_fold = loss_SKQ.unflatten(2, (-1, grid))[:, :, :-1]
+    held_out_SKG = (by_fold * held_SKF[..., None]).sum(2)
+    nothing = torch.zeros_like(v_SRQM[:, :, :1])
+    plain_SK1 = _loss(nothing, x_SKR, z_SKMC, labels_SK, settings.reach)
+    gain = plain_SK1 - held_out_SKG
+    sure_SG = gain.mean(1) - settings.standard_errors * gain.std(1) / images**0.5
+    return [int(g.argmax()) if g.max() > 0 else None for g in sure_SG]
+
+
+def _state(
+    settings: PriorGate, calibrated: State, v_DM: Tensor, centre_D: Tensor, chosen: int | None
+) -> State:
+    """A fitted gate; `chosen` is the position of its penalty, None where g is 0."""
+    tensors = {
+        "v_DM": v_DM.clone(),
+        "centre_D": centre_D.clone(),
+        "beta_M": calibrated.tensors["beta_M"],
+    }
+    numbers = {"penalty": None if chosen is None else settings.penalties[chosen]}
+    return State(settings, tensors, numbers)
 
 
 def _fused(g_XM: Tensor, z_XMC: Tensor, reach: float) -> Tensor:

@@ -53,43 +53,54 @@ def fit(supports: Sequence[Support], settings: ProtoFusion) -> list[State]:
 
 
 def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
-    classes, backbones = s.logits_KMC.shape[2], s.logits_KMC.shape[1]
-    tensors = dict(calibrated.tensors)
-    inside, count_C = [], torch.bincount(s.labels_K, minlength=classes)
-    for m, e in enumerate(s.embeddings):
-        x_KD = unit(e)
-        centre_D = x_KD.mean(0) if settings.centre and len(x_KD) else torch.zeros(x_KD.shape[1])
+    """Fit one support set whose zero-shot logits are calibrated."""
+    classes = s.logits_KMC.shape[2]
+    count_C = torch.bincount(s.labels_K, minlength=classes)
+    seen_C = count_C > 0
+    prototypes, cosine_KMC = _prototypes(s, count_C, settings.centre)
+    right_KC = torch.nn.functional.one_hot(s.labels_K, classes).bool()
+    wrong_KMC = (~right_KC[:, None] & seen_C).expand_as(cosine_KMC)
+    prior_M = settings.d_prime / spread(cosine_KMC, wrong_KMC)
+
+    # An image that is alone in its class has no mean without it, so nothing is fitted on it.
+    paired_K = count_C[s.labels_K] > 1
+    labels = s.labels_K[paired_K]
+    scaled_KMC = neutral(cosine_KMC[paired_K] * prior_M[:, None], seen_C)
+    bounds = settings.temperatures.low, settings.temperatures.high
+    (ratio_M,) = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, *bounds)
+    proto_KMC = scaled_KMC.double() * ratio_M[:, None]
+
+    text_KC = twice_calibrated(calibrated, s.logits_KMC.double())[paired_K]
+    balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
+    weight_2 = positive_weights(balance_K2C, labels, settings.balance_count)
+
+    text_KMC = calibrate(calibrated, s.logits_KMC.double()) * calibrated.tensors["sure_1"]
+    said = [evidence(text_KMC, s.labels_K), evidence(proto_KMC, labels)]
+    tensors = {
+        **calibrated.tensors,
+        **prototypes,
+        "seen_C": seen_C,
+        "gamma_M": prior_M.double() * ratio_M,
+        "weight_2": weight_2,
+        "evidence_E3": torch.cat(said).float(),
+    }
+    return State(settings, tensors, {"text": float(weight_2[0]), "prototypes": float(weight_2[1])})
+
+
+def _prototypes(s: Support, count_C: Tensor, centre: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Unit class means and centre of each backbone by name, and the support images' left-out cosines K×M×C."""
+    classes = len(count_C)
+    tensors, inside = {}, []
+    for m, embeddings_KD in enumerate(s.embeddings):
+        x_KD = unit(embeddings_KD)
+        centre_D = x_KD.mean(0) if centre and len(x_KD) else torch.zeros(x_KD.shape[1])
         x_KD = unit(x_KD - centre_D)
         means_CD, _ = class_means(x_KD, s.labels_K, classes)
-        tensors |= {f"means_CD/{m}": unit(means_CD), f"centre_D/{m}": centre_D}
+        tensors[f"means_CD/{m}"] = unit(means_CD)
+        tensors[f"centre_D/{m}"] = centre_D
         inside.append(left_out_cosines(x_KD, means_CD, s.labels_K, count_C))
-    cosine_KMC = torch.stack(inside, 1) if inside else torch.zeros(0, backbones, classes)
-    tensors["seen_C"] = count_C > 0
-    wrong_KMC = (
-        ~torch.nn.functional.one_hot(s.labels_K, classes).bool()[:, None] & tensors["seen_C"]
-    )
-    prior_M = settings.d_prime / spread(cosine_KMC, wrong_KMC.expand_as(cosine_KMC))
-    paired = count_C[s.labels_K] > 1
-    scaled_KMC = neutral(cosine_KMC[paired] * prior_M[:, None], tensors["seen_C"])
-    labels = s.labels_K[paired]
-    low, high = settings.temperatures.low, settings.temperatures.high
-    ratio_M = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, low, high)[
-        0
-    ]
-    tensors["gamma_M"] = prior_M.double() * ratio_M
-    text_KC = twice_calibrated(calibrated, s.logits_KMC.double())[paired]
-    proto_KMC = scaled_KMC.double() * ratio_M[:, None]
-    balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
-    tensors["weight_2"] = positive_weights(balance_K2C, labels, settings.balance_count)
-    text_KMC = calibrate(calibrated, s.logits_KMC.double()) * tensors["sure_1"]
-    tensors["evidence_E3"] = torch.cat(
-        [evidence(text_KMC, s.labels_K), evidence(proto_KMC, labels)]
-    ).float()
-    return State(
-        settings,
-        tensors,
-        {"text": float(tensors["weight_2"][0]), "prototypes": float(tensors["weight_2"][1])},
-    )
+    backbones = s.logits_KMC.shape[1]
+    return tensors, torch.stack(inside, 1) if inside else torch.zeros(0, backbones, classes)
 
 
 def left_out_cosines(x_KD: Tensor, means_CD: Tensor, labels_K: Tensor, count_C: Tensor) -> Tensor:

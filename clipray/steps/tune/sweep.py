@@ -103,26 +103,34 @@ class Sweep(Searcher, Stopper):
     def _next(self) -> Work | None:
         """Configurations with something to fit, up to a batch of one study; studies take turns."""
         while self.studies and not self._over():
-            study, work = self.studies[0], None
-            while (asked := study.ask()) is not None:
-                cells = [cell for cell in study.cells if not self._recorded(asked, cell)]
-                if not cells:
-                    self._finished(study, asked)
-                    continue
-                whole = (
-                    study.cells if self.config.scheduler != "none" else cells
-                )  # a report tells of all
-                if work and work.cells != list(whole):
-                    study.first.append(asked)  # for the next piece
-                    break
-                work = work or Work(study, [], list(whole))
-                work.asked.append(asked)
-                if len(work.asked) == (self.config.batch if not study.adaptive else 1):
-                    break
-            self.studies.rotate(-1) if work else self.studies.popleft()
+            study = self.studies[0]
+            work = self._batch(study)
             if work:
+                self.studies.rotate(-1)
                 return work
+            self.studies.popleft()  # it has nothing left to ask
         return None
+
+    def _batch(self, study: Study) -> Work | None:
+        """The next configurations of a study that lack rows on the same support sets; None where none is left."""
+        # What an adaptive study asks next depends on the answer, so it asks one at a time.
+        most = 1 if study.adaptive else self.config.batch
+        work = None
+        while (asked := study.ask()) is not None:
+            cells = [cell for cell in study.cells if not self._recorded(asked, cell)]
+            if not cells:
+                self._finished(study, asked)
+                continue
+            if self.config.scheduler != "none":
+                cells = list(study.cells)  # a report that may stop a training tells of all of them
+            if work and work.cells != cells:
+                study.first.append(asked)  # for the next batch
+                return work
+            work = work or Work(study, [], cells)
+            work.asked.append(asked)
+            if len(work.asked) == most:
+                return work
+        return work
 
     def _over(self) -> bool:
         spent = {"seconds": time.monotonic() - self.start, "core_seconds": self.counts.seconds}

@@ -159,3 +159,39 @@ def test_importing_clipray_does_nothing():
     )
     assert done.stdout.split() == ["clipray"]
     assert done.stderr == ""
+
+
+def drivers() -> list[str]:
+    """Modules that plan, publish and tell what is to be done."""
+    named = {"campaign", "outlook", "checks", "tracked", "failures"}
+    found = [f"clipray.steps.{name}" for name in sorted(named)]
+    rooms = [name for name in MODULES if name.endswith(".plan") or ".publish." in name]
+    return [*found, *rooms, "clipray.steps.evaluate.teach", "clipray.steps.evaluate.task"]
+
+
+def test_driver_modules_load_without_torch():
+    """In a process of its own: a plan is told, and a wrong name refused, before torch's five seconds."""
+    names = drivers()
+    assert "clipray.steps.evaluate.plan" in names
+    code = f"import sys, importlib; [importlib.import_module(n) for n in {names}]; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == ["False"], "a driver module imports torch"
+
+
+def test_evaluation_has_no_circle_of_imports():
+    room = {name for name in MODULES if name.startswith("clipray.steps.evaluate.")}
+    needs = {name: set() for name in room}
+    for name in room:
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith(
+                "clipray.steps.evaluate"
+            ):
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                needs[name] |= (parts | {node.module}) & room
+    assert needs["clipray.steps.evaluate.plan"]
+    while needs:
+        free = [name for name, others in needs.items() if not others & set(needs)]
+        assert free, f"these import each other: {sorted(needs)}"
+        needs = {name: others for name, others in needs.items() if name not in free}

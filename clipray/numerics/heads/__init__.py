@@ -11,7 +11,7 @@ from clipray.numerics.contracts import NoSettings, State, changed, unit
 from clipray.numerics.fewshot.prototypes import Probe, Tip, affinity, fit_probes, probe
 from clipray.numerics.heads import zero_shot
 from clipray.numerics.solvers.adam import Adam, minimise, shuffled
-from clipray.numerics.solvers.logistic import fit_path, folds
+from clipray.numerics.solvers.logistic import fit_path
 from clipray.numerics.ties import exact_head
 
 
@@ -195,42 +195,6 @@ def tip_adapter(
     return (
         zero_shot.zero_shot(embeddings_ND, classifier_CD, scale, bias) + settings.alpha * cache_NC
     )
-
-
-def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor:
-    """logits_KC of the support images, each from a head that has not seen it; for fusers that need the same labels.
-
-    With one image per class there is nothing to spare, and the zero-shot logits are given (`borrowed`). Heads that lack
-    some classes' images were tried in their place: temperatures gain by them, `nlc` and `stacking`, which then see no
-    image of a class that the head knows, fall below chance.
-
-    Args:
-        head: one of `FITTED_HEADS`.
-        most: the most folds.
-    """
-    fold_K = folds(problem.labels_K, most)
-    whole = zero_shot.zero_shot(
-        problem.embeddings_KD, problem.classifier_CD, problem.scale, problem.bias
-    )
-    count = int(fold_K.max()) + 1 if len(fold_K) else 1
-    if not head.needs_labels or count == 1:
-        return whole
-    states = head.fit([problem.take(fold_K != f) for f in range(count)], settings)
-    for f, state in enumerate(states):
-        held = fold_K == f
-        x = problem.embeddings_KD[held]
-        whole[held] = head.apply(state, x, problem.classifier_CD, problem.scale, problem.bias)
-    return whole
-
-
-def borrowed(head: Head, labels_K: Tensor, most: int) -> bool:
-    """Whether `cross_fitted` has to give zero-shot logits in place of the head's, and they are no likeness of them.
-
-    >>> one_each = torch.arange(3)
-    >>> [borrowed(FITTED_HEADS[name], one_each, most=3) for name in ("linear_probe", "tip_adapter")]
-    [True, False]
-    """
-    return head.needs_labels and not head.keeps_text and not folds(labels_K, most).any()
 
 
 def _fit_nothing(problems: Sequence[Shots], settings: Any) -> list[State]:

@@ -1,13 +1,14 @@
 """Fitted fusers as files: safetensors with the settings as JSON in the header, no pickle."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors.torch import load, save
 
 from clipray.config import Fuser
+from clipray.numerics.contracts import State
+from clipray.numerics.fusers import from_parts, to_parts
 from clipray.store import Store
-
-if TYPE_CHECKING:
-    from clipray.numerics.contracts import State
 
 FOLDER = "fusers"
 
@@ -17,27 +18,19 @@ def path(place: str, head: str, name: str, shots: int, seed: int) -> str:
     return f"{place}/{FOLDER}/{head}/{name}/{shots}-shot-seed-{seed}.safetensors"
 
 
-def write(store: Store, file: str, entry: Fuser, state: "State", **about: Any) -> None:
+def write(store: Store, file: str, entry: Fuser, state: State, **about: Any) -> None:
     """Store a fitted fuser.
 
     Args:
         entry: its entry in the config. about: what else a reader has to know (backbones, class names, head…).
     """
-    from safetensors.torch import save
-
-    from clipray.numerics.fusers import to_parts
-
     tensors, mapping = to_parts(state)
     header = {"fuser": entry.model_dump(mode="json"), "state": mapping, "about": about}
     store.write(file, save(tensors, {name: json.dumps(value) for name, value in header.items()}))
 
 
-def read(store: Store, file: str) -> tuple[Fuser, "State", dict]:
+def read(store: Store, file: str) -> tuple[Fuser, State, dict]:
     """The entry, the state that `write` stored, and `about`."""
-    from safetensors.torch import load
-
-    from clipray.numerics.fusers import from_parts
-
     data = store.read(file)
     length = int.from_bytes(
         data[:8], "little"

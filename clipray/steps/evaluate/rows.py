@@ -1,22 +1,34 @@
 """Collects one dataset's score rows and per-image outcomes."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from clipray import schema
+from clipray.numerics.measures import intervals, outcomes
+from clipray.numerics.measures.complementarity import headroom_captured
 from clipray.steps.checks import REFERENCE
 
 ON_TEST = "best_single_on_test"
 RESAMPLES = 1000  # of every bootstrap
 
 
+class Place(NamedTuple):
+    """Where a score belongs; shots and seed are 0 where no label was used."""
+
+    head: str
+    method: str
+    shots: int
+    seed: int
+
+
 class Scores:
     """Rows of `schema.SCORES` and `schema.OUTCOMES` for one dataset's test split.
 
-    Bounds and `REFERENCE` must be added before the methods that are compared with them.
+    Methods are added in any order. Comparisons between them are made once all are there, by `scores`.
 
     Args:
         dataset: its name.
@@ -25,25 +37,23 @@ class Scores:
         expected: images in the split, scored or not.
     """
 
-    def __init__(self, dataset: str, image_ids: Sequence[str], labels_N: Any, expected: int):
-        self.dataset, self.image_ids, self.labels_N, self.expected = (
-            dataset,
-            list(image_ids),
-            labels_N,
-            expected,
-        )
+    def __init__(self, dataset: str, image_ids: Sequence[str], labels_N: Tensor, expected: int):
+        self.dataset = dataset
+        self.image_ids = list(image_ids)
+        self.labels_N = labels_N
+        self.expected = expected
         self.rows: list[dict] = []
         self.parts: list[pa.Table] = []
-        self.right: dict[tuple, Any] = {}  # (head, method, shots, seed) -> 0/1 per image
+        self.right: dict[Place, Tensor] = {}  # 0/1 per image
+        self.kinds: dict[Place, str] = {}  # of what `right` holds
 
-    def add(self, place: tuple, kind: str, log_probs_NC: Any) -> None:
-        """Score one method: every metric, its gain over the best single backbone, and what it says of each image.
+    def add(self, place: Place, kind: str, log_probs_NC: Tensor) -> None:
+        """Score one method by every metric, and keep what it says of each image.
 
         Args:
-            place: head, method, shots, seed. kind: of the method, one of `schema.KINDS`.
+            kind: of the method, one of `schema.KINDS`.
         """
-        from clipray.numerics.measures import intervals, outcomes
-
+        self.kinds[place] = kind
         for metric, function in outcomes.PER_IMAGE.items():
             values_N = function(log_probs_NC, self.labels_N)
             if metric.startswith("top"):
@@ -55,94 +65,90 @@ class Scores:
                 self.right[place] = values_N
         for metric, function in outcomes.OVERALL.items():
             self._row(place, kind, metric, float(function(log_probs_NC, self.labels_N)))
-        self._gains(place, kind)
         confidence_N, prediction_N = log_probs_NC.max(1)
         self._outcomes(place, prediction_N.numpy(), confidence_N.exp().numpy())
 
-    def number(self, place: tuple, kind: str, metric: str, value: Any, samples_B: Any) -> None:
-        """A measure at (head, method, shots, seed), with the percentile interval of its bootstrap samples."""
-        from clipray.numerics.measures.intervals import percentiles
+    def number(
+        self, place: Place, kind: str, metric: str, value: Tensor | float, samples_B: Tensor
+    ) -> None:
+        """Add a measure with the percentile interval of its bootstrap samples."""
+        self._row(place, kind, metric, float(value), *intervals.percentiles(samples_B))
 
-        self._row(place, kind, metric, float(value), *percentiles(samples_B))
-
-    def plain(self, place: tuple, kind: str, values: dict[str, float]) -> None:
-        """Measures at (head, method, shots, seed) that have no interval."""
+    def plain(self, place: Place, kind: str, values: dict[str, float]) -> None:
+        """Add measures that have no interval."""
         for metric, value in values.items():
             self._row(place, kind, metric, value)
 
     def scores(self) -> pa.Table:
-        """All rows so far (`schema.SCORES`)."""
-        return pa.Table.from_pylist(self.rows, schema=schema.SCORES)
+        """Compare the methods with their references, and give all rows (`schema.SCORES`)."""
+        rows = [*self.rows]
+        for place, kind in self.kinds.items():
+            rows += self._gains(place, kind)
+        return pa.Table.from_pylist(rows, schema=schema.SCORES)
 
     def outcomes(self) -> pa.Table:
         """What every method said of every image (`schema.OUTCOMES`)."""
         return pa.concat_tables(self.parts) if self.parts else schema.OUTCOMES.empty_table()
 
-    def _gains(self, place: tuple, kind: str) -> None:
-        """Paired differences of top-1 to the best single backbones, and the share of the oracle's gain reached.
+    def _gains(self, place: Place, kind: str) -> Iterator[dict]:
+        """Rows of paired differences of top-1 to the best single backbones, and the share of the oracle's gain reached.
 
         `p_on_support` is McNemar's exact test against the single backbone chosen on the same support set.
         """
-        from clipray.numerics.measures.complementarity import headroom_captured
-        from clipray.numerics.measures.intervals import mcnemar, paired_bootstrap
-
         head, _, shots, seed = place
-        on_test = (
-            (head, ON_TEST, shots, seed)
-            if (head, ON_TEST, shots, seed) in self.right
-            else (head, ON_TEST, 0, 0)
-        )
-        oracle = (head, "oracle", *on_test[2:])
-        for metric, reference in (
-            ("gain_on_support", (head, REFERENCE, shots, seed)),
-            ("gain_on_test", on_test),
-        ):
-            if reference in self.right and reference != place:
-                difference = paired_bootstrap(self.right[place], self.right[reference], RESAMPLES)
-                interval = (difference.difference, difference.low, difference.high)
-                self._row(place, kind, metric, *interval)
-                if metric == "gain_on_support":
-                    p = mcnemar(self.right[place], self.right[reference])[2]
-                    self._row(place, kind, "p_on_support", p)
+        on_test = Place(head, ON_TEST, shots, seed)
+        if on_test not in self.right:
+            on_test = Place(head, ON_TEST, 0, 0)
+        on_support = Place(head, REFERENCE, shots, seed)
+        if on_support in self.right and on_support != place:
+            yield self._difference(place, kind, "gain_on_support", on_support)
+            p = intervals.mcnemar(self.right[place], self.right[on_support])[2]
+            yield self._made(place, kind, "p_on_support", p)
+        if on_test in self.right and on_test != place:
+            yield self._difference(place, kind, "gain_on_test", on_test)
+        oracle = on_test._replace(method="oracle")
         if on_test in self.right and oracle in self.right:
             means = [float(self.right[one].mean()) for one in (place, on_test, oracle)]
-            self._row(place, kind, "headroom_captured", headroom_captured(*means))
+            yield self._made(place, kind, "headroom_captured", headroom_captured(*means))
 
-    def _row(
+    def _difference(self, place: Place, kind: str, metric: str, reference: Place) -> dict:
+        """A row with the paired difference of top-1 to a reference."""
+        found = intervals.paired_bootstrap(self.right[place], self.right[reference], RESAMPLES)
+        return self._made(place, kind, metric, found.difference, found.low, found.high)
+
+    def _row(self, place: Place, kind: str, metric: str, value: float, *interval: float) -> None:
+        self.rows.append(self._made(place, kind, metric, value, *interval))
+
+    def _made(
         self,
-        place: tuple,
+        place: Place,
         kind: str,
         metric: str,
         value: float,
         low: float | None = None,
         high: float | None = None,
-    ) -> None:
-        head, method, shots, seed = place
-        self.rows.append(
-            {
-                "dataset": self.dataset,
-                "split": "test",
-                "perturbation": "none",
-                "severity": 0,
-                "head": head,
-                "method": method,
-                "kind": kind,
-                "shots": shots,
-                "seed": seed,
-                "metric": metric,
-                "value": value,
-                "ci_low": low,
-                "ci_high": high,
-                "n_scored": len(self.image_ids),
-                "n_expected": self.expected,
-            }
-        )
-
-    def _outcomes(self, place: tuple, prediction_N: np.ndarray, confidence_N: np.ndarray) -> None:
-        n = len(self.image_ids)
-        constants = dict(zip(("head", "method", "shots", "seed"), place, strict=True)) | {
-            "dataset": self.dataset
+    ) -> dict:
+        return {
+            "dataset": self.dataset,
+            "split": "test",
+            "perturbation": "none",
+            "severity": 0,
+            "head": place.head,
+            "method": place.method,
+            "kind": kind,
+            "shots": place.shots,
+            "seed": place.seed,
+            "metric": metric,
+            "value": value,
+            "ci_low": low,
+            "ci_high": high,
+            "n_scored": len(self.image_ids),
+            "n_expected": self.expected,
         }
+
+    def _outcomes(self, place: Place, prediction_N: np.ndarray, confidence_N: np.ndarray) -> None:
+        n = len(self.image_ids)
+        constants = place._asdict() | {"dataset": self.dataset}
         columns = {
             "image_id": self.image_ids,
             "label": self.labels_N.numpy().astype(np.int32),

@@ -9,8 +9,7 @@ from clipray.config import fingerprint
 from clipray.config.search import Tune
 from clipray.steps.embed import texts as classifiers
 from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.evaluate import score as views
-from clipray.steps.evaluate.plan import Split, Task
+from clipray.steps.evaluate.task import Task
 from clipray.steps.tune.records import Cell
 from clipray.store import Store
 
@@ -64,10 +63,12 @@ def code() -> dict:
 
 def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem, str]:
     """Draw a dataset's support sets and what to score on; list them in an artefact at `place`, given back too."""
+    from clipray.steps.evaluate import read
+
     weights = tuple(classifiers.read(store, one) for one in task.classifiers)
-    train = evaluate.read_train(store, task, len(weights[0]))
+    train = read.read_train(store, task, len(weights[0]))
     parts, skipped = {}, []
-    sets = evaluate.draw(store, task, train, len(weights[0]), config.shots, config.seeds)
+    sets = read.draw(store, task, train, len(weights[0]), config.shots, config.seeds)
     for draw in sets.draws:
         own = _parts(train, draw, config)
         if own:
@@ -95,7 +96,7 @@ def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem
     ), place
 
 
-def _parts(train: Split, draw: Any, config: Tune) -> list[tuple[np.ndarray, np.ndarray]]:
+def _parts(train: Any, draw: Any, config: Tune) -> list[tuple[np.ndarray, np.ndarray]]:
     """(rows to fit on, rows to score) of one support set; folds of it, or all of it and the rest of the split."""
     import torch
 
@@ -125,28 +126,36 @@ def cases(problem: Problem, cell: Cell, head: str, settings: dict) -> list[tuple
     import torch
 
     from clipray.numerics.contracts import Support
-    from clipray.numerics.draws import Draw
-    from clipray.numerics.heads import head_of
+    from clipray.numerics.heads import cross_fit, head_of
 
     kind, found = head_of(head, settings), []
-    weights = tuple(torch.tensor(w_CD) for w_CD in problem.weights)
     for fit_rows, held_rows in problem.parts[cell]:
-        rows = np.concatenate([fit_rows, held_rows])
-        embeddings = tuple(torch.tensor(e_RD[rows]) for e_RD in problem.embeddings)
-        images = Split([], torch.tensor(problem.labels_R[rows]), embeddings)
-        first = Draw(cell.shots, cell.seed, np.arange(len(fit_rows)), {})
-        shots = views.shots(first, images, weights, problem.scales)
-        held = tuple(e_ND[len(fit_rows) :] for e_ND in images.embeddings)
-        logits_NMC = views.logits(
-            kind, kind.fit(shots, kind.settings), held, weights, problem.scales
+        views, unseen = (_views(problem, rows) for rows in (fit_rows, held_rows))
+        labels_K = torch.tensor(problem.labels_R[fit_rows])
+        every = torch.arange(len(fit_rows))
+        shots = cross_fit.shots_of(views, labels_K, every, cell.seed)
+        states = kind.fit(shots, kind.settings)
+        held = Support(
+            cross_fit.logits(kind, states, unseen),
+            tuple(view.embeddings_ND for view in unseen),
+            torch.tensor(problem.labels_R[held_rows]),
+            seed=cell.seed,
         )
-        found.append(
-            (
-                views.support(kind, shots, problem.folds),
-                Support(logits_NMC, held, images.labels_N[len(fit_rows) :], seed=cell.seed),
-            )
-        )
+        found.append((cross_fit.support(kind, shots, problem.folds), held))
     return found
+
+
+def _views(problem: Problem, rows: np.ndarray) -> list[Any]:
+    """Each backbone (`View`) on some rows of a problem."""
+    import torch
+
+    from clipray.numerics.heads.cross_fit import View
+
+    every = zip(problem.embeddings, problem.weights, problem.scales, strict=True)
+    return [
+        View("", torch.tensor(w_CD), *scale, torch.tensor(e_RD[rows]))
+        for e_RD, w_CD, scale in every
+    ]
 
 
 def sources(tasks: list[Task], config: Tune) -> dict[str, str]:

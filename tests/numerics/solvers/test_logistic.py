@@ -5,7 +5,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from clipray.numerics.fewshot.prototypes import Probe, fit_probes, probe
-from clipray.numerics.heads import FITTED_HEADS, Pulled, Shots, cross_fitted
+from clipray.numerics.heads import FITTED_HEADS, Pulled, Shots
+from clipray.numerics.heads.cross_fit import cross_fitted
 from clipray.numerics.heads.zero_shot import zero_shot
 from clipray.numerics.solvers import logistic
 from clipray.numerics.solvers.logistic import fit_path, folds, rotate, solve

@@ -14,12 +14,10 @@ from clipray.config import Campaign, Fuser, Head, parse
 from clipray.errors import ConfigError
 from clipray.fingerprint import fingerprint
 from clipray.numerics.fusers import FUSERS
-from clipray.numerics.heads import head_of
+from clipray.numerics.heads import cross_fit, head_of
 from clipray.steps import checks
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.evaluate import fitted
+from clipray.steps.evaluate import fitted, read, score
 from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.evaluate import score as views
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 
 
@@ -129,13 +127,12 @@ def test_an_image_of_the_test_split_is_never_drawn(tmp_path):
     world.labels["train"][:20] = world.labels["test"][:20]
     task = world.task(shots=(40,))
     splits = {
-        s: evaluate.read_split(world.store, places, CLASSES)
-        for s, places in task.embeddings.items()
+        s: read.read_split(world.store, places, CLASSES) for s, places in task.embeddings.items()
     }
-    train = evaluate.read_train(world.store, task, CLASSES)
+    train = read.read_train(world.store, task, CLASSES)
     assert set(train.image_ids) == set(world.ids["train"][20:])
     whole = splits["train"]  # even where the images are still there
-    sets = evaluate.draw(world.store, task, whole, CLASSES, task.shots, task.seeds)
+    sets = read.draw(world.store, task, whole, CLASSES, task.shots, task.seeds)
     (drawn,) = sets.draws  # there is nothing to choose
     assert {whole.image_ids[row] for row in drawn.rows_K} == set(world.ids["train"][20:])
 
@@ -190,7 +187,7 @@ def test_every_row_says_what_its_method_is(tmp_path):
     expected |= {"proto_avg": "control", "my-ncm_concat": "control"}
     pairs = {f"pair/{a}/{b}": "measure" for a in BACKBONES for b in BACKBONES if a != b}
     assert kinds == {method: {kind} for method, kind in (expected | pairs).items()}
-    assert set(scores[scores["head"] == views.SPACES]["kind"]) == {"measure"}
+    assert set(scores[scores["head"] == score.SPACES]["kind"]) == {"measure"}
 
 
 def test_a_head_with_settings_of_its_own(tmp_path):
@@ -265,15 +262,13 @@ def test_fusers_are_told_where_a_heads_logits_had_to_be_borrowed(tmp_path, head,
     world = World(tmp_path)
     task = world.task(heads=(head,), shots=(shots,))
     splits = {
-        s: evaluate.read_split(world.store, places, CLASSES)
-        for s, places in task.embeddings.items()
+        s: read.read_split(world.store, places, CLASSES) for s, places in task.embeddings.items()
     }
-    weights = tuple(
-        torch.from_numpy(classifiers.read(world.store, place)) for place in task.classifiers
-    )
-    draw = evaluate.draw(world.store, task, splits["train"], CLASSES, (shots,), 1).draws[0]
-    problem = views.shots(draw, splits["train"], weights, task.scales)
-    support = views.support(head_of(head), problem, folds=3)
+    weights = read.read_classifiers(world.store, task)
+    draw = read.draw(world.store, task, splits["train"], CLASSES, (shots,), 1).draws[0]
+    views = read.views_of(task, weights, splits["train"])
+    problem = cross_fit.shots_of(views, splits["train"].labels_N, draw.rows_K, draw.seed)
+    support = cross_fit.support(head_of(head), problem, 3)
     assert support.borrowed is borrowed
     assert support.take(support.labels_K == 0).borrowed is borrowed
 
@@ -336,7 +331,7 @@ def test_costs_add_up_and_name_the_backbones_that_run(tmp_path):
     costs = tuple({"gflops": 1.0 * 4**m, "latency_ms": 2.0, "memory_mb": 10.0} for m in range(3))
     task = world.task(fusers=("log_avg", "nlc"), shots=(1,))
     scores, _ = world.frames(dataclasses.replace(task, costs=costs))
-    assert fingerprint(dataclasses.replace(task, costs=costs).what) == fingerprint(task.what)
+    assert fingerprint(dataclasses.replace(task, costs=costs)) == fingerprint(task)
     assert value(scores, method="single/beta", metric="gflops") == 4.0
     small = 2 * 3 * CLASSES / 1e9
     assert value(scores, method="log_avg", metric="gflops") == pytest.approx(21 + small, abs=1e-12)

@@ -9,6 +9,7 @@ from clipray.artefacts import support_sets
 from clipray.config import Compute, Fuser
 from clipray.numerics.fusers import settings_of
 from clipray.steps import cluster
+from clipray.steps.evaluate import lessons
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
 from clipray.store import Store
@@ -83,7 +84,7 @@ def test_an_image_of_the_test_split_is_in_no_episode(tmp_path):
     world.ids["train"][:20] = world.ids["test"][:20]
     task, settings = world.task(**NLC_META), settings_of("nlc_meta")
     left = world.labels["train"][20:]
-    for episode in meta.episodes(store, task, settings):
+    for episode in lessons.episodes(store, task, settings):
         assert len(episode.labels_Q) < len(left)
     drawn = support_sets.read(store, f"support_sets/{store.names('support_sets').pop()}")
     assert not set(drawn["image_id"].to_pylist()) & set(world.ids["test"])

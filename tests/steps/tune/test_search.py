@@ -19,7 +19,7 @@ from clipray.config import Campaign, parse
 from clipray.config.search import Tune
 from clipray.numerics.fusers import FUSERS, settings_of
 from clipray.steps import checks
-from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import read
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune import search as tune
 from clipray.steps.tune import trial as tune_worker
@@ -143,7 +143,7 @@ def test_scores_are_those_of_a_plain_loop(tmp_path):
 def test_a_fit_is_scored_on_the_rest_of_the_train_split(tmp_path):
     store, (task, *_) = world(tmp_path)
     problem, place = heldout.prepare(store, "p", task, config(queries=20))
-    train = evaluate.read_split(store, task.embeddings["train"], 4)
+    train = read.read_split(store, task.embeddings["train"], 4)
     for pairs in problem.parts.values():
         ((fit, held),) = pairs
         assert len(fit) == 8

@@ -1,0 +1,106 @@
+"""From backbones and a support set to what heads and fusers learn from, without a look at an image's own label."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipray.numerics.contracts import State, Support
+from clipray.numerics.heads import Head, Shots
+from clipray.numerics.heads.zero_shot import zero_shot
+from clipray.numerics.solvers.logistic import folds
+
+
+class View(NamedTuple):
+    """One backbone as it sees some images of a dataset.
+
+    Attributes:
+        name: the backbone's.
+        classifier_CD: its zero-shot class vectors.
+        scale, bias: the model's own.
+        embeddings_ND: the images', as the model gives them, not normalised.
+        cost: per image, see `cost.method_cost`; empty where it is not known.
+    """
+
+    name: str
+    classifier_CD: Tensor
+    scale: float
+    bias: float
+    embeddings_ND: Tensor
+    cost: Mapping[str, float] = {}
+
+
+def shots_of(views: Sequence[View], labels_N: Tensor, rows_K: Tensor, seed: int) -> list[Shots]:
+    """List what each backbone's head may learn from in one support set.
+
+    Args:
+        views: M backbones on the N images that the set is drawn from. labels_N: the images' classes.
+        rows_K: the support images. seed: the support set's number.
+    """
+    labels_K = labels_N[rows_K]
+    return [
+        Shots(view.embeddings_ND[rows_K], labels_K, view.classifier_CD, view.scale, view.bias, seed)
+        for view in views
+    ]
+
+
+def support(head: Head, problem: Sequence[Shots], most: int) -> Support:
+    """Make what a fuser may learn from: the support images' embeddings, labels and cross-fitted logits.
+
+    Args:
+        problem: what each of M backbones' heads may learn from. most: as `cross_fitted` takes it.
+    """
+    logits = [cross_fitted(head, shots, head.settings, most) for shots in problem]
+    labels_K = problem[0].labels_K
+    return Support(
+        torch.stack(logits, dim=1),
+        tuple(shots.embeddings_KD for shots in problem),
+        labels_K,
+        seed=problem[0].seed,
+        borrowed=borrowed(head, labels_K, most),
+    )
+
+
+def logits(head: Head, states: Sequence[State], views: Sequence[View]) -> Tensor:
+    """Apply a fitted head, whose states are one a backbone, to the images of M views: logits_NMC."""
+    found = []
+    for state, view in zip(states, views, strict=True):
+        parts = (view.embeddings_ND, view.classifier_CD, view.scale, view.bias)
+        found.append(head.apply(state, *parts))
+    return torch.stack(found, dim=1)
+
+
+def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor:
+    """logits_KC of the support images, each from a head that has not seen it; for fusers that need the same labels.
+
+    With one image per class there is nothing to spare, and the zero-shot logits are given (`borrowed`). Heads that lack
+    some classes' images were tried in their place: temperatures gain by them, `nlc` and `stacking`, which then see no
+    image of a class that the head knows, fall below chance.
+
+    Args:
+        head: one of `FITTED_HEADS`.
+        most: the most folds.
+    """
+    fold_K = folds(problem.labels_K, most)
+    whole = zero_shot(problem.embeddings_KD, problem.classifier_CD, problem.scale, problem.bias)
+    count = int(fold_K.max()) + 1 if len(fold_K) else 1
+    if not head.needs_labels or count == 1:
+        return whole
+    states = head.fit([problem.take(fold_K != f) for f in range(count)], settings)
+    for f, state in enumerate(states):
+        held = fold_K == f
+        x = problem.embeddings_KD[held]
+        whole[held] = head.apply(state, x, problem.classifier_CD, problem.scale, problem.bias)
+    return whole
+
+
+def borrowed(head: Head, labels_K: Tensor, most: int) -> bool:
+    """Whether `cross_fitted` has to give zero-shot logits in place of the head's, and they are no likeness of them.
+
+    >>> from clipray.numerics.heads import FITTED_HEADS
+    >>> one_each = torch.arange(3)
+    >>> [borrowed(FITTED_HEADS[name], one_each, most=3) for name in ("linear_probe", "tip_adapter")]
+    [True, False]
+    """
+    return head.needs_labels and not head.keeps_text and not folds(labels_K, most).any()

@@ -74,6 +74,9 @@ class Fuser(NamedTuple):
             have to beat; or "reference", what they are compared with.
         path: of iterative fusers, (supports, settings of each, parts) -> what `fit` would give after each of that many
             equal parts of the training; the last is what `fit` gives.
+        flops: (state, backbones, classes, embedding dimensions) -> floating-point operations per image that a fitted
+            fuser adds to its backbones, see `fusers.flops`.
+        about: what it does, one plain sentence for reports.
     """
 
     fit: Callable[[Sequence[Support], Any], list[State]]
@@ -84,6 +87,8 @@ class Fuser(NamedTuple):
     transductive: bool = False
     kind: str = "fuser"
     path: Callable[[Sequence[Support], Sequence[Any], int], Iterator[list[State]]] | None = None
+    flops: Callable[[State, int, int, Sequence[int]], float] | None = None
+    about: str = ""
 
 
 def fit_nothing(supports: Sequence[Support], settings: Any) -> list[State]:

@@ -13,6 +13,7 @@ from clipray.numerics.fusers import (
     averages,
     convex,
     dynamic_selection,
+    flops,
     guarded,
     nlc,
     nlc_meta,
@@ -58,71 +59,233 @@ def _on_embeddings(fit: Any, apply: Any, settings: Any, **more: Any) -> Fuser:
     return Fuser(fit, apply, settings, needs_embeddings=True, **more)
 
 
-def _control(fit: Any, apply: Any, settings: Any) -> Fuser:
-    return _on_embeddings(fit, apply, settings, kind="control")
+def _control(fit: Any, apply: Any, settings: Any, **more: Any) -> Fuser:
+    return _on_embeddings(fit, apply, settings, kind="control", **more)
 
 
-def _gate(**settings: Any) -> Fuser:
-    return _on_embeddings(nlc.fit, nlc.apply, nlc.Gate(**settings), path=nlc.path)
+def _gate(about: str, **settings: Any) -> Fuser:
+    how = nlc.Gate(**settings)
+    return _on_embeddings(nlc.fit, nlc.apply, how, path=nlc.path, flops=flops.network, about=about)
 
 
 FUSERS: dict[str, Fuser] = {
-    "mean_logits": _label_free(averages.mean_logits),
-    "log_avg": _label_free(averages.log_avg),
-    "prob_avg": _label_free(averages.prob_avg),
-    "vote_top1": _label_free(averages.vote, settings=averages.Vote(1)),
-    "vote_top3": _label_free(averages.vote, settings=averages.Vote(3)),
-    "conf": _label_free(averages.conf),
-    "conf_weighted": _label_free(averages.conf_weighted),
-    "best_single_on_support": Fuser(singles.fit_best_single, singles.best_single, kind="reference"),
-    "c_log_avg": Fuser(averages.fit_calibrated, averages.c_log_avg, averages.Calibrated()),
-    "c_prob_avg": Fuser(averages.fit_calibrated, averages.c_prob_avg, averages.Calibrated()),
-    "c_conf": Fuser(averages.fit_calibrated, averages.c_conf, averages.Calibrated()),
-    "weighted": Fuser(convex.fit_convex, convex.convex, convex.Convex("log")),
-    "super_learner": Fuser(convex.fit_convex, convex.convex, convex.Convex("prob")),
-    "greedy": Fuser(convex.fit_greedy, convex.convex, convex.Greedy()),
-    "gac": Fuser(stacking.fit_genetic, stacking.weighted_logits, stacking.Genetic()),
-    "stacking": Fuser(stacking.fit_stacking, stacking.stacking, stacking.Stacking()),
-    "nlc": _gate(),
-    "moe": _gate(hidden=0, rate=1e-2, weight_decay=0.0, weight_map="softmax", combine="probs"),
-    "swig": _gate(hidden=80, rate=1e-3, weight_decay=0.0, weight_map="softmax", combine="probs"),
+    "mean_logits": _label_free(
+        averages.mean_logits,
+        flops=flops.logits_only,
+        about="The mean of the backbones' logits.",
+    ),
+    "log_avg": _label_free(
+        averages.log_avg,
+        flops=flops.logits_only,
+        about="The mean of the backbones' log-probabilities: a product of experts.",
+    ),
+    "prob_avg": _label_free(
+        averages.prob_avg,
+        flops=flops.logits_only,
+        about="The mean of the backbones' probabilities: a mixture of experts.",
+    ),
+    "vote_top1": _label_free(
+        averages.vote,
+        settings=averages.Vote(1),
+        flops=flops.logits_only,
+        about="Each backbone votes for its best class.",
+    ),
+    "vote_top3": _label_free(
+        averages.vote,
+        settings=averages.Vote(3),
+        flops=flops.logits_only,
+        about="Each backbone votes for its three best classes.",
+    ),
+    "conf": _label_free(
+        averages.conf,
+        flops=flops.logits_only,
+        about="For each image the backbone that is surest of its answer.",
+    ),
+    "conf_weighted": _label_free(
+        averages.conf_weighted,
+        flops=flops.logits_only,
+        about="The mean of the backbones' probabilities, surer backbones weighing more, image by image.",
+    ),
+    "best_single_on_support": Fuser(
+        singles.fit_best_single,
+        singles.best_single,
+        kind="reference",
+        flops=flops.logits_only,
+        about="The one backbone that is best on the support set.",
+    ),
+    "c_log_avg": Fuser(
+        averages.fit_calibrated,
+        averages.c_log_avg,
+        averages.Calibrated(),
+        flops=flops.logits_only,
+        about="`log_avg` of backbones whose temperatures are fitted on the support set.",
+    ),
+    "c_prob_avg": Fuser(
+        averages.fit_calibrated,
+        averages.c_prob_avg,
+        averages.Calibrated(),
+        flops=flops.logits_only,
+        about="`prob_avg` of backbones whose temperatures are fitted on the support set.",
+    ),
+    "c_conf": Fuser(
+        averages.fit_calibrated,
+        averages.c_conf,
+        averages.Calibrated(),
+        flops=flops.logits_only,
+        about="`conf` of backbones whose temperatures are fitted on the support set.",
+    ),
+    "weighted": Fuser(
+        convex.fit_convex,
+        convex.convex,
+        convex.Convex("log"),
+        flops=flops.logits_only,
+        about="A weighted mean of log-probabilities, its convex weights fitted on the support set.",
+    ),
+    "super_learner": Fuser(
+        convex.fit_convex,
+        convex.convex,
+        convex.Convex("prob"),
+        flops=flops.logits_only,
+        about="A weighted mean of probabilities, its convex weights fitted on the support set.",
+    ),
+    "greedy": Fuser(
+        convex.fit_greedy,
+        convex.convex,
+        convex.Greedy(),
+        flops=flops.logits_only,
+        about="A mean of backbones that are added one by one as the support set gains by them.",
+    ),
+    "gac": Fuser(
+        stacking.fit_genetic,
+        stacking.weighted_logits,
+        stacking.Genetic(),
+        flops=flops.logits_only,
+        about="A weighted mean of logits, its weights searched by a genetic algorithm on the support set.",
+    ),
+    "stacking": Fuser(
+        stacking.fit_stacking,
+        stacking.stacking,
+        stacking.Stacking(),
+        flops=flops.stacked,
+        about="A logistic regression on all backbones' log-probabilities.",
+    ),
+    "nlc": _gate(
+        "A small network on the embeddings that weighs the backbones' logits for each image.",
+    ),
+    "moe": _gate(
+        "A linear gate on the embeddings that mixes the backbones' probabilities for each image.",
+        hidden=0,
+        rate=1e-2,
+        weight_decay=0.0,
+        weight_map="softmax",
+        combine="probs",
+    ),
+    "swig": _gate(
+        "A small network on the embeddings that mixes the backbones' probabilities for each image.",
+        hidden=80,
+        rate=1e-3,
+        weight_decay=0.0,
+        weight_map="softmax",
+        combine="probs",
+    ),
     "knora_e": _on_embeddings(
         dynamic_selection.fit_neighbours,
         dynamic_selection.neighbours,
         dynamic_selection.Neighbours("knora_e"),
+        flops=flops.support_keys,
+        about="The backbones that are right on all of the nearest support images.",
     ),
     "knora_u": _on_embeddings(
         dynamic_selection.fit_neighbours,
         dynamic_selection.neighbours,
         dynamic_selection.Neighbours("knora_u"),
+        flops=flops.support_keys,
+        about="The backbones weighed by how many of the nearest support images they have right.",
     ),
     "ola": _on_embeddings(
         dynamic_selection.fit_neighbours,
         dynamic_selection.neighbours,
         dynamic_selection.Neighbours("ola"),
+        flops=flops.support_keys,
+        about="The backbone that is best on the nearest support images.",
     ),
     "meta_des": _on_embeddings(
-        dynamic_selection.fit_meta_des, dynamic_selection.meta_des, dynamic_selection.MetaDes()
+        dynamic_selection.fit_meta_des,
+        dynamic_selection.meta_des,
+        dynamic_selection.MetaDes(),
+        flops=flops.meta_classifier,
+        about="The backbones that a classifier of meta-features expects to be right on the image.",
     ),
-    "ot": _label_free(ot.apply, settings=ot.Transport(), needs_embeddings=True, transductive=True),
+    "ot": _label_free(
+        ot.apply,
+        settings=ot.Transport(),
+        needs_embeddings=True,
+        transductive=True,
+        flops=flops.transport,
+        about="Pseudo-labels for all images together by optimal transport between images and classes.",
+    ),
     "ncm_concat": _control(
-        prototypes.fit_ncm_concat, prototypes.ncm_concat, prototypes.Prototypes(centre=False)
+        prototypes.fit_ncm_concat,
+        prototypes.ncm_concat,
+        prototypes.Prototypes(centre=False),
+        flops=flops.class_vectors,
+        about="The nearest class mean in all backbones' embeddings side by side.",
     ),
     "proto_avg": _control(
-        prototypes.fit_proto_avg, prototypes.proto_avg, prototypes.Prototypes(centre=True)
+        prototypes.fit_proto_avg,
+        prototypes.proto_avg,
+        prototypes.Prototypes(centre=True),
+        flops=flops.class_vectors,
+        about="The nearest class mean, its cosine averaged over the backbones' spaces.",
     ),
-    "tip_adapter_avg": _control(prototypes.fit_tip, prototypes.tip_avg, prototypes.Tip()),
+    "tip_adapter_avg": _control(
+        prototypes.fit_tip,
+        prototypes.tip_avg,
+        prototypes.Tip(),
+        flops=flops.support_keys,
+        about="A cache of support images added to each backbone's logits, then averaged.",
+    ),
     "linear_probe_concat": _control(
-        prototypes.fit_probe_concat, prototypes.probe_concat, prototypes.Probe()
+        prototypes.fit_probe_concat,
+        prototypes.probe_concat,
+        prototypes.Probe(),
+        flops=flops.class_vectors,
+        about="A linear probe on all backbones' embeddings side by side.",
     ),
-    "nlc_prior": _on_embeddings(nlc_prior.fit, nlc_prior.apply, nlc_prior.PriorGate()),
-    "nlc_meta": _on_embeddings(nlc_meta.fit, nlc_meta.apply, nlc_meta.MetaGate()),
-    "anchored": _on_embeddings(anchored.fit, anchored.apply, anchored.Anchored()),
+    "nlc_prior": _on_embeddings(
+        nlc_prior.fit,
+        nlc_prior.apply,
+        nlc_prior.PriorGate(),
+        flops=flops.linear_gate,
+        about="A gate that leaves the calibrated average only as far as the support set pays for it.",
+    ),
+    "nlc_meta": _on_embeddings(
+        nlc_meta.fit,
+        nlc_meta.apply,
+        nlc_meta.MetaGate(),
+        flops=nlc_meta.flops,
+        about="One gate for experts of text and of prototypes, learned on other data sets.",
+    ),
+    "anchored": _on_embeddings(
+        anchored.fit,
+        anchored.apply,
+        anchored.Anchored(),
+        flops=flops.class_vectors,
+        about="A linear probe on all embeddings that starts from what text says of the image.",
+    ),
     "proto_fusion": _on_embeddings(
-        proto_fusion.fit, proto_fusion.apply, proto_fusion.ProtoFusion()
+        proto_fusion.fit,
+        proto_fusion.apply,
+        proto_fusion.ProtoFusion(),
+        flops=flops.text_and_prototypes,
+        about="What text says of an image and what class means say of it, each weighed by its evidence.",
     ),
 }
 FUSERS["guarded"] = _on_embeddings(
-    partial(guarded.fit, FUSERS), partial(guarded.apply, FUSERS), guarded.Guarded()
+    partial(guarded.fit, FUSERS),
+    partial(guarded.apply, FUSERS),
+    guarded.Guarded(),
+    flops=partial(guarded.flops, FUSERS),
+    about="A mixture of other fusers by what they do on support images that they have not seen.",
 )
 FUSERS.update({name: exact_fuser(fuser) for name, fuser in FUSERS.items()})

@@ -4,7 +4,7 @@ Each candidate is calibrated on those images first, so that one that is right bu
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from clipray.numerics.contracts import Fuser, State, Support
 from clipray.numerics.fusers.averages import CALIBRATED, Calibrated
 from clipray.numerics.fusers.convex import log_mix, simplex_weights
+from clipray.numerics.fusers.flops import logits_only
 from clipray.numerics.solvers.logistic import folds
 from clipray.numerics.solvers.newton import inverse_temperatures
 
@@ -135,13 +136,37 @@ def apply(
 ) -> Tensor:
     """log Σ_j w_j p_j over the calibrated candidates of any weight."""
     fused, kept = [], []
-    parts = zip(
+    for fuser, inner, weight, beta in _parts(fusers, state):
+        log_p_NC = fuser.apply(inner, logits_NMC, embeddings)
+        fused.append(torch.log_softmax(beta * log_p_NC, dim=1))
+        kept.append(weight)
+    w_1J = torch.tensor([kept], dtype=logits_NMC.dtype)
+    return log_mix(w_1J / w_1J.sum(), torch.stack(fused, 1).to(logits_NMC), "prob")[:, 0].clamp_min(
+        -87.0
+    )
+
+
+def flops(
+    fusers: Mapping[str, Fuser], state: State, backbones: int, classes: int, dims: Sequence[int]
+) -> float:
+    """Those of the candidates of any weight, and of their mixture; see `fusers.flops`."""
+    parts = [
+        fuser.flops(inner, backbones, classes, dims) for fuser, inner, _, _ in _parts(fusers, state)
+    ]
+    return sum(parts) + logits_only(state, len(parts), classes, dims)
+
+
+def _parts(
+    fusers: Mapping[str, Fuser], state: State
+) -> Iterator[tuple[Fuser, State, float, float]]:
+    """The candidates of any weight: each with its own state, its weight and its 1/T."""
+    every = zip(
         state.settings.candidates,
         state.tensors["w_J"].tolist(),
         state.tensors["beta_J"].tolist(),
         strict=True,
     )
-    for name, weight, beta in parts:
+    for name, weight, beta in every:
         if weight > 1e-6:
             tensors = {
                 k.removeprefix(f"{name}/"): t
@@ -149,12 +174,4 @@ def apply(
                 if k.startswith(f"{name}/")
             }
             fuser = _candidate(fusers, name)
-            inner = State(fuser.settings, tensors)
-            fused.append(
-                torch.log_softmax(beta * fuser.apply(inner, logits_NMC, embeddings), dim=1)
-            )
-            kept.append(weight)
-    w_1J = torch.tensor([kept], dtype=logits_NMC.dtype)
-    return log_mix(w_1J / w_1J.sum(), torch.stack(fused, 1).to(logits_NMC), "prob")[:, 0].clamp_min(
-        -87.0
-    )
+            yield fuser, State(fuser.settings, tensors), weight, beta

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipray.numerics.contracts import State, Support
 from clipray.numerics.fusers import proto_fusion
+from clipray.numerics.fusers.flops import MULTIPLY_ADD, text_and_prototypes
 from clipray.numerics.solvers.adam import Adam
 
 OWN, CONTEXT = 13, 5  # features of an expert; those whose mean over the experts is seen beside them
@@ -165,6 +166,16 @@ def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Ten
     return weigh(
         gate(weights, features_NEF, settings.hidden, settings.reach), logits_NEC, base_E
     ).to(logits_NMC)
+
+
+def flops(state: State, backbones: int, classes: int, dims: Sequence[int]) -> float:
+    """The experts', and a small network for each of them; see `fusers.flops`."""
+    experts = text_and_prototypes(state, backbones, classes, dims)
+    if not state.settings.weights:
+        return experts
+    network = MULTIPLY_ADD * 2 * backbones * (FEATURES + 1) * state.settings.hidden
+    weighing = MULTIPLY_ADD * 2 * backbones * classes
+    return experts + network + weighing
 
 
 def episode(support: Support, query: Support, settings: MetaGate, group: str) -> Episode:

@@ -2,31 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
-
 from clipray.numerics.contracts import State
-
-MULTIPLY_ADD = 2  # floating-point operations
-
-
-def fuser_flops(state: State, backbones: int, classes: int) -> float:
-    """Floating-point operations per image that a fitted fuser adds to its backbones, by the sizes of its tensors.
-
-    A matrix that an image's vector meets costs two operations per entry: the gates' layers, class means, probes and
-    the support images' keys. Weighing M×C logits costs two per logit. Softmaxes are not counted.
-
-    >>> import torch
-    >>> from clipray.numerics.contracts import NoSettings
-    >>> fuser_flops(State(NoSettings(), {"w2_HM": torch.zeros(10, 3)}), backbones=3, classes=4)   # 2·30 + 2·12
-    84.0
-    """
-    met = sum(t.numel() for name, t in state.tensors.items() if _is_matrix(name, t))
-    return float(MULTIPLY_ADD * (met + backbones * classes))
-
-
-def _is_matrix(name: str, tensor: Tensor) -> bool:
-    kinds = ("w1_DH", "w2_HM", "v_DM", "w_DC", "means_CD", "keys_KD", "profile_KX")
-    return tensor.ndim == 2 and any(part in kinds for part in name.split("/"))
 
 
 def backbones_used(state: State, backbones: int) -> Sequence[int]:

@@ -195,13 +195,15 @@ def score_fusers(
     """Score what fusers give at (head, shots, seed), and what it costs."""
     head, shots, seed = where
     costs = [view.cost for view in test]
+    dims = tuple(view.classifier_CD.shape[1] for view in test)
     for entry, state, log_probs_NC in results:
         here = Place(head, entry.name, shots, seed)
-        kind = FUSERS[entry.fuser].kind
+        fuser = FUSERS[entry.fuser]
+        kind = fuser.kind
         scores.add(here, kind, log_probs_NC)
         if any(costs):
             used = cost.backbones_used(state, len(test))
-            added = cost.fuser_flops(state, len(test), log_probs_NC.shape[1]) / 1e9
+            added = fuser.flops(state, len(test), log_probs_NC.shape[1], dims) / 1e9
             scores.plain(here, kind, cost.method_cost(used, costs, added))
 
 

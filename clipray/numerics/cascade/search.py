@@ -1,0 +1,186 @@
+"""Which backbones, and in which order: every subset of up to ten backbones by what it costs and what it has right.
+
+Two things are known of a subset. Its oracle, how often any of its backbones is right, comes from the histogram of
+right and wrong alone, for any number of images; so does the cost that an order would have if each image left at the
+first backbone that has it right, the least that any router can pay. And its accuracy when it is fused: `log_avg` needs
+no fit, so that it can be had for all subsets at once, and stands in for the fusers that would have to be fitted 2^M
+times.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipray.numerics.measures import complementarity, intervals
+
+MOST = 10  # backbones whose subsets are all looked at
+RESAMPLES = 1000
+BLOCK = 2**24  # fused logits held at once
+
+
+class Order(NamedTuple):
+    """The best order of a subset's backbones.
+
+    Attributes:
+        members: numbers of the backbones, in the order in which they run.
+        gflops: per image when all of them run.
+        oracle: share of images that any of them has right.
+        expected: mean GFLOPs per image if it left at the first backbone that has it right (all run if none has).
+    """
+
+    members: tuple[int, ...]
+    gflops: float
+    oracle: float
+    expected: float
+
+
+class Choice(NamedTuple):
+    """A subset as an answer to "which backbones?".
+
+    Attributes:
+        members: numbers of the backbones, rising.
+        gflops: per image.
+        accuracy: of their `log_avg` fusion, with its interval over images.
+        oracle: share of images that any of them has right, with its interval.
+        best_in: share of bootstrap resamples of the images in which it is the most accurate of those that it was chosen
+            from: how sure the choice is.
+    """
+
+    members: tuple[int, ...]
+    gflops: float
+    accuracy: intervals.Interval
+    oracle: intervals.Interval
+    best_in: float
+
+
+def subsets(backbones: int) -> list[tuple[int, ...]]:
+    """All 2^M − 1 subsets, small ones first.
+
+    Raises:
+        ValueError: there are too many backbones.
+
+    >>> subsets(2)
+    [(0,), (1,), (0, 1)]
+    """
+    if backbones > MOST:
+        raise ValueError(f"{backbones} backbones have too many subsets; choose at most {MOST}")
+    sizes = range(1, backbones + 1)
+    return [members for size in sizes for members in combinations(range(backbones), size)]
+
+
+def orders(p: complementarity.Patterns, gflops_M: Sequence[float]) -> list[Order]:
+    """For each subset the order of least expected cost, in the order of `subsets`.
+
+    An order o costs Σ_k c_{o_k} · P(all before the k-th are wrong), and P depends on which backbones came before and
+    not on their order. So the best order of a set ends with some backbone m, and is the best order of the others before
+    it: all orders are compared in M·2^M steps (Held and Karp 1962). Ties go to the lower numbers.
+
+    >>> right = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 0]])
+    >>> orders(complementarity.patterns(right), [1.0, 2.0])[2]      # 1 + 2 · 2/4
+    Order(members=(0, 1), gflops=3.0, oracle=0.75, expected=2.0)
+    """
+    oracle_V = complementarity.oracle_of_subsets(p).tolist()
+    best: dict[frozenset, tuple[float, tuple[int, ...]]] = {frozenset(): (0.0, ())}
+    found = []
+    for members in subsets(len(gflops_M)):
+        ways = []
+        for last in members:
+            before = frozenset(members) - {last}
+            cost, order = best[before]
+            missed = 1 - oracle_V[_code(before)]
+            ways.append((cost + gflops_M[last] * missed, (*order, last)))
+        expected, order = min(ways)
+        best[frozenset(members)] = (expected, order)
+        gflops = sum(gflops_M[m] for m in members)
+        found.append(Order(order, gflops, oracle_V[_code(members)], expected))
+    return found
+
+
+def by_cost(members: Sequence[int], gflops_M: Sequence[float]) -> tuple[int, ...]:
+    """Backbones from the cheapest up: the order in which a cascade runs them unless it is told another.
+
+    >>> by_cost((0, 1, 2), [3.0, 1.0, 2.0])
+    (1, 2, 0)
+    """
+    return tuple(sorted(members, key=lambda m: (gflops_M[m], m)))
+
+
+def right_of(logits_NMC: Tensor, labels_N: Tensor, sets: Sequence[Sequence[int]]) -> Tensor:
+    """Whether the `log_avg` fusion of each set of backbones has each image right, bool N×V."""
+    mask_VM = torch.zeros(len(sets), logits_NMC.shape[1], dtype=logits_NMC.dtype)
+    for row, members in enumerate(sets):
+        mask_VM[row, list(members)] = 1 / len(members)
+    step = max(1, BLOCK // (len(sets) * logits_NMC.shape[2]))
+    parts = []
+    for block_NMC, block_N in zip(logits_NMC.split(step), labels_N.split(step), strict=True):
+        log_p_NMC = torch.log_softmax(block_NMC, dim=-1)
+        said_NV = torch.einsum("vm,nmc->nvc", mask_VM, log_p_NMC).argmax(2)
+        parts.append(said_NV == block_N[:, None])
+    return torch.cat(parts) if parts else torch.zeros(0, len(sets), dtype=torch.bool)
+
+
+def which_backbones(
+    logits_NMC: Tensor,
+    labels_N: Tensor,
+    gflops_M: Sequence[float],
+    size: int | None = None,
+    max_gflops: float = math.inf,
+    seed: int = 0,
+) -> list[Choice]:
+    """The subsets that one can afford, from the most accurate down: "I can afford two: which?".
+
+    The images are those of a support set; the first answer is the best on these images, and so looks a little better
+    than it is. `best_in` says how often another sample of images would give the same answer. Ties go to the cheaper.
+
+    Args:
+        logits_NMC: of labelled images.
+        labels_N: their classes.
+        gflops_M: what each backbone costs.
+        size: how many backbones; None: any number.
+        max_gflops: the most that they may cost together.
+        seed: of the bootstrap.
+
+    Returns:
+        nothing where no subset is cheap enough.
+    """
+    afforded = [
+        members
+        for members in subsets(len(gflops_M))
+        if (size is None or len(members) == size) and _total(members, gflops_M) <= max_gflops
+    ]
+    if not afforded or not len(labels_N):
+        return []
+    fused_NV = right_of(logits_NMC, labels_N, afforded)
+    right_NM = logits_NMC.argmax(2) == labels_N[:, None]
+    any_NV = torch.stack([right_NM[:, list(members)].any(1) for members in afforded], dim=1)
+    both = torch.cat([fused_NV, any_NV], dim=1).double()
+    samples_BV, any_BV = intervals.resampled_means(both, RESAMPLES, seed).split(len(afforded), 1)
+    cost_V = torch.tensor([_total(members, gflops_M) for members in afforded])
+    first_B = (samples_BV - 1e-12 * cost_V.argsort().argsort()).argmax(1)
+    share_V = torch.bincount(first_B, minlength=len(afforded)) / len(first_B)
+    choices = []
+    for v, members in enumerate(afforded):
+        accuracy = intervals.percentiles(samples_BV[:, v])
+        oracle = intervals.percentiles(any_BV[:, v])
+        choice = Choice(
+            members,
+            float(cost_V[v]),
+            intervals.Interval(float(both[:, v].mean()), *accuracy),
+            intervals.Interval(float(both[:, len(afforded) + v].mean()), *oracle),
+            float(share_V[v]),
+        )
+        choices.append(choice)
+    return sorted(choices, key=lambda one: (-one.accuracy.value, one.gflops, one.members))
+
+
+def _total(members: Sequence[int], gflops_M: Sequence[float]) -> float:
+    return sum(gflops_M[m] for m in members)
+
+
+def _code(members: Sequence[int] | frozenset) -> int:
+    """The place of a subset in `complementarity.oracle_of_subsets`."""
+    return sum(1 << m for m in members)

@@ -68,6 +68,7 @@ class Fuser(NamedTuple):
         apply: (state, logits_NMC, embeddings) -> log_probs_NC. Has no label parameter.
         settings: a frozen dataclass with every choice that changes a number, at its default.
         needs_labels: False for fusers that do not look at the support set (shots 0).
+        without_labels: of one that needs labels: it can be fitted on an empty support set too, and is used at shots 0.
         needs_embeddings: whether `apply` reads the embeddings.
         transductive: whether an image's result depends on the other images of the same call.
         kind: what it is in a table of scores: "fuser"; "control", a few-shot classifier on all embeddings that fusers
@@ -77,6 +78,9 @@ class Fuser(NamedTuple):
         flops: (state, backbones, classes, embedding dimensions) -> floating-point operations per image that a fitted
             fuser adds to its backbones, see `fusers.flops`.
         about: what it does, one plain sentence for reports.
+        adapt: (state, logits_NMC, embeddings) -> the state that unlabelled images have taught. Who they are, the
+            settings' `unlabelled` says: the "batch" to be classified, those of the "train" split, or "none". `apply` of
+            either state gives an image what no other image of the call changes.
     """
 
     fit: Callable[[Sequence[Support], Any], list[State]]
@@ -89,6 +93,8 @@ class Fuser(NamedTuple):
     path: Callable[[Sequence[Support], Sequence[Any], int], Iterator[list[State]]] | None = None
     flops: Callable[[State, int, int, Sequence[int]], float] | None = None
     about: str = ""
+    without_labels: bool = False
+    adapt: Callable[[State, Tensor, Sequence[Tensor]], State] | None = None
 
 
 def fit_nothing(supports: Sequence[Support], settings: Any) -> list[State]:

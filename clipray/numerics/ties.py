@@ -26,7 +26,8 @@ from clipray.numerics.contracts import Fuser, State, Support, unit
 def exact_fuser(fuser: Fuser) -> Fuser:
     """The same fuser, with equal outputs for classes that it cannot tell apart."""
     apply = partial(_apply_fuser, fuser.apply, fuser.transductive)
-    return fuser._replace(fit=partial(_fit_fuser, fuser.fit), apply=apply)
+    adapt = fuser.adapt and partial(_adapt_fuser, fuser.adapt)
+    return fuser._replace(fit=partial(_fit_fuser, fuser.fit), apply=apply, adapt=adapt)
 
 
 def exact_head(head: Any) -> Any:
@@ -69,6 +70,25 @@ def _with_level_state(state: State, known_XC: Tensor, labels_K: Tensor) -> State
         return state
     level = {name: state.tensors[name].index_select(axis, first_C) for name, axis in own.items()}
     return dataclasses.replace(state, tensors=state.tensors | level)
+
+
+def _adapt_fuser(
+    adapt: Any, state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> State:
+    """What unlabelled images teach of classes that neither they nor the state tell apart is the same."""
+    taught = adapt(state, logits_NMC, embeddings)
+    if taught is state or not len(logits_NMC):
+        return taught
+    classes = logits_NMC.shape[2]
+    first_C = _equal_in_all(logits_NMC, kinds(state.tensors, classes))
+    if torch.equal(first_C, torch.arange(classes)):
+        return taught
+    level = {
+        name: t.index_select(axis, first_C)
+        for name, t in taught.tensors.items()
+        if (axis := class_axis(name, t, classes)) is not None
+    }
+    return dataclasses.replace(taught, tensors=taught.tensors | level)
 
 
 def _apply_fuser(

@@ -22,6 +22,7 @@ from clipray.numerics.fusers import (
     proto_fusion,
     singles,
     stacking,
+    transductive,
 )
 from clipray.numerics.ties import exact_fuser
 
@@ -281,6 +282,15 @@ FUSERS: dict[str, Fuser] = {
         about="What text says of an image and what class means say of it, each weighed by its evidence.",
     ),
 }
+FUSERS["transductive"] = _on_embeddings(
+    partial(transductive.fit, FUSERS),
+    partial(transductive.apply, FUSERS),
+    transductive.Transductive(),
+    without_labels=True,
+    adapt=partial(transductive.adapt, FUSERS),
+    flops=flops.class_vectors,
+    about="A mixture of classes over all embeddings that unlabelled images teach, started from `log_avg`.",
+)
 FUSERS["guarded"] = _on_embeddings(
     partial(guarded.fit, FUSERS),
     partial(guarded.apply, FUSERS),

@@ -13,6 +13,7 @@ from clipray.numerics.contracts import State, Support
 from clipray.numerics.draws import Draw
 from clipray.numerics.fusers import FUSERS, grouped, settings_of, singles
 from clipray.numerics.heads import FITTED_HEADS, cross_fit, head_of, zero_shot
+from clipray.numerics.heads import Head as FittedHead
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, cost, similarity
 from clipray.steps.checks import named_heads
@@ -26,6 +27,13 @@ SPACES = "embeddings"  # stands for a head in the rows of measures that need non
 SAMPLE, NEIGHBOURS = 2048, 10
 
 States = dict[str, State]  # fitted fusers of one support set, by their entries' names
+
+
+class Images(NamedTuple):
+    """Images without labels, as a fuser sees them: logits_NMC of a head, and M embedding matrices N×D_m."""
+
+    logits_NMC: Tensor
+    embeddings: tuple[Tensor, ...]
 
 
 class Fused(NamedTuple):
@@ -46,12 +54,13 @@ def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
     classes = len(weights[0])
     split = read.read_split(store, task.embeddings["test"], classes)
     test = read.views_of(task, weights, split)
-    drawn, problems, facts = [], [], {}
+    drawn, problems, facts, pool = [], [], {}, None
     if "train" in task.embeddings and task.shots:
         train = read.read_train(store, task, classes)
         sets = read.draw(store, task, train, classes, task.shots, task.seeds)
         drawn, facts = sets.draws, {"support_sets": sets.address}
         views = read.views_of(task, weights, train)
+        pool = views if _asks_for_pool(task) else None
         problems = [
             cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed) for draw in drawn
         ]
@@ -61,7 +70,7 @@ def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
     score_support(scores, drawn, task.seeds)
     score_spaces(scores, test)
     for head in named_heads(task.heads):
-        fitted = score_head(scores, head, task, drawn, problems, test)
+        fitted = score_head(scores, head, task, drawn, problems, test, pool)
         if task.save_fusers:
             save(store, place, task, head.name, fitted)
     store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())
@@ -98,6 +107,7 @@ def score_head(
     drawn: Sequence[Draw],
     problems: Sequence[list],
     test: Sequence[View],
+    pool: Sequence[View] | None = None,
 ) -> dict[tuple[int, int], States]:
     """Fit a head and all fusers on every support set, and score them on the test images.
 
@@ -108,6 +118,7 @@ def score_head(
     Args:
         entry: the head, with its settings. drawn: the support sets.
         problems: by support set, what each backbone's head may learn from (`Shots`).
+        pool: the train split's images, whose labels nobody looks at, where a fuser learns from them.
 
     Returns:
         by (shots, seed), every fitted fuser's state by its name.
@@ -121,15 +132,14 @@ def score_head(
     learns = FITTED_HEADS[entry.head].needs_labels
     if not learns:
         head = head_of(entry.head, entry.settings_for(0, 0))
-        nothing = head.fit([None] * len(test), head.settings)
-        logits_NMC = cross_fit.logits(head, nothing, test)
-        score_without_support(scores, (entry.name, 0, 0), task, test, logits_NMC)
+        batch, more = _images(head, [None] * len(test), test, pool)
+        score_without_support(scores, (entry.name, 0, 0), task, test, batch, more, {})
     for draw, head, problem, states in zip(drawn, heads, problems, fitted, strict=True):
         where = (entry.name, draw.shots, draw.seed)
         if learns:
-            logits_NMC = cross_fit.logits(head, head.fit(problem, head.settings), test)
-            score_without_support(scores, where, task, test, logits_NMC)
-        score_fusers(scores, where, test, apply(task, states, logits_NMC, test))
+            batch, more = _images(head, problem, test, pool)
+            score_without_support(scores, where, task, test, batch, more, states)
+        score_fusers(scores, where, test, apply(task, states, batch, more))
     return {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
 
 
@@ -138,11 +148,37 @@ def score_without_support(
     where: tuple[str, int, int],
     task: Task,
     test: Sequence[View],
-    logits_NMC: Tensor,
+    batch: Images,
+    pool: Images | None,
+    fitted: States,
 ) -> None:
-    """Score what needs a head's logits and no labels: single backbones, bounds and label-free fusers."""
-    score_bounds(scores, where, test, logits_NMC)
-    score_fusers(scores, where, test, apply_label_free(task, logits_NMC, test))
+    """Score what needs a head's logits and no labels: single backbones, bounds and label-free fusers.
+
+    Args:
+        fitted: fusers that stand here with labels already.
+    """
+    score_bounds(scores, where, test, batch.logits_NMC)
+    score_fusers(scores, where, test, apply_label_free(task, batch, pool, fitted))
+
+
+def _asks_for_pool(task: Task) -> bool:
+    """Whether a fuser learns from unlabelled train images."""
+    settings = (settings_of(one.fuser, one.settings_for(0, 0)) for one in task.fusers)
+    return any(getattr(one, "unlabelled", "") == "train" for one in settings)
+
+
+def _images(
+    head: FittedHead, problem: list, test: Sequence[View], pool: Sequence[View] | None
+) -> tuple[Images, Images | None]:
+    """The test images and the pool, under a head that has learned from `problem`."""
+    states = head.fit(problem, head.settings)
+
+    def seen(views: Sequence[View]) -> Images:
+        return Images(
+            cross_fit.logits(head, states, views), tuple(view.embeddings_ND for view in views)
+        )
+
+    return seen(test), None if pool is None else seen(pool)
 
 
 def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[States]:
@@ -158,26 +194,33 @@ def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[
     return states
 
 
-def apply(task: Task, states: States, logits_NMC: Tensor, test: Sequence[View]) -> Iterator[Fused]:
+def apply(task: Task, states: States, batch: Images, pool: Images | None) -> Iterator[Fused]:
     """Apply every fuser with a state."""
-    embeddings = tuple(view.embeddings_ND for view in test)
     for entry in task.fusers:
         if entry.name in states:
-            state = states[entry.name]
-            log_probs_NC = FUSERS[entry.fuser].apply(state, logits_NMC, embeddings)
-            yield Fused(entry, state, log_probs_NC)
+            yield _apply(entry, states[entry.name], batch, pool)
 
 
-def apply_label_free(task: Task, logits_NMC: Tensor, test: Sequence[View]) -> Iterator[Fused]:
-    """Apply every fuser that needs no labels."""
-    embeddings = tuple(view.embeddings_ND for view in test)
+def apply_label_free(
+    task: Task, batch: Images, pool: Images | None, fitted: States
+) -> Iterator[Fused]:
+    """Apply every fuser that needs no labels, without those that have a state in `fitted`."""
     for entry in task.fusers:
         fuser = FUSERS[entry.fuser]
-        if fuser.needs_labels:
+        if entry.name in fitted or (fuser.needs_labels and not fuser.without_labels):
             continue
         settings = settings_of(entry.fuser, entry.settings_for(0, 0))
-        (state,) = fuser.fit([nothing(logits_NMC, embeddings)], settings)
-        yield Fused(entry, state, fuser.apply(state, logits_NMC, embeddings))
+        (state,) = fuser.fit([nothing(*batch)], settings)
+        yield _apply(entry, state, batch, pool)
+
+
+def _apply(entry: Fuser, state: State, batch: Images, pool: Images | None) -> Fused:
+    """Let the unlabelled images that the settings name teach the state, then apply it to the batch."""
+    fuser = FUSERS[entry.fuser]
+    teachers = {"batch": batch, "train": pool}.get(getattr(state.settings, "unlabelled", "none"))
+    if fuser.adapt and teachers is not None:
+        state = fuser.adapt(state, *teachers)
+    return Fused(entry, state, fuser.apply(state, *batch))
 
 
 def nothing(logits_NMC: Tensor, embeddings: tuple[Tensor, ...]) -> Support:

@@ -1,0 +1,295 @@
+"""`transductive`: unlabelled images teach a mixture of classes, started from what another fuser says of them.
+
+One Gaussian per class over all backbones' embeddings, side by side, with a diagonal covariance that the classes share.
+Its answers start at another fuser's log-probabilities q and stay tied to them:
+
+    z_i = softmax(log q_i + trust · bounded(log π + log N(x_i; μ, σ²) / (s √D)))
+
+(the family of TransCLIP, arXiv 2406.01837, and StatA, arXiv 2501.03729; several backbones, the weights and the rules
+for safety are ours). Support images are z fixed to their label. What it learns is a state: `apply` gives any image
+its z, and no image depends on another one of the call.
+
+Each round is a sum over blocks of images (`block_statistics`) and a function of that sum (`parameters`), so that the
+blocks may lie anywhere.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipray.numerics.contracts import Fuser, State, Support, unit
+
+_TINY = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Transductive:
+    """Settings of `transductive`.
+
+    Attributes:
+        start: name of the fuser whose log-probabilities are q.
+        unlabelled: who teaches: the images to be classified, unlabelled images of the train split, or none.
+        share_count: images of every class that the class weights π count beside those they see.
+        pull: images of the batch's centre in each class mean, as a part of the mean size of a class.
+        pull_few: what is added to `pull`, divided by the effective number of classes: where there are few, the
+            differences within a class are taken for differences between classes.
+        variance_count: images of the mean variance in that of each dimension.
+        softness: s above.
+        bound: the most, in nats, that the mixture may move a class's log-odds against q's first choice.
+        doubtful, sure: how sure q must be for a trust of 0 and of 1, see `reliability`.
+        support_weight: how many unlabelled images a support image counts for.
+        rounds: at most. tolerance: relative change of the means that ends them.
+        block: images at once.
+    """
+
+    start: str = "log_avg"
+    unlabelled: Literal["batch", "train", "none"] = "batch"
+    share_count: float = 1.0
+    pull: float = 0.3
+    pull_few: float = 0.5
+    variance_count: float = 10.0
+    softness: float = 2.0
+    bound: float = 10.0
+    doubtful: float = 0.5
+    sure: float = 0.6
+    support_weight: float = 3.0
+    rounds: int = 40
+    tolerance: float = 1e-3
+    block: int = 4096
+
+
+class Statistics(NamedTuple):
+    """What the mixture needs to know of some images; those of two sets of images add up.
+
+    Attributes:
+        count_C: Σ z. sum_CD: Σ z x. square_D: Σ x².
+    """
+
+    count_C: Tensor
+    sum_CD: Tensor
+    square_D: Tensor
+
+    def plus(self, other: "Statistics") -> "Statistics":
+        """The statistics of both sets of images."""
+        return Statistics(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Parameters(NamedTuple):
+    """A mixture: class means, the inverse of s√D·σ², and the logs of the class weights."""
+
+    means_CD: Tensor
+    sharpness_D: Tensor
+    log_share_C: Tensor
+
+
+def features(embeddings: Sequence[Tensor]) -> Tensor:
+    """Embeddings side by side: each of unit length by itself, of length 1 together."""
+    return torch.cat([unit(e) for e in embeddings], dim=1) / len(embeddings) ** 0.5
+
+
+def block_statistics(z_NC: Tensor, x_ND: Tensor) -> Statistics:
+    """The statistics of a block of images.
+
+    >>> block_statistics(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[2.0], [4.0]])).sum_CD
+    tensor([[4.],
+            [2.]])
+    """
+    return Statistics(z_NC.sum(0), z_NC.T @ x_ND, x_ND.square().sum(0))
+
+
+def parameters(seen: Statistics, support: Statistics | None, settings: Transductive) -> Parameters:
+    """The mixture of the sums over all unlabelled images and over the support set.
+
+    Class weights are (n + a) / (N + a C) of the unlabelled images. A class mean is pulled to the centre, 0, by
+    κ = (pull + pull_few / K) · Σn²/Σn images, with K = (Σn)² / Σn² the effective number of classes.
+    """
+    count_C, sum_CD, square_D = seen
+    images = count_C.sum().clamp_min(_TINY)
+    size = count_C.square().sum() / images
+    pull = (settings.pull + settings.pull_few * size / images) * size
+    labelled_C = count_C if support is None else count_C + support.count_C
+    labelled_CD = sum_CD if support is None else sum_CD + support.sum_CD
+    means_CD = labelled_CD / (labelled_C + pull).clamp_min(_TINY)[:, None]
+    spread_D = square_D - 2 * (sum_CD * means_CD).sum(0)
+    spread_D = spread_D + (count_C[:, None] * means_CD.square()).sum(0)
+    spread_D = spread_D.clamp_min(0)
+    prior = settings.variance_count * spread_D.mean() / images
+    variance_D = ((spread_D + prior) / (images + settings.variance_count)).clamp_min(_TINY)
+    share_C = (count_C + settings.share_count) / (images + settings.share_count * len(count_C))
+    sharpness_D = 1 / (variance_D * settings.softness * len(variance_D) ** 0.5)
+    return Parameters(means_CD, sharpness_D, share_C.log())
+
+
+def answers(
+    mixture: Parameters, start_NC: Tensor, x_ND: Tensor, trust: float, bound: float
+) -> Tensor:
+    """log z: the start, moved by at most `trust` · `bound` in any class's log-odds against the start's first choice."""
+    scaled_CD = mixture.means_CD * mixture.sharpness_D
+    length_C = (scaled_CD * mixture.means_CD).sum(1)
+    says_NC = x_ND @ scaled_CD.T - length_C / 2 + mixture.log_share_C
+    says_NC = says_NC - says_NC.gather(1, start_NC.argmax(1, keepdim=True))
+    moved_NC = trust * bound * torch.tanh(says_NC / bound)
+    return torch.log_softmax(start_NC + moved_NC.to(start_NC), dim=1)
+
+
+def reliability(start_NC: Tensor, logits_NMC: Tensor) -> float:
+    """How far a start may be trusted without labels, 1 for always right and 0 for a guess.
+
+    The mean of its first choice's probability, or the share of images on which two backbones agree if that is lower;
+    both as a part of the way from chance to 1. A start that is no better than a coin on its own word cannot tell
+    which groups of images belong to which class, and the mixture would make its errors larger.
+
+    >>> p = torch.tensor([[0.75, 0.25]])
+    >>> reliability(p.log(), p.log()[:, None])
+    0.5
+    """
+    images, backbones, classes = logits_NMC.shape
+    if not images or classes < 2:
+        return 0.0
+    sure = float(start_NC.amax(1).exp().mean())
+    if backbones > 1:
+        first_NM = logits_NMC.argmax(2)
+        votes_NC = torch.zeros(images, classes, dtype=torch.int32)
+        votes_NC.scatter_add_(1, first_NM, torch.ones_like(first_NM, dtype=torch.int32))
+        pairs = float((votes_NC * (votes_NC - 1)).sum()) / (backbones * (backbones - 1))
+        sure = min(sure, pairs / images)
+    return (sure - 1 / classes) / (1 - 1 / classes)
+
+
+def trust_in(reliable: float, settings: Transductive) -> float:
+    """How much of the mixture's word counts, from 0 at `doubtful` to 1 at `sure`."""
+    room = max(settings.sure - settings.doubtful, _TINY)
+    return min(1.0, max(0.0, (reliable - settings.doubtful) / room))
+
+
+def learn(
+    start_NC: Tensor,
+    embeddings: Sequence[Tensor],
+    support: tuple[Tensor, Tensor] | None,
+    trust: float,
+    settings: Transductive,
+) -> dict[str, Tensor]:
+    """Fit the mixture to unlabelled images and, where there are some, to support images.
+
+    Args:
+        start_NC: log q of the unlabelled images.
+        embeddings: theirs, M tensors N×D_m.
+        support: features K×D of support images and their labels.
+        trust: see `trust_in`.
+
+    Returns:
+        a state's tensors: `centre_D`, `means_CD`, `sharpness_D`, `log_share_C`, `trust_1`.
+    """
+    classes = start_NC.shape[1]
+    centre_D = sum(x.sum(0) for _, x in _blocks(start_NC, embeddings, settings)) / len(start_NC)
+    known = None
+    if support is not None and len(support[1]):
+        one_hot_KC = torch.nn.functional.one_hot(support[1], classes).to(centre_D)
+        known = block_statistics(one_hot_KC * settings.support_weight, support[0] - centre_D)
+    mixture = None
+    for _ in range(settings.rounds):
+        seen = None
+        for q_BC, x_BD in _blocks(start_NC, embeddings, settings):
+            x_BD = x_BD - centre_D
+            log_z_BC = (
+                q_BC if mixture is None else answers(mixture, q_BC, x_BD, trust, settings.bound)
+            )
+            block = block_statistics(log_z_BC.exp().to(x_BD), x_BD)
+            seen = block if seen is None else seen.plus(block)
+        last, mixture = mixture, parameters(seen, known, settings)
+        if last is not None and _near(last.means_CD, mixture.means_CD, settings.tolerance):
+            break
+    return {
+        "centre_D": centre_D,
+        **mixture._asdict(),
+        "trust_1": torch.tensor([trust], dtype=centre_D.dtype),
+    }
+
+
+def _blocks(
+    start_NC: Tensor, embeddings: Sequence[Tensor], settings: Transductive
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(log q, features) of one block of images after another."""
+    for at in range(0, len(start_NC), settings.block):
+        rows = slice(at, at + settings.block)
+        yield start_NC[rows], features([e[rows] for e in embeddings])
+
+
+def _near(old: Tensor, new: Tensor, tolerance: float) -> bool:
+    return bool((new - old).norm() <= tolerance * old.norm())
+
+
+def say(
+    tensors: Mapping[str, Tensor],
+    start_NC: Tensor,
+    embeddings: Sequence[Tensor],
+    settings: Transductive,
+) -> Tensor:
+    """log z of some images, by what `learn` gave; the start where it learned nothing."""
+    if "means_CD" not in tensors or not float(tensors["trust_1"]):
+        return start_NC
+    mixture = Parameters(*(tensors[name] for name in Parameters._fields))
+    trust, rows = float(tensors["trust_1"]), []
+    for q_BC, x_BD in _blocks(start_NC, embeddings, settings):
+        rows.append(answers(mixture, q_BC, x_BD - tensors["centre_D"], trust, settings.bound))
+    return torch.cat(rows) if rows else start_NC
+
+
+def fit(
+    fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Transductive
+) -> list[State]:
+    """Fit the start, and keep the support images for `adapt`."""
+    start = fusers[settings.start]
+    states = []
+    for support, own in zip(supports, start.fit(supports, start.settings), strict=True):
+        tensors = {f"start/{name}": tensor for name, tensor in own.tensors.items()}
+        if len(support.labels_K):
+            tensors["support/x_KD"] = features(support.embeddings)
+            tensors["support/labels_K"] = support.labels_K
+        states.append(State(settings, tensors))
+    return states
+
+
+def adapt(
+    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> State:
+    """Learn from unlabelled images, as far as the start may be trusted; where it may not, the state stays as it is."""
+    if not len(logits_NMC):
+        return state
+    settings = state.settings
+    start_NC = _start(fusers, state, logits_NMC, embeddings)
+    reliable = reliability(start_NC, logits_NMC)
+    trust = trust_in(reliable, settings)
+    numbers = state.numbers | {"reliability": reliable, "trust": trust}
+    if trust <= 0:
+        return State(settings, state.tensors, numbers)
+    support = None
+    if "support/labels_K" in state.tensors:
+        support = (state.tensors["support/x_KD"], state.tensors["support/labels_K"])
+    learned = learn(start_NC, embeddings, support, trust, settings)
+    said_NC = say(learned, start_NC, embeddings, settings)
+    numbers["moved"] = float((said_NC.argmax(1) != start_NC.argmax(1)).double().mean())
+    return State(settings, state.tensors | learned, numbers)
+
+
+def apply(
+    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> Tensor:
+    """log z; of a state that was not adapted what the start says."""
+    start_NC = _start(fusers, state, logits_NMC, embeddings)
+    return say(state.tensors, start_NC, embeddings, state.settings)
+
+
+def _start(
+    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> Tensor:
+    fuser = fusers[state.settings.start]
+    own = {
+        name.removeprefix("start/"): tensor
+        for name, tensor in state.tensors.items()
+        if name.startswith("start/")
+    }
+    return fuser.apply(State(fuser.settings, own), logits_NMC, embeddings)

@@ -12,9 +12,9 @@ import tempfile
 import time
 
 import numpy as np
-import pyarrow as pa
 
 from clipray import backbones, images, sources
+from clipray.artefacts import index
 from clipray.config import Campaign
 from clipray.steps import campaign as run
 from clipray.steps import cluster
@@ -65,15 +65,14 @@ def floor(workspace: str) -> tuple[int, float, float]:
         cards.measure(encoder)  # warm
     count, decoding, models = 0, 0.0, 0.0
     for work in todo.works.values():
-        for _, rows in work.shards():
+        for shard in work.shards():
             start = time.perf_counter()
             crops: dict = {group: [] for group in groups}
-            for number in sorted(set(rows["chunk"].to_pylist())):
-                part = rows.filter(pa.compute.equal(rows["chunk"], number))
-                for data in sources.fetch(work.index.chunks[number], part):
-                    image = images.decode(data)
-                    for group in groups:
-                        crops[group].append(images.crop(image, group))
+            rows, chunks = index.read(todo.store, work.index.place, *shard[1:])
+            for data in sources.contents(chunks, rows):
+                image = images.decode(data)
+                for group in groups:
+                    crops[group].append(images.crop(image, group))
             middle = time.perf_counter()
             for encoder in encoders:
                 encoder.images(

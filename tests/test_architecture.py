@@ -28,14 +28,15 @@ MAY: dict[str, tuple[str, str]] = {
         "numpy torch open_clip safetensors fsspec filelock huggingface_hub",
         "config images",
     ),
+    "clipray.encoding": ("numpy", "images backbones"),
     "clipray.store": ("pyarrow fsspec", "fingerprint secrets"),
     "clipray.steps.submit": ("ray", "config fingerprint secrets store"),
     "clipray.lock": ("", "progress store"),
     "clipray.numerics": ("numpy scipy torch", ""),
-    "clipray.artefacts": ("numpy pyarrow", "fingerprint schema store numerics"),
+    "clipray.artefacts": ("numpy pyarrow", "fingerprint schema store numerics sources"),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
-        "config fingerprint secrets schema catalog sources images backbones store lock artefacts "
+        "config fingerprint secrets schema catalog sources images backbones encoding store lock artefacts "
         "numerics progress tracking report",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),

@@ -19,6 +19,7 @@ from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
 from clipray.steps import campaign as run
 from clipray.steps import cluster, failures
+from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -295,7 +296,7 @@ class Cheap:
 def work(campaign, monkeypatch, deadly: bool, **changes):
     """The plan of a run whose actors are slow, or die on the second shard; what embed.run takes."""
     monkeypatch.setattr(backbones, "origin", lambda spec: {"architecture": spec.name})
-    parent = embed.Embedder
+    parent = encode.Embedder
 
     class Slow(parent):
         def __init__(self, store, spec, precision, device, batch_size, column, last):
@@ -318,7 +319,7 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
             return super().__call__(table)
 
     Cheap.__module__ = Slow.__module__ = "__main__"  # sent by value: workers cannot import a test
-    monkeypatch.setattr(embed, "Embedder", Slow)
+    monkeypatch.setattr(encode, "Embedder", Slow)
     given = campaign(compute={"max_retries": 2, **changes})
     todo = run.plan(given)
     card = {"preprocess": list(Cheap.preprocess)}
@@ -361,7 +362,9 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(campaign, monke
         assert sum(one["images"] for one in done if one["split"] == split) == len(plan.index)
         assert failures.finish(todo.store, plan, 0, {}) == []
         table = embed.read(todo.store, plan.addresses["vit-p6-36"])
-        assert table["image_id"].to_pylist() == sorted(plan.index.table["image_id"].to_pylist())
+        assert table["image_id"].to_pylist() == sorted(
+            plan.index.table(todo.store)["image_id"].to_pylist()
+        )
         assert table["error"].null_count == len(table)
 
 

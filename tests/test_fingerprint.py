@@ -167,7 +167,7 @@ def test_a_zip_file_has_the_fingerprint_of_the_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / "shipped.zip", "w") as file:
         for path in source.rglob("*.py"):
             file.write(path, Path("clipray") / path.relative_to(source))
-    entry = "clipray.steps.embed.plan:decode"
+    entry = "clipray.steps.embed.decode:decode"
     program = (
         f"from clipray import fingerprint as f; print(f.__file__, f.code({entry!r})['digest'])"
     )

@@ -74,16 +74,16 @@ def draws(
     return _distinct(found)
 
 
-def short_classes(labels_N: np.ndarray, classes: int, shots: Sequence[int]) -> dict[int, int]:
+def short_classes(counts_C: np.ndarray, shots: Sequence[int]) -> dict[int, int]:
     """How many classes have fewer images than k, for each k at which some have.
 
-    >>> short_classes(np.array([0, 0, 1, -1]), 3, [1, 2])
+    Args:
+        counts_C: images of each class.
+
+    >>> short_classes(np.array([2, 1, 0]), [1, 2])
     {1: 1, 2: 2}
     """
-    labels = np.asarray(labels_N)
-    good = labels[(labels >= 0) & (labels < classes)].astype(np.int64)
-    counts = np.bincount(good, minlength=classes)
-    return {k: int((counts < k).sum()) for k in shots if (counts < k).any()}
+    return {k: int((counts_C < k).sum()) for k in shots if (counts_C < k).any()}
 
 
 def apart(image_ids: Sequence[str], test_ids: Sequence[str]) -> np.ndarray:

@@ -7,9 +7,11 @@ alone (never on the number of workers), so chunk and row stand for a sample in e
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipray.config import Dataset, fingerprint
 from clipray.errors import ConfigError
@@ -21,10 +23,11 @@ from clipray.sources.storage import is_remote, local, resolve, shown
 __all__ = [
     *("FORMATS", "Chunk", "Sample", "classnames", "digest", "fetch", "image_id", "index"),
     *(
+        "contents",
         "left_out",
         "listing",
         "location",
-        "number_repeats",
+        "numbered",
         "remarks",
         "scan",
         "tabulate",
@@ -66,6 +69,19 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
         rows: rows of the chunk's index, without the error rows.
     """
     return FORMATS[chunk.format].fetch(chunk, rows)
+
+
+def contents(chunks: Mapping[int, Chunk], rows: pa.Table) -> Iterator[bytes | Exception | None]:
+    """The bytes of rows of an index, in their order, which is by chunk; None for rows with an error.
+
+    Args:
+        chunks: by number, in order, those that the rows lie in.
+    """
+    for number, chunk in chunks.items():
+        part = rows.filter(pa.compute.equal(rows["chunk"], number))
+        good = part.filter(pa.compute.is_null(part["error"]))
+        found = iter(fetch(chunk, good))
+        yield from (None if error else next(found) for error in part["error"].to_pylist())
 
 
 def location(dataset: Dataset, data_root: str) -> str:
@@ -199,24 +215,33 @@ def left_out(tables: Iterable[pa.Table]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def number_repeats(tables: Sequence[pa.Table]) -> pa.Table:
-    """The index of a split from those of its chunks, ordered by (chunk, row); equal images get ".1", ".2" …
+def numbered(image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Names with ".1", ".2" … behind those that stood before, in order.
 
-    >>> twice = index(0, Chunk("drawn", "colours", 0, 1, (), {"split": "test", "seed": 0}, ""))
-    >>> ids = number_repeats([twice, twice])["image_id"].to_pylist()
-    >>> ids[1] == ids[0] + ".1"
-    True
+    >>> numbered(pa.chunked_array([["a", "b"], ["a", "a"]])).to_pylist()
+    ['a', 'b', 'a.1', 'a.2']
     """
-    plain = [table.replace_schema_metadata(None) for table in tables]
-    table = pa.concat_tables(plain) if plain else INDEX.empty_table()
-    table = table.sort_by([("chunk", "ascending"), ("row", "ascending")])
-    seen: dict[str, int] = {}
-    ids = []
-    for name in table["image_id"].to_pylist():
-        repeat = seen.get(name, 0)
-        seen[name] = repeat + 1
-        ids.append(f"{name}.{repeat}" if repeat else name)
-    return table.set_column(0, INDEX.field("image_id"), pa.array(ids, pa.string()))
+    counted = pc.value_counts(image_ids)
+    repeated = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    if not len(repeated):
+        return image_ids
+    rows = np.flatnonzero(pc.is_in(image_ids, value_set=repeated).to_numpy(zero_copy_only=False))
+    twins = pa.table({"name": image_ids.take(pa.array(rows)), "row": rows})
+    twins = twins.sort_by([("name", "ascending"), ("row", "ascending")])
+    codes = twins["name"].combine_chunks().dictionary_encode().indices.to_numpy()
+    first = np.concatenate([[0], np.flatnonzero(np.diff(codes)) + 1])
+    # the place among equal names: the distance from the first one of them
+    place = np.arange(len(codes)) - first[codes]
+    later = pa.array(place > 0)
+    suffix = pa.array(place).cast(pa.string())
+    names = pc.binary_join_element_wise(twins["name"], suffix, ".")
+    names = pc.if_else(later, names, twins["name"])
+    mask = np.zeros(len(image_ids), bool)
+    mask[rows] = True
+    in_order = names.take(pc.sort_indices(twins["row"]))
+    return pa.chunked_array(
+        [pc.replace_with_mask(image_ids.combine_chunks(), mask, in_order.combine_chunks())]
+    )
 
 
 def _format(dataset: Dataset) -> object:

@@ -15,6 +15,7 @@ from clipray.steps.embed import texts as classifiers
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.index.build import drawable, few_images, in_threads, index, reader
+from clipray.steps.tally import Tally
 from clipray.store import Store
 
 
@@ -103,7 +104,7 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
         if "train" in dataset.splits and campaign.shots:
             indexes = [works[dataset.name, split].index for split in ("train", "test")]
             classes = len(prompts[dataset.name]["classnames"])
-            said = few_images(drawable(*indexes), classes, campaign.shots)
+            said = few_images(drawable(store, *indexes, mapper), classes, campaign.shots)
             remarks += [f"{dataset.name}: {text}" for text in said]
     missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
     return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose, remarks=remarks)
@@ -163,7 +164,7 @@ def known_cards(todo: Plan) -> dict[str, dict | None]:
 
 def embed_images(todo: Plan) -> None:
     """Embed what is missing, declare every split complete that is so, and record what failed."""
-    _settle(todo, _embed(todo) if todo.images else {})
+    _settle(todo, *(_embed(todo) if todo.images else ({}, {})))
 
 
 def _unprepared(todo: Plan, dataset: str) -> set[str]:
@@ -202,11 +203,15 @@ def recall(todo: Plan) -> None:
         images += work.without(out | set(broken[place])).images
     if untried or images:
         raise ConfigError(f"{images} images and {untried} text classifiers are not embedded yet")
-    _settle(todo, broken)
+    _settle(todo, broken, {})
 
 
-def _settle(todo: Plan, broken: dict[tuple[str, str], dict[str, str]]) -> None:
-    """Declare complete what is so, and record what failed; `broken` as `_embed` returns it."""
+def _settle(
+    todo: Plan,
+    broken: dict[tuple[str, str], dict[str, str]],
+    told: dict[tuple[str, str], dict[str, Tally]],
+) -> None:
+    """Declare complete what is so, and record what failed; `broken` and `told` as `_embed` returns them."""
     out = {dataset.name: _unprepared(todo, dataset.name) for dataset in todo.datasets}
     budget = todo.campaign.compute.error_budget
     for place, work in todo.works.items():
@@ -214,7 +219,8 @@ def _settle(todo: Plan, broken: dict[tuple[str, str], dict[str, str]]) -> None:
         addresses = {name: a for name, a in work.addresses.items() if name not in own}
         if addresses:
             work = replace(work, addresses=addresses)
-            todo.failures += failures.finish(todo.store, work, budget, broken.get(place, {}))
+            reasons, counted = broken.get(place, {}), told.get(place, {})
+            todo.failures += failures.finish(todo.store, work, budget, reasons, counted)
     for dataset in todo.datasets:
         lost = [row for row in todo.failed if row["dataset"] == dataset.name]
         if not todo.usable(dataset.name) and not any(row["backbone"] is None for row in lost):
@@ -224,8 +230,8 @@ def _settle(todo: Plan, broken: dict[tuple[str, str], dict[str, str]]) -> None:
             todo.failures.append(row)
 
 
-def _embed(todo: Plan) -> dict[tuple[str, str], dict[str, str]]:
-    """Run the pools; by (dataset, split) and backbone, why there are shards without a file."""
+def _embed(todo: Plan) -> tuple[dict, dict]:
+    """Run the pools; by (dataset, split) and backbone, why there are shards without a file, and what others hold."""
     from clipray.steps.embed.pools import share
 
     compute, known = todo.campaign.compute, known_cards(todo)
@@ -236,14 +242,19 @@ def _embed(todo: Plan) -> dict[tuple[str, str], dict[str, str]]:
     costs = {name: known[name]["seconds_per_image"] for name in todo.busy if name in busy}
     gpus = resources.get("GPU", 0) if device == "cuda" else 0
     broken: dict[tuple[str, str], dict[str, str]] = {}
+    told: dict[tuple[str, str], dict[str, Tally]] = {}
     if not costs:
-        return broken
+        return broken, told
     pools = share(costs, resources["CPU"], gpus, compute)
     with progress("images", sum(work.images for work in works), "images") as advance:
         for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
-            broken.setdefault((done["dataset"], done["split"]), {}).update(done["broken"])
+            place = done["dataset"], done["split"]
+            broken.setdefault(place, {}).update(done["broken"])
+            for backbone, errors in done["errors"].items():
+                tally = told.setdefault(place, {}).setdefault(backbone, Tally())
+                tally.add(done["shard"], done["content"], errors)
             advance(done["images"])
-    return broken
+    return broken, told
 
 
 def require_all(todo: Plan) -> None:

@@ -1,17 +1,16 @@
 """What failed: rows of images and of wholes, and whether a split keeps to the error budget."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
+from clipray.artefacts.index import keys
+from clipray.encoding import FAILS, NOT_FINITE, TOO_LARGE
+from clipray.steps.tally import Tally
 from clipray.store import Store
 
 if TYPE_CHECKING:
     from clipray.steps.embed.plan import Work
 
-NOT_FINITE = "the embedding is not finite"
-TOO_LARGE = "the embedding is too large for float16: --set precision=fp32 keeps it"
-FAILS = "the model fails on it: "
 MARK = "failed.json"  # beside where a manifest would be: why there is none
 RAISE = "raise compute.error_budget (a fraction below 1, or a count)"
 
@@ -47,7 +46,13 @@ def marked(store: Store, place: str) -> str | None:
     return (store.read_json(f"{place}/{MARK}") or {}).get("error")
 
 
-def finish(store: Store, work: "Work", budget: float, broken: dict[str, str]) -> list[dict]:
+def finish(
+    store: Store,
+    work: "Work",
+    budget: float,
+    broken: dict[str, str],
+    told: Mapping[str, Tally] | None = None,
+) -> list[dict]:
     """Write the manifests of a split's backbones that have left all shards and keep to the error budget.
 
     An image that cannot be read counts against the split; one that a backbone alone cannot embed, or gives numbers for
@@ -56,39 +61,49 @@ def finish(store: Store, work: "Work", budget: float, broken: dict[str, str]) ->
     Args:
         budget: `compute.error_budget`: a fraction of the split's images below 1, else a count.
         broken: by backbone, why it left shards without a file.
+        told: by backbone, what this run's workers told of their shards; the others are read.
 
     Returns:
         `failure` rows: of images, and of a backbone, or of the whole dataset, that cannot be used.
     """
     index, whole = work.index, []
     where = {"dataset": index.dataset, "split": index.split}
+    done = {backbone: store.manifest(place) for backbone, place in work.addresses.items()}
     errors: dict[str, dict[str, str]] = {}
-    for backbone in work.addresses:
+    for backbone, manifest in done.items():
         try:
-            errors[backbone] = _errors(store, work, backbone)
+            known = (told or {}).get(backbone, Tally())
+            errors[backbone] = (
+                manifest["errors"] if manifest else _errors(store, work, backbone, known)
+            )
         except LookupError as error:
             reason = broken.get(backbone, error.args[0])
             mark(store, work.addresses[backbone], reason)
             whole.append(failure("embed", reason, backbone=backbone, **where))
+    names = _keys(store, work, done, errors)
+    rows = _images(work, errors, names)
     unread = {i: e for own in errors.values() for i, e in own.items() if not _of_model(e)}
     allowed = budget * len(index) if budget < 1 else budget
     if len(unread) > allowed:
         words = _over(len(unread), len(index), allowed, "cannot be read")
         remedy = "look at them with `python -m jobs.validate CONFIG`, mend the data"
         whole.append(failure("read", f"{words}: {remedy} or {RAISE}", **where))
-        return [*whole, *_images(work, errors)]
+        return [*whole, *rows]
     for backbone, own in errors.items():
-        place = work.addresses[backbone]
         if len(own) > allowed:
             words = _over(len(own), len(index), allowed, "have no embedding")
             often = max(own.values(), key=list(own.values()).count)
             row = failure("embed", f"{words} ({often}): {RAISE}", backbone=backbone, **where)
             whole.append(row)
-        elif store.manifest(place) is None:
-            names = [shard for shard, _ in work.shards()]
-            told = {"images": len(index), "shards": names, "errors": own}
-            store.finish(place, work.whats[backbone], **told)
-    return [*whole, *_images(work, errors)]
+        elif done[backbone] is None:
+            facts = {
+                "images": len(index),
+                "shards": [shard.name for shard in work.shards()],
+                "errors": own,
+                "keys": {image_id: names[image_id] for image_id in own},
+            }
+            store.finish(work.addresses[backbone], work.whats[backbone], **facts)
+    return [*whole, *rows]
 
 
 def _over(failed: int, images: int, allowed: float, words: str) -> str:
@@ -100,33 +115,38 @@ def _of_model(error: str) -> bool:
     return error in (NOT_FINITE, TOO_LARGE) or error.startswith(FAILS)
 
 
-def _errors(store: Store, work: "Work", backbone: str) -> dict[str, str]:
+def _errors(store: Store, work: "Work", backbone: str, known: Tally) -> dict[str, str]:
     """Image id → error, of all shards of a backbone; `LookupError` where some are not there."""
     place = work.addresses[backbone]
-    done = store.manifest(place)
-    if done is not None:
-        return done["errors"]
-    names = [shard for shard, _ in work.shards()]
-    lacking = set(names) - store.names(place)
+    names = {shard.name for shard in work.shards()}
+    earlier = names - known.shards
+    lacking = earlier - store.names(place) if earlier else set()
     if lacking:
         raise LookupError(f"{len(lacking)} of its {len(names)} shards are not there")
-    columns = ["image_id", "error"]
-    table = pa.concat_tables(store.read_table(f"{place}/{name}", columns) for name in names)
-    expected = sorted(work.index.table["image_id"].to_pylist())
-    if sorted(table["image_id"].to_pylist()) != expected:
+    known.read(store, place, names)
+    if f"{known.content:032x}" != work.index.content:
         raise LookupError(
             f"{store.place(place)} holds other images than its index: remove it and run again"
         )
-    failed = table.filter(table["error"].is_valid())
-    return dict(zip(failed["image_id"].to_pylist(), failed["error"].to_pylist(), strict=True))
+    return known.errors
 
 
-def _images(work: "Work", errors: dict[str, dict[str, str]]) -> list[dict]:
+def _keys(
+    store: Store,
+    work: "Work",
+    done: dict[str, dict | None],
+    errors: dict[str, dict[str, str]],
+) -> dict[str, str]:
+    """Where a person finds the images that failed: from the manifests, or else from the index."""
+    names: dict[str, str] = {}
+    for manifest in done.values():
+        names |= manifest["keys"] if manifest else {}
+    lacking = {image_id for own in errors.values() for image_id in own} - set(names)
+    return names | keys(store, work.index, lacking)
+
+
+def _images(work: "Work", errors: dict[str, dict[str, str]], names: dict[str, str]) -> list[dict]:
     """A row for each image that cannot be read, and for each that a backbone alone cannot embed."""
-    ids = pa.array(sorted({image_id for own in errors.values() for image_id in own}), pa.string())
-    table = work.index.table
-    named = table.filter(pa.compute.is_in(table["image_id"], ids))
-    keys = dict(zip(named["image_id"].to_pylist(), named["key"].to_pylist(), strict=True))
     rows = {}
     for backbone, own in errors.items():
         for image_id, error in own.items():
@@ -138,6 +158,6 @@ def _images(work: "Work", errors: dict[str, dict[str, str]]) -> list[dict]:
                 work.index.split,
                 alone,
                 image_id,
-                keys[image_id],
+                names[image_id],
             )
     return [rows[place] for place in sorted(rows, key=lambda place: (place[0], place[1] or ""))]

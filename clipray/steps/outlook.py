@@ -137,9 +137,9 @@ def _images_by_backbone(todo: Plan) -> dict[str, int]:
     """Images that each backbone has still to see."""
     counts = {spec.name: 0 for spec in todo.specs}
     for work in todo.works.values():
-        for shard, rows in work.shards():
-            for name in work.todo[shard]:
-                counts[name] += len(rows)
+        for shard in work.shards():
+            for name in work.todo[shard.name]:
+                counts[name] += shard.rows
     return counts
 
 

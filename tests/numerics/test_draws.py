@@ -36,7 +36,7 @@ def test_small_classes_give_what_they_have_and_say_so():
     d = draws(list("abcdef"), labels, 3, [2], [0], [])[0]
     assert sorted(labels[d.rows_K].tolist()) == [0, 0, 1]
     assert d.short == {1: 1, 2: 0}
-    assert short_classes(labels, 3, [1, 2, 3]) == {1: 1, 2: 2, 3: 2}
+    assert short_classes(np.array([3, 1, 0]), [1, 2, 3]) == {1: 1, 2: 2, 3: 2}
 
 
 def test_every_image_is_as_likely_as_any_other():

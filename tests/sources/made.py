@@ -97,9 +97,9 @@ def dataset(layout: str, **more) -> Dataset:
 
 
 def whole(found: list[Chunk]) -> pa.Table:
-    return sources.number_repeats(
-        [sources.index(number, chunk) for number, chunk in enumerate(found)]
-    )
+    parts = [sources.index(number, chunk) for number, chunk in enumerate(found)]
+    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
+    return table.set_column(0, table.schema.field(0), sources.numbered(table["image_id"]))
 
 
 MAKERS = {"folder": make_folder, "parquet": make_parquet, "wds": make_wds}

@@ -1,53 +1,24 @@
-"""Which images a split holds: every image hashed and numbered once, before any model is loaded."""
+"""Which images a split holds: every image hashed and numbered once, by workers, before any model is loaded."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clipray import sources
+from clipray.artefacts import index as parts
+from clipray.artefacts.index import Counts, Index
 from clipray.config import Compute, Dataset
 from clipray.errors import ConfigError
 from clipray.fingerprint import code, plain
-from clipray.numerics.draws import apart, short_classes
+from clipray.numerics import draws
 from clipray.store import Store
 
 Mapper = Callable[[Callable, list[tuple]], Iterable[Any]]
-PART = "index.parquet"
-IN_PROCESS = 64  # chunks that are not worth starting Ray for
+IN_PROCESS = 8  # parts that are not worth starting Ray for
 TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
-REASONS = 5  # reasons of error rows that a manifest lists; all rows are counted
-
-
-@dataclass(frozen=True)
-class Index:
-    """A split's images: where each lies (`schema.INDEX`), in the order of the source."""
-
-    dataset: str
-    split: str
-    chunks: list[sources.Chunk]
-    table: pa.Table
-    remarks: tuple[str, ...] = ()  # what a person should know of the split: left out, not readable
-
-    @property
-    def content(self) -> str:
-        """A digest of all image ids and labels, whatever their order: equal for equal collections anywhere."""
-        ids, labels = self.table["image_id"].to_pylist(), self.table["label"].to_pylist()
-        lines = sorted(f"{image_id} {label}" for image_id, label in zip(ids, labels, strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def shards(self, rows: int) -> Iterator[tuple[str, pa.Table]]:
-        """Deterministic parts of at most `rows` images, with their file names."""
-        for start in range(0, len(self.table), rows):
-            yield f"{start:09d}.parquet", self.table.slice(start, rows)
 
 
 def index(
@@ -59,14 +30,14 @@ def index(
     limit: int = 0,
     names: Sequence[str] | None = None,
 ) -> Index:
-    """The index of a split, read from the store if its source has not changed, else made and kept there.
+    """The index of a split, looked up in the store if its source has not changed, else made and kept there.
 
     Args:
         store: where it is kept.
         dataset: the catalogue's entry.
         split: "train" or "test".
         data_root: what relative URIs lie below.
-        mapper: how the chunks are read: `in_threads`, or Ray tasks.
+        mapper: how the parts are made: `in_threads`, or Ray tasks.
         limit: images to take of it, evenly over classes; 0 for all.
         names: the class names, where they are known already.
 
@@ -77,44 +48,131 @@ def index(
     chunks = sources.listing(dataset, split, data_root)
     made_of = what(dataset, split, chunks)
     address = store.address("index", dataset.name, split, what=made_of)
-    if store.manifest(address) is None:
-        parts = list(mapper(sources.index, list(enumerate(chunks))))
-        table = sources.number_repeats(parts)
-        store.write_table(f"{address}/{PART}", table)
-        facts = {"left_out": sources.left_out(parts), "unreadable": _reasons(table)}
-        store.finish(address, made_of, chunks=len(chunks), images=len(table), **facts)
-    table = store.read_table(f"{address}/{PART}")
-    check(dataset.name, split, table, len(names))
-    remarks = _remarks(split, table, store.manifest(address).get("left_out", {}), len(names))
-    chosen = evenly(table, limit) if limit else table
-    return Index(dataset.name, split, chunks, chosen, tuple(remarks))
+    location = parts.location_name(sources.location(dataset, data_root))
+    manifest = store.manifest(address)
+    if manifest is None:
+        manifest = _make(store, address, made_of, location, chunks, mapper)
+    elif location not in manifest["locations"]:
+        manifest = _also_at(store, address, made_of, location, chunks, manifest)
+    counts = Counts(**manifest["counts"])
+    check(dataset.name, split, counts, len(names))
+    remarks = tuple(_remarks(split, counts, len(names)))
+    lengths = tuple(manifest["parts"])
+    found = Index(
+        dataset.name, split, address, address, location, lengths, manifest["content"], remarks
+    )
+    return limited(store, found, limit, mapper) if 0 < limit < len(found) else found
 
 
-def check(dataset: str, split: str, table: pa.Table, n_classes: int) -> None:
+def _make(
+    store: Store,
+    address: str,
+    made_of: dict,
+    location: str,
+    chunks: list[sources.Chunk],
+    mapper: Mapper,
+) -> dict:
+    """Make all parts of an index, number the repeats over them, and declare it complete; its manifest."""
+    items = [
+        (store, address, part, location, group) for part, group in enumerate(parts.groups(chunks))
+    ]
+    counts = [Counts(*one) for one in mapper(parts.write_part, items)]
+    for _ in mapper(parts.number_repeats, [(store, address, len(counts))]):
+        pass
+    facts = _facts(counts) | {"locations": [location], "chunks": len(chunks)}
+    store.finish(address, made_of, **facts)
+    return store.manifest(address)
+
+
+def _facts(counts: Sequence[Counts]) -> dict[str, Any]:
+    """What the manifest of an index tells: the rows of each part, and what they hold together."""
+    whole = parts.merged(counts)
+    return {
+        "images": whole.rows,
+        "parts": [one.rows for one in counts],
+        "content": f"{whole.content:032x}",
+        "counts": whole._asdict(),
+        "left_out": whole.left_out,
+        "unreadable": whole.reasons,
+    }
+
+
+def _also_at(
+    store: Store,
+    address: str,
+    made_of: dict,
+    location: str,
+    chunks: list[sources.Chunk],
+    manifest: dict,
+) -> dict:
+    """The manifest of an index whose files are seen at another place than before: the chunks are written for it."""
+    for part, group in enumerate(parts.groups(chunks)):
+        parts.write_chunks(store, address, part, location, group)
+    known = ("images", "parts", "content", "counts", "left_out", "unreadable", "chunks")
+    facts = {key: manifest[key] for key in known}
+    store.finish(address, made_of, **facts, locations=[*manifest["locations"], location])
+    return store.manifest(address)
+
+
+def limited(store: Store, whole: Index, limit: int, mapper: Mapper) -> Index:
+    """An index of some images of another, evenly over classes; it is an artefact of its own."""
+    made_of = {"of": whole.address, "limit": limit, "code": code(evenly)}
+    address = store.address("index", whole.dataset, whole.split, what=made_of)
+    manifest = store.manifest(address)
+    if manifest is None:
+        (counts,) = mapper(write_limited, [(store, whole, address, limit)])
+        store.finish(address, made_of, **_facts([Counts(*one) for one in counts]))
+        manifest = store.manifest(address)
+    lengths = tuple(manifest["parts"])
+    content = manifest["content"]
+    return Index(
+        whole.dataset,
+        whole.split,
+        address,
+        whole.address,
+        whole.location,
+        lengths,
+        content,
+        whole.remarks,
+    )
+
+
+def write_limited(store: Store, whole: Index, address: str, limit: int) -> list[Counts]:
+    """Write the chosen rows of each part; a part that none is chosen of stays, empty."""
+    chosen = evenly(whole.table(store, ["image_id", "label"]), limit)["image_id"]
+    return parts.write_chosen(store, whole, address, chosen)
+
+
+def check(dataset: str, split: str, counts: Counts, n_classes: int) -> None:
     """Raise `ConfigError` unless some image can be read and each label is the number of a class.
 
     Args:
-        table: a split's index; rows with an error may lack a label.
+        counts: of the split's index.
         n_classes: C; labels are 0 to C - 1.
     """
     where = f"dataset {dataset}: its {split} split"
-    if not len(table):
+    if not counts.rows:
         raise ConfigError(f"{where} holds no image.\n  Correct `uri` or `splits`.")
-    good = table.filter(pc.is_null(table["error"]))
-    if not len(good):
+    good = counts.rows - counts.bad
+    if not good:
         raise ConfigError(
-            f"{where} holds no image that can be used: {_first_reason(table)}.\n"
+            f"{where} holds no image that can be used: {counts.first_bad}.\n"
             "  Correct the files, or what names them."
         )
-    bounds = pc.min_max(good["label"])
-    low, high = bounds["min"].as_py(), bounds["max"].as_py()
+    labels = _labels(counts)
+    low, high = min(labels), max(labels)
     if low >= 0 and high < n_classes:
         return
-    outside = pc.or_(pc.less(good["label"], 0), pc.greater_equal(good["label"], n_classes))
+    outside = sum(number for label, number in labels.items() if not 0 <= label < n_classes)
     raise ConfigError(
         f"{where} has labels from {low} to {high}, but there are {n_classes} class names (labels 0 to {n_classes - 1});"
-        f" {pc.sum(outside).as_py()} of {len(good)} images have no class.\n  {label_remedy(low, high, n_classes)}"
+        f" {outside} of {good} images have no class.\n  {label_remedy(low, high, n_classes)}"
     )
+
+
+def _labels(counts: Counts) -> dict[int, int]:
+    """Images that can be used, by label; JSON has made the labels text."""
+    return {int(label): number for label, number in counts.labels.items()}
 
 
 def label_remedy(low: int, high: int, n_classes: int) -> str:
@@ -142,7 +200,7 @@ def what(dataset: Dataset, split: str, chunks: list[sources.Chunk]) -> dict:
         "dataset": entry,
         "split": split,
         "listing": sources.digest(chunks),
-        "code": code(layout.scan, sources.tabulate, sources.number_repeats),
+        "code": code(layout.scan, sources.tabulate, sources.numbered, parts.content_sum),
     }
 
 
@@ -156,14 +214,17 @@ def evenly(table: pa.Table, limit: int) -> pa.Table:
 
 
 def reader(compute: Compute) -> Mapper:
-    """Threads for a few chunks, Ray tasks over the cluster for many."""
+    """Threads for a few parts, Ray tasks over the cluster for many; once Ray has started, it does all."""
+    starting, started = threading.Lock(), threading.Event()
 
     def read(function: Callable, items: list[tuple]) -> Iterator[Any]:
-        if len(items) <= IN_PROCESS:
+        if len(items) <= IN_PROCESS and not started.is_set():
             return in_threads(function, items)
         from clipray.steps.cluster import connect, tasks
 
-        connect(compute, verbose=False)
+        with starting:
+            connect(compute, verbose=False)
+            started.set()
         done = dict(tasks(function, items, compute.decode_cpus, 0, compute.max_retries))
         return (done[position] for position in range(len(items)))
 
@@ -178,58 +239,56 @@ def in_threads(function: Callable, items: list[tuple]) -> Iterator[Any]:
         yield from pool.map(lambda item: function(*item), items)
 
 
-def _remarks(
-    split: str, table: pa.Table, left_out: dict[str, int], n_classes: int
-) -> Iterator[str]:
+def _remarks(split: str, counts: Counts, n_classes: int) -> Iterator[str]:
     """What a person should know of a split that can be used."""
-    if left_out:
-        yield f"{split} split: left out as no image: {counted(left_out)}"
-    bad = table["error"].length() - table["error"].null_count
-    if bad:
-        yield f"{split} split: {bad} of {len(table)} rows cannot be used, such as {_first_reason(table)}"
-    good = table.filter(pc.is_null(table["error"]))
-    missing = n_classes - pc.count_distinct(good["label"]).as_py()
+    if counts.left_out:
+        yield f"{split} split: left out as no image: {counted(counts.left_out)}"
+    if counts.bad:
+        yield f"{split} split: {counts.bad} of {counts.rows} rows cannot be used, such as {counts.first_bad}"
+    missing = n_classes - len(counts.labels)
     if missing:
         yield f"{split} split: {missing} of {n_classes} classes have no image"
 
 
-def few_images(labels: Sequence[int], n_classes: int, shots: Sequence[int]) -> Iterator[str]:
+def few_images(labels: Mapping[int, int], n_classes: int, shots: Sequence[int]) -> Iterator[str]:
     """What to say of classes of a train split with fewer images than shots: they give what they have.
 
     Args:
-        labels: of the images that can be drawn.
+        labels: by label, how many images can be drawn.
     """
-    short = short_classes(np.array(labels, dtype=np.int64), n_classes, sorted(shots))
+    counts_C = np.array([labels.get(label, 0) for label in range(n_classes)])
+    short = draws.short_classes(counts_C, sorted(shots))
     if short:
-        parts = [f"{number} at {k} shot{'s' if k > 1 else ''}" for k, number in short.items()]
+        told = [f"{number} at {k} shot{'s' if k > 1 else ''}" for k, number in short.items()]
         yield (
             f"train split: of {n_classes} classes some have fewer images than shots, and give what they have: "
-            f"{', '.join(parts)}"
+            f"{', '.join(told)}"
         )
 
 
-def drawable(train: Index, test: Index) -> list[int]:
-    """The labels of a train split's images that can be used and do not stand in the test split too."""
-    table = train.table.filter(apart(_ids(train), _ids(test)))
-    good = table.filter(pc.and_(pc.is_null(table["error"]), pc.is_valid(table["label"])))
-    return good["label"].to_pylist()
+def drawable(store: Store, train: Index, test: Index, mapper: Mapper) -> dict[int, int]:
+    """By label, how many of a train split's images can be used and do not stand in the test split too.
+
+    It is kept in the store, so that a later run reads it and neither split.
+    """
+    made_of = {"train": train.address, "test": test.address, "code": code(draws.apart)}
+    address = store.address("index", train.dataset, "drawable", what=made_of)
+    manifest = store.manifest(address)
+    if manifest is None:
+        (labels,) = mapper(count_drawable, [(store, train, test)])
+        store.finish(address, made_of, labels=labels)
+        manifest = {"labels": labels}
+    return {int(label): number for label, number in manifest["labels"].items()}
 
 
-def _ids(index: Index) -> list[str]:
-    return index.table["image_id"].to_pylist()
+def count_drawable(store: Store, train: Index, test: Index) -> dict[int, int]:
+    """Read both splits, and count the train split's images that can be drawn by label."""
+    table = train.table(store, ["image_id", "label", "error"])
+    tested = test.table(store, ["image_id"])["image_id"].to_pylist()
+    table = table.filter(pa.array(draws.apart(table["image_id"].to_pylist(), tested)))
+    return parts.labels(table)
 
 
 def counted(kinds: dict[str, int]) -> str:
     """Kinds with their counts, in words."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-
-
-def _reasons(table: pa.Table) -> dict[str, int]:
-    """How often the most frequent reasons of error rows stand in an index."""
-    errors = (error for error in table["error"].to_pylist() if error)
-    return dict(Counter(errors).most_common(REASONS))
-
-
-def _first_reason(table: pa.Table) -> str:
-    bad = table.filter(pc.is_valid(table["error"])).slice(0, 1).to_pylist()[0]
-    return f"{bad['key']}: {bad['error']}"

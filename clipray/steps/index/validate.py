@@ -213,7 +213,7 @@ def _judge_shots(campaign: Campaign, report: dict[str, Any], labels: list[int]) 
         labels: of the images that can be drawn.
     """
     if report["splits"]["train"]["whole"]:
-        report["warnings"] += few_images(labels, report["classes"], campaign.shots)
+        report["warnings"] += few_images(Counter(labels), report["classes"], campaign.shots)
     elif campaign.shots:
         report["warnings"].append(
             f"train split: a sample does not tell whether each class has {max(campaign.shots)} images for as many "

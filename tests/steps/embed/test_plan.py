@@ -11,15 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
 from clipray import backbones, catalog, images, sources
-from clipray.config import Campaign
+from clipray.artefacts import index as parts
+from clipray.config import Campaign, Dataset
 from clipray.errors import ErrorBudget
 from clipray.steps import campaign as run
+from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
+from clipray.steps.embed.decode import decode
+from clipray.steps.index.build import in_threads, index
 from clipray.steps.publish import publish
 from clipray.store import Store
 
@@ -62,7 +67,8 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     table = embed.read(todo.store, work.addresses["vit-p6-36"])
     assert len(table) == 9
     assert table["image_id"].to_pylist() == sorted(table["image_id"].to_pylist())
-    assert sorted(table["image_id"].to_pylist()) == sorted(work.index.table["image_id"].to_pylist())
+    table_of_index = work.index.table(todo.store)
+    assert sorted(table["image_id"].to_pylist()) == sorted(table_of_index["image_id"].to_pylist())
     failed = table.filter(table["error"].is_valid())
     assert len(failed) == 2
     assert table["embedding"].type == pa.list_(pa.float32(), 128)
@@ -75,19 +81,17 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     # every embedding is that of its own image: compared with open_clip's door image by image, joined by id
     encoder = backbones.load(catalog.backbones(["vit-p6-36"])[0])
     by_id = {row["image_id"]: row for row in table.to_pylist()}
-    rows = work.index.table.filter(work.index.table["error"].is_null())
-    for chunk in set(rows["chunk"].to_pylist()):
-        part = rows.filter(pa.compute.equal(rows["chunk"], chunk))
-        for row, data in zip(
-            part.to_pylist(), sources.fetch(work.index.chunks[chunk], part), strict=True
-        ):
-            if by_id[row["image_id"]]["error"]:
-                continue
-            crop = images.crop(images.decode(data), encoder.preprocess)
-            ours = np.array(by_id[row["image_id"]]["embedding"])
-            theirs = encoder.images(crop[None], 1)[0]
-            assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.9999
-            assert by_id[row["image_id"]]["label"] == row["label"]
+    chunks = sources.listing(todo.datasets[0], "test", small.data_root)
+    rows = table_of_index.filter(table_of_index["error"].is_null())
+    read = sources.contents(dict(enumerate(chunks)), rows)
+    for row, data in zip(rows.to_pylist(), read, strict=True):
+        if by_id[row["image_id"]]["error"]:
+            continue
+        crop = images.crop(images.decode(data), encoder.preprocess)
+        ours = np.array(by_id[row["image_id"]]["embedding"])
+        theirs = encoder.images(crop[None], 1)[0]
+        assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.9999
+        assert by_id[row["image_id"]]["label"] == row["label"]
 
     # the same again has nothing to do; another backbone has only its own images to do; another template no image
     assert run.plan(small).images == 0
@@ -131,16 +135,46 @@ def test_too_many_failures_are_recorded_whichever_run_wrote_the_shards(
 
 def test_decode_crops_once_per_group_and_reports_errors(tmp_path, campaign):
     folder(tmp_path / "pets")
-    work = run.plan(campaign(datasets=["pets"])).works["pets", "test"]
-    (item,) = embed.items(work)
+    todo = run.plan(campaign(datasets=["pets"]))
+    (item,) = embed.items(todo.works["pets", "test"])
     groups = {"vit-p6-36": images.Preprocess((36, 36), "bicubic", "shortest", 0)}
-    table = embed.decode(pa.table({"task": [item["task"]]}), groups, max_pixels=10**6)
+    table = decode(pa.table({"task": [item["task"]]}), todo.store, groups, max_pixels=10**6)
     task = pickle.loads(table["task"][0].as_py())
     errors = task["rows"]["error"].to_pylist()
     assert sum(error is not None for error in errors) == 2
     crops = np.frombuffer(table[table.column_names[1]][0].as_py(), np.uint8).reshape(-1, 36, 36, 3)
     assert len(crops) == 7
-    assert "chunks" not in task
+
+
+def test_a_task_carries_numbers_whatever_the_size_of_the_index(tmp_path, campaign):
+    """Slices of Arrow tables pickle all of their parents, so the bytes are weighed and not the rows."""
+    rng = np.random.default_rng(0)
+    cells = [rng.bytes(40) for _ in range(20_000)]
+    table = pa.table({"image": cells, "label": [number % 7 for number in range(len(cells))]})
+    pq.write_table(table, tmp_path / "test.parquet", row_group_size=4000)
+    names = [f"class {number}" for number in range(7)]
+    many = Dataset(
+        name="many",
+        format="parquet",
+        uri=str(tmp_path),
+        splits=["test"],
+        classnames=names,
+        templates=["a {c}"],
+    )
+    store = Store(str(tmp_path / "workspace"))
+    found = index(store, many, "test", "", in_threads)
+    addresses = {f"{number:030d}": "embeddings/many/test/" + "b" * 60 for number in range(50)}
+    todo = {shard.name: list(addresses) for shard in found.shards(embed.SHARD_ROWS)}
+    items = list(embed.items(embed.Work(found, addresses, {}, todo)))
+    assert len(items) >= 20_000 // embed.SHARD_ROWS
+    assert max(len(item["task"]) for item in items) < 10_000
+    assert sum(pickle.loads(item["task"])["piece"][2] for item in items) == 20_000
+
+    # what a worker looks up is its own rows, copied: they weigh what they are
+    task = pickle.loads(items[-1]["task"])
+    rows, chunks = parts.read(store, task["index"], *task["piece"])
+    assert len(pickle.dumps(rows)) < 200 * len(rows)
+    assert list(sources.contents(chunks, rows)) == cells[-len(rows) :]
 
 
 def test_embedded_puts_nulls_where_errors_are():
@@ -151,7 +185,7 @@ def test_embedded_puts_nulls_where_errors_are():
             "error": pa.array([None, "bad", None], pa.string()),
         }
     )
-    table = embed.embedded(rows, np.array([[1.0, 2.0], [np.nan, 3.0]], np.float32), 2, "fp16")
+    table = encode.embedded(rows, np.array([[1.0, 2.0], [np.nan, 3.0]], np.float32), 2, "fp16")
     assert table["embedding"].to_pylist() == [[1.0, 2.0], [None, None], [None, None]]
     assert table["error"].to_pylist() == [None, "bad", "the embedding is not finite"]
 
@@ -160,10 +194,10 @@ def test_what_float16_cannot_hold_is_an_error_and_no_stored_inf():
     rows = pa.table({"image_id": ["a"], "label": [0], "error": pa.array([None], pa.string())})
     large = np.array([[70000.0, 2.0]], np.float32)
     for precision in ("fp16", "bf16"):
-        table = embed.embedded(rows, large, 2, precision)
+        table = encode.embedded(rows, large, 2, precision)
         assert table["embedding"].to_pylist() == [[None, None]]
         assert "float16" in table["error"][0].as_py()
-    assert embed.embedded(rows, large, 2, "fp32")["embedding"].to_pylist() == [[70000.0, 2.0]]
+    assert encode.embedded(rows, large, 2, "fp32")["embedding"].to_pylist() == [[70000.0, 2.0]]
 
 
 def test_parts_without_a_manifest_are_not_read(tmp_path):

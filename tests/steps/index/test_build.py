@@ -1,6 +1,7 @@
 """The index: equal collections have equal content, a limit is even over classes."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray import sources
+from clipray.artefacts import index as parts
 from clipray.config import Compute, Dataset, fingerprint
 from clipray.errors import ConfigError
+from clipray.sources import folder as layout
 from clipray.steps.index.build import TEXTS, evenly, in_threads, index, reader, what
 from clipray.store import Store
 
@@ -40,8 +43,9 @@ def test_content_is_that_of_the_images_not_of_their_names_or_places(tmp_path):
 
 
 def test_equal_images_are_told_apart(tmp_path):
-    found = index(Store(str(tmp_path / "w")), folder(tmp_path / "x", FILES), "test", "", in_threads)
-    ids = found.table["image_id"].to_pylist()
+    store = Store(str(tmp_path / "w"))
+    found = index(store, folder(tmp_path / "x", FILES), "test", "", in_threads)
+    ids = found.table(store)["image_id"].to_pylist()
     assert len(set(ids)) == 4
     assert ids[3] == ids[0] + ".1"
 
@@ -72,6 +76,60 @@ def test_a_limit_is_even_over_classes_and_the_same_in_any_order():
     shuffled = table.take([7, 3, 11, 0, 5, 9, 1, 2, 10, 4, 8, 6])
     assert set(evenly(shuffled, 5)["image_id"].to_pylist()) == set(chosen["image_id"].to_pylist())
     assert len(evenly(table, 100)) == 12
+
+
+def test_a_limited_index_is_that_of_the_chosen_images(tmp_path):
+    store, dataset = Store(str(tmp_path / "w")), folder(tmp_path / "x", FILES)
+    whole = index(store, dataset, "test", "", in_threads)
+    for _ in range(2):
+        two = index(store, dataset, "test", "", in_threads, limit=2)
+        assert len(two) == 2
+        assert two.table(store)["label"].to_pylist() == [0, 1]
+    assert two.content != whole.content
+    (shard,) = two.shards(256)
+    rows, chunks = parts.read(store, two.place, *shard[1:])
+    known = {sources.image_id(data) for data in FILES.values()}
+    for image_id, data in zip(
+        rows["image_id"].to_pylist(), sources.contents(chunks, rows), strict=True
+    ):
+        assert sources.image_id(data) == image_id.partition(".")[0] in known
+    assert index(store, dataset, "test", "", in_threads, limit=4).content == whole.content
+
+
+def test_an_index_of_many_parts_is_that_of_one(tmp_path, monkeypatch):
+    """Repeats are numbered over parts, and the digest is a sum that parts add up to."""
+    names = {f"{'ab'[n % 2]}/{n:02d}.png": b"%d" % (n % 11) for n in range(40)}
+    dataset = folder(tmp_path / "x", names)
+    monkeypatch.setattr(layout, "CHUNK", 3)
+    one = Store(str(tmp_path / "one"))
+    whole = index(one, dataset, "test", "", in_threads)
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
+    many = Store(str(tmp_path / "many"))
+    apart = index(many, dataset, "test", "", in_threads)
+    assert len(whole.parts) == 1
+    assert len(apart.parts) == 7
+    assert apart.content == whole.content
+    assert apart.table(many).equals(whole.table(one))
+    seen: Counter[str] = Counter()
+    for image_id in whole.table(one)["image_id"].to_pylist():  # the slow way
+        first, _, number = image_id.partition(".")
+        assert int(number or 0) == seen[first]
+        seen[first] += 1
+    rows = [parts.read(many, apart.place, *shard[1:])[0] for shard in apart.shards(5)]
+    assert pa.concat_tables(rows).equals(whole.table(one))
+
+
+def test_an_index_serves_its_images_wherever_they_are_moved(tmp_path):
+    store, dataset = Store(str(tmp_path / "w")), folder(tmp_path / "x", FILES)
+    here = dataset.model_copy(update={"uri": "x"})  # below the data root
+    first = index(store, here, "test", str(tmp_path), in_threads)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "x").rename(tmp_path / "moved" / "x")
+    second = index(store, here, "test", str(tmp_path / "moved"), in_threads)
+    assert first.address == second.address
+    (shard,) = second.shards(256)
+    rows, chunks = parts.read(store, second.place, *shard[1:])
+    assert sorted(sources.contents(chunks, rows)) == sorted(FILES.values())
 
 
 def test_threads_keep_the_order():
@@ -122,7 +180,7 @@ def test_another_label_column_or_order_of_labels_is_never_served_the_old_ones(tm
         given = first.model_copy(update={"options": options, "classnames": ("x", "y", "z")})
         if "labels" in options:
             given = given.model_copy(update={"classnames": tuple(options["labels"])})
-        return index(store, given, "test", "", in_threads).table["label"].to_pylist()
+        return index(store, given, "test", "", in_threads).table(store)["label"].to_pylist()
 
     assert labels() == [0, 1, 2]
     assert labels(label="kind", labels=["x", "y", "z"]) == [2, 1, 0]
@@ -142,7 +200,7 @@ def test_images_that_change_beside_a_parquet_file_are_read_again(tmp_path):
         found = index(store, dataset, "test", "", in_threads)
         contents.append(found.content)
     assert len(set(contents)) == 3
-    assert [error is None for error in found.table["error"].to_pylist()] == [True, False]
+    assert [error is None for error in found.table(store)["error"].to_pylist()] == [True, False]
     assert "1 of 2 rows cannot be used, such as test.parquet#0/1" in found.remarks[0]
 
 
@@ -175,7 +233,7 @@ def test_class_names_that_become_too_few_are_noticed(tmp_path):
 def test_some_rows_without_a_label_and_absent_classes_are_said(tmp_path):
     store = Store(str(tmp_path / "w"))
     found = index(store, parquet(tmp_path / "x", [0, None, 2, 2]), "test", "", in_threads)
-    assert found.table["error"].to_pylist() == [None, "no label", None, None]
+    assert found.table(store)["error"].to_pylist() == [None, "no label", None, None]
     assert found.remarks == (
         "test split: 1 of 4 rows cannot be used, such as test.parquet#0/1: no label",
         "test split: 1 of 3 classes have no image",

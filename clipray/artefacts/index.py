@@ -1,0 +1,266 @@
+"""Which images a split holds, in parts: workers write and read the rows, the driver holds counts.
+
+A part is some consecutive chunks of the listing, so parts depend on the files alone. Beside each part's rows
+(`schema.INDEX`) lie its chunks, once for each place that the dataset was seen at: an index is the same wherever the
+files lie, but a worker has to know where to read.
+"""
+
+import functools
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipray import fingerprint, sources
+from clipray.store import Store
+
+PART_ROWS = 8192  # rows that a part has at least, where they are known beforehand
+PART_CHUNKS = 8  # chunks of a part at most, where their rows are not
+DIGITS = 32  # of an image's hash; what follows in its id numbers its repeats
+REASONS = 5  # reasons of error rows that are listed; all rows are counted
+CACHED = 4  # parts that a worker remembers: neighbouring shards come one after another
+
+
+class Shard(NamedTuple):
+    """Some consecutive rows of a part, which are embedded together and lie in one file."""
+
+    name: str  # of its file
+    part: int
+    start: int  # within the part
+    rows: int
+
+
+class Counts(NamedTuple):
+    """What is to be known of rows without looking at them again; counts of parts add up.
+
+    Attributes:
+        rows: of the part.
+        content: the sum of a digest of each row's hash and label, so that their order does not matter.
+        labels: by label, how many images can be used.
+        reasons: by reason, how many rows cannot be used: the most frequent ones.
+        bad: how many rows cannot be used. first_bad: one of them, and its reason.
+        left_out: by kind, how much lies among the files and is no image.
+    """
+
+    rows: int
+    content: int
+    labels: dict[int, int]
+    reasons: dict[str, int]
+    bad: int
+    first_bad: str
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the driver knows of a split: how many rows its parts have, and where they lie.
+
+    Attributes:
+        address: the folder of its rows.
+        chunks_at: the folder of its chunks; where it is some images of another index, that of the other.
+        location: the name of the place that the chunks are read from.
+        parts: rows of each part.
+        content: a digest of all image hashes and labels, whatever their order.
+        remarks: what a person should know of the split: left out, not readable.
+    """
+
+    dataset: str
+    split: str
+    address: str
+    chunks_at: str
+    location: str
+    parts: tuple[int, ...]
+    content: str
+    remarks: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(self.parts)
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What a worker needs to read a shard of it."""
+        return self.address, self.chunks_at, self.location
+
+    def shards(self, rows: int) -> Iterator[Shard]:
+        """Deterministic pieces of at most `rows` rows; none reaches over the end of a part."""
+        before = 0
+        for part, length in enumerate(self.parts):
+            for start in range(0, length, rows):
+                name = f"{before + start:09d}.parquet"
+                yield Shard(name, part, start, min(rows, length - start))
+            before += length
+
+    def table(self, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, in order: for what looks at a whole split, never for the driver of a campaign."""
+        names = [part_name(part) for part in range(len(self.parts))]
+        tables = [store.read_table(f"{self.address}/{name}", columns) for name in names]
+        return pa.concat_tables(tables)
+
+
+def part_name(part: int) -> str:
+    """The file of a part's rows."""
+    return f"{part:06d}.parquet"
+
+
+def chunks_name(part: int, location: str) -> str:
+    """The file of a part's chunks as they are read from one place."""
+    return f"{part:06d}-{location}.json.gz"
+
+
+def location_name(location: str) -> str:
+    """A short name of a dataset's place."""
+    return fingerprint.fingerprint(location)[:8]
+
+
+def groups(chunks: Sequence[sources.Chunk]) -> list[list[tuple[int, sources.Chunk]]]:
+    """Chunks with their numbers, part by part."""
+    found: list[list[tuple[int, sources.Chunk]]] = []
+    known = unknown = 0
+    for numbered in enumerate(chunks):
+        if not found or known >= PART_ROWS or unknown >= PART_CHUNKS:
+            found.append([])
+            known = unknown = 0
+        found[-1].append(numbered)
+        known += numbered[1].count or 0
+        unknown += numbered[1].count is None
+    return found
+
+
+def write_part(
+    store: Store, address: str, part: int, location: str, chunks: Sequence[tuple[int, Any]]
+) -> Counts:
+    """Read every sample of a part's chunks, and keep who they are; repeats are numbered later, over all parts."""
+    tables = [sources.index(number, chunk) for number, chunk in chunks]
+    table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    write_chunks(store, address, part, location, chunks)
+    store.write_table(f"{address}/{part_name(part)}", table)
+    return count(table, sources.left_out(tables))
+
+
+def write_chunks(
+    store: Store, address: str, part: int, location: str, chunks: Sequence[tuple[int, Any]]
+) -> None:
+    """Keep where the rows of a part are read from."""
+    text = json.dumps([[number, list(chunk)] for number, chunk in chunks])
+    data = gzip.compress(text.encode(), compresslevel=5, mtime=0)
+    store.write(f"{address}/{chunks_name(part, location)}", data)
+
+
+def count(table: pa.Table, left_out: dict[str, int]) -> Counts:
+    """What is to be known of some rows of an index."""
+    bad = table.filter(pc.is_valid(table["error"]))
+    first = f"{bad['key'][0].as_py()}: {bad['error'][0].as_py()}" if len(bad) else ""
+    reasons = Counter(bad["error"].to_pylist()).most_common(REASONS)
+    content = content_sum(table["image_id"], table["label"])
+    return Counts(len(table), content, labels(table), dict(reasons), len(bad), first, left_out)
+
+
+def labels(table: pa.Table) -> dict[int, int]:
+    """By label, how many rows can be used."""
+    good = table.filter(pc.and_(pc.is_null(table["error"]), pc.is_valid(table["label"])))
+    return dict(sorted(Counter(good["label"].to_pylist()).items()))
+
+
+def content_sum(image_ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> int:
+    """The sum, mod 2^128, of a digest of each row's hash and label; the number of a repeat does not count.
+
+    >>> rows = pa.chunked_array([["a", "b"]]), pa.chunked_array([[0, 1]])
+    >>> back = pa.chunked_array([["b", "a"]]), pa.chunked_array([[1, 0]])
+    >>> content_sum(*rows) == content_sum(*back) != 0
+    True
+    """
+    plain = pc.utf8_slice_codeunits(image_ids, 0, DIGITS).to_pylist()
+    total = 0
+    for image_id, label in zip(plain, labels.to_pylist(), strict=True):
+        digest = hashlib.blake2b(f"{image_id} {label}".encode(), digest_size=16).digest()
+        total += int.from_bytes(digest, "big")
+    return total % 2**128
+
+
+def merged(counts: Sequence[Counts]) -> Counts:
+    """The counts of all parts together."""
+    by_label: Counter[int] = Counter()
+    reasons: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    for one in counts:
+        by_label.update(one.labels)
+        reasons.update(one.reasons)
+        left_out.update(one.left_out)
+    return Counts(
+        rows=sum(one.rows for one in counts),
+        content=sum(one.content for one in counts) % 2**128,
+        labels=dict(sorted(by_label.items())),
+        reasons=dict(reasons.most_common(REASONS)),
+        bad=sum(one.bad for one in counts),
+        first_bad=next((one.first_bad for one in counts if one.bad), ""),
+        left_out=dict(sorted(left_out.items())),
+    )
+
+
+def number_repeats(store: Store, address: str, parts: int) -> None:
+    """Give equal images their numbers over all parts of an index, and write the parts that have some anew."""
+    names = [f"{address}/{part_name(part)}" for part in range(parts)]
+    columns = [store.read_table(name, ["image_id"])["image_id"] for name in names]
+    numbered = sources.numbered(pa.chunked_array([c for col in columns for c in col.chunks]))
+    start = 0
+    for name, column in zip(names, columns, strict=True):
+        ids = numbered.slice(start, len(column))
+        start += len(column)
+        if not ids.equals(column):
+            table = store.read_table(name)
+            store.write_table(name, table.set_column(0, table.schema.field(0), ids))
+
+
+def write_chosen(store: Store, whole: Index, address: str, chosen: pa.ChunkedArray) -> list[Counts]:
+    """Write an index of some images of another, part by part; a part without any of them stays, empty."""
+    counts = []
+    for part in range(len(whole.parts)):
+        table = store.read_table(f"{whole.address}/{part_name(part)}")
+        own = table.filter(pc.is_in(table["image_id"], value_set=chosen))
+        store.write_table(f"{address}/{part_name(part)}", own)
+        counts.append(count(own, {}))
+    return counts
+
+
+def keys(store: Store, index: Index, image_ids: set[str]) -> dict[str, str]:
+    """Where a person finds some images, by their ids; the index is read part by part, until all are found."""
+    found: dict[str, str] = {}
+    wanted = pa.array(sorted(image_ids), pa.string())
+    for part in range(len(index.parts)):
+        if len(found) == len(image_ids):
+            break
+        table = store.read_table(f"{index.address}/{part_name(part)}", ["image_id", "key"])
+        own = table.filter(pc.is_in(table["image_id"], value_set=wanted))
+        found |= zip(own["image_id"].to_pylist(), own["key"].to_pylist(), strict=True)
+    return found
+
+
+def read(
+    store: Store, index: tuple[str, str, str], part: int, start: int, rows: int
+) -> tuple[pa.Table, dict[int, sources.Chunk]]:
+    """The rows of a shard, copied, and the chunks that they lie in by their numbers.
+
+    Args:
+        index: its `place`.
+    """
+    table, chunks = _part(store.uri, *index, part)
+    # a slice would carry its whole part along wherever it is sent
+    own = table.take(pa.array(range(start, start + rows)))
+    numbers = pc.unique(own["chunk"]).to_pylist()
+    return own, {number: chunks[number] for number in sorted(numbers)}
+
+
+@functools.lru_cache(CACHED)
+def _part(
+    workspace: str, address: str, chunks_at: str, location: str, part: int
+) -> tuple[pa.Table, dict[int, sources.Chunk]]:
+    store = Store(workspace)
+    table = store.read_table(f"{address}/{part_name(part)}")
+    text = gzip.decompress(store.read(f"{chunks_at}/{chunks_name(part, location)}"))
+    return table, {number: sources.Chunk(*fields) for number, fields in json.loads(text)}

@@ -1,0 +1,96 @@
+"""The actors of the pools: each holds one backbone, and writes the file of every shard that passes."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import backbones, schema
+from clipray.config import Backbone
+from clipray.encoding import encode, stored, words
+from clipray.steps.tally import failures_of
+from clipray.store import Store
+
+
+class Embedder:
+    """One actor of a backbone's pool.
+
+    A backbone that cannot be loaded, or that raises on every image of a shard, leaves no file and says why in the
+    task; the shard goes on to the other backbones.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        spec: Backbone,
+        precision: str,
+        device: str,
+        batch_size: int,
+        column: str,
+        last: bool,
+    ):
+        self.store, self.spec, self.precision = store, spec, precision
+        self.batch_size, self.column, self.last = batch_size, column, last
+        self.encoder, self.broken = None, None
+        try:
+            self.encoder = self.load(device)
+        except Exception as error:
+            self.broken = f"it cannot be loaded: {words(error)}"
+
+    def load(self, device: str) -> backbones.Encoder:
+        """The model."""
+        return backbones.load(self.spec, self.precision, device)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Embed one shard, write its file, pass the shard on."""
+        task = pickle.loads(table["task"][0].as_py())
+        if self.spec.name in task["todo"]:
+            reason = self.broken or self.embed(task, table)
+            if reason:
+                task["broken"][self.spec.name] = reason
+            told = pa.array([pickle.dumps(task)], pa.large_binary())
+            table = table.set_column(table.column_names.index("task"), "task", told)
+        return table.drop_columns([self.column]) if self.last else table
+
+    def embed(self, task: dict, table: pa.Table) -> str | None:
+        """Write one shard's file; why there is none, or None."""
+        size = (*self.encoder.preprocess.size, 3)
+        crops_NHWC = np.frombuffer(table[self.column][0].as_buffer(), np.uint8).reshape(-1, *size)
+        embeddings_ND, errors = encode(self.encoder, crops_NHWC, self.batch_size)
+        if errors and all(errors):
+            return f"it fails on images: {errors[0]}"
+        rows = _with_errors(task["rows"], errors)
+        kept = [error is None for error in errors]
+        part = embedded(rows, embeddings_ND[kept], self.encoder.dim, self.precision)
+        self.store.write_table(task["places"][self.spec.name], part)
+        task["errors"][self.spec.name] = failures_of(part)
+        return None
+
+
+def _with_errors(rows: pa.Table, errors: list[str | None]) -> pa.Table:
+    """Rows of a shard with one backbone's errors in place where the image itself has none."""
+    own = iter(errors)
+    every = [known or next(own) for known in rows["error"].to_pylist()]
+    place = rows.column_names.index("error")
+    return rows.set_column(place, "error", pa.array(every, pa.string()))
+
+
+def embedded(rows: pa.Table, embeddings_ND: np.ndarray, dim: int, precision: str) -> pa.Table:
+    """A shard's file (`schema.embeddings`): nulls in place of an embedding where the image has an error.
+
+    Args:
+        rows: image_id, label, error of all images of the shard.
+        embeddings_ND: embeddings of the images without error, in order.
+    """
+    layout = schema.embeddings(dim, precision)
+    good = rows["error"].is_null().to_numpy(zero_copy_only=False)
+    kept_ND, own = stored(embeddings_ND, precision)
+    values = np.zeros((len(rows), dim), kept_ND.dtype)
+    values[good] = kept_ND
+    errors = np.array(rows["error"].to_pylist(), object)
+    errors[good] = own
+    null_ND = np.repeat(np.array([error is not None for error in errors]), dim)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), mask=null_ND), dim)
+    return pa.table(
+        [rows["image_id"], rows["label"], column, pa.array(errors, pa.string())], schema=layout
+    )

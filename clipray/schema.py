@@ -18,7 +18,7 @@ INDEX = pa.schema(
     ]
 )
 
-KINDS = ("single", "bound", "reference", "control", "fuser", "measure")
+KINDS = ("single", "bound", "reference", "alone", "control", "fuser", "measure")
 
 SCORES = pa.schema(
     [
@@ -31,7 +31,8 @@ SCORES = pa.schema(
             "method",
             pa.string(),
         ),  # as in METHODS: single/<backbone>, oracle, log_avg, …; pair/<a>/<b>; set
-        # of KINDS. A bound sees test labels; the reference is what fusers are compared with; a control is a few-shot
+        # of KINDS. A bound sees test labels; the reference is what fusers are compared with; alone/<fuser> is that
+        # fuser on one backbone, chosen with the same labels; a control is a few-shot
         # classifier on all embeddings; a measure is of backbones, pairs, their spaces or support sets, and no method
         ("kind", pa.string()),
         ("shots", pa.int32()),  # labelled images per class; 0 for label-free methods

@@ -5,9 +5,9 @@
     python -m jobs.compare CONFIG linear_probe:nlc@16 zero_shot:nlc@16
 
 A method is named [head:]method[@shots], as in the report. Shows both accuracies, their difference with the 95 %
-interval and p-value of the paired bootstrap over images, and on how many seeds McNemar's exact test tells them apart
-(5 %); at the end the mean over datasets with its Student interval. Reads stored outcomes and computes nothing anew.
-The last line on stdout is one JSON object.
+interval and p-value of the paired bootstrap over images and support sets, and on how many seeds McNemar's exact test
+tells them apart (5 %); at the end the mean over datasets with its Student interval. Reads stored outcomes and
+computes nothing anew. The last line on stdout is one JSON object.
 """
 
 from jobs import arguments, console, finish, read_campaign, run, say

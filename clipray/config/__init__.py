@@ -275,6 +275,7 @@ class Campaign(Inputs):
     notify: Annotated[str, How("who is told")] = (
         ""  # a webhook that takes JSON: the summary of changes
     )
+    alone: bool = True  # fit every fuser on each backbone alone, too: the reference of its synergy
 
 
 class Pretrain(Strict):

@@ -16,7 +16,7 @@ from clipray.errors import ConfigError
 LONGEST = 100  # characters; a metric's name in MLflow holds two names and has at most 250
 BYTES = 200  # in UTF-8; a file's name has at most 255, and a fingerprint stands behind it
 # what methods that are no entry of a config are called in the scores
-RESERVED = ("all", "embeddings", "oracle", "pair", "set", "single")
+RESERVED = ("all", "alone", "alone_on_test", "embeddings", "oracle", "pair", "set", "single")
 RESERVED_START = "best_single"
 
 

@@ -308,6 +308,7 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
                 seeds=todo.campaign.seeds,
                 folds=todo.campaign.folds,
                 save_fusers=todo.campaign.save_fusers,
+                alone=todo.campaign.alone,
                 costs=tuple(cards.cost(known[name]) for name in names),
             )
         )

@@ -1,5 +1,6 @@
 """How sure a number is: intervals over images, paired comparisons, spread over seeds."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -118,9 +119,52 @@ def paired_bootstrap(
     """
     difference_N = a_N.double() - b_N.double()
     samples = resampled_means(difference_N[:, None], resamples, seed)[:, 0]
-    below, above = int((samples <= 0).sum()), int((samples >= 0).sum())
-    p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
-    return Comparison(float(difference_N.mean()), *percentiles(samples, confidence), p)
+    interval = percentiles(samples, confidence)
+    return Comparison(float(difference_N.mean()), *interval, _p(samples))
+
+
+def nested(
+    differences: Sequence[Tensor], resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Comparison:
+    """Mean of paired differences over datasets, with support sets and images drawn anew inside each (hierarchical).
+
+    A resample draws datasets with replacement, and for each one anew its support sets and its images, so that the
+    interval holds all three kinds of chance. With one dataset it is about that dataset: its images and support sets.
+
+    Args:
+        differences: for each dataset, differences_SN of S support sets on the same N images.
+
+    >>> nested([torch.ones(2, 5), torch.zeros(3, 4)], resamples=99).difference
+    0.5
+    """
+    samples_GB = torch.stack(
+        [_within(one, resamples, seed + group) for group, one in enumerate(differences)]
+    )
+    value = float(torch.stack([one.double().mean() for one in differences]).mean())
+    groups = len(differences)
+    samples_B = samples_GB[0]
+    if groups > 1:
+        rng = np.random.default_rng(seed)
+        chosen_BG = torch.from_numpy(rng.integers(groups, size=(resamples, groups)))
+        # a dataset that is drawn twice has two resamples of its own
+        own_BG = torch.from_numpy(rng.integers(resamples, size=(resamples, groups)))
+        samples_B = samples_GB[chosen_BG, own_BG].mean(1)
+    return Comparison(value, *percentiles(samples_B, confidence), _p(samples_B))
+
+
+def _within(difference_SN: Tensor, resamples: int, seed: int) -> Tensor:
+    """means_B of one dataset when its images and its support sets are drawn anew; all sets share the images."""
+    means_BS = resampled_means(difference_SN.double().T.contiguous(), resamples, seed)
+    sets = means_BS.shape[1]
+    rng = np.random.default_rng([seed, 1])  # not the stream that draws the images
+    times_BS = rng.multinomial(sets, [1 / sets] * sets, size=resamples)
+    return (means_BS * torch.from_numpy(times_BS)).sum(1) / sets
+
+
+def _p(samples_B: Tensor) -> float:
+    """Twice the smaller share of resamples on either side of 0, counting the data themselves as one resample."""
+    below, above = int((samples_B <= 0).sum()), int((samples_B >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(samples_B) + 1))
 
 
 def mcnemar(right_a_N: Tensor, right_b_N: Tensor) -> tuple[int, int, float]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from clipray import schema
@@ -13,6 +14,7 @@ from clipray.numerics.measures.complementarity import headroom_captured
 from clipray.steps.checks import REFERENCE
 
 ON_TEST = "best_single_on_test"
+ALONE, ALONE_ON_TEST = "alone", "alone_on_test"  # in front of a fuser's name: on one backbone
 RESAMPLES = 1000  # of every bootstrap
 
 
@@ -46,6 +48,7 @@ class Scores:
         self.parts: list[pa.Table] = []
         self.right: dict[Place, Tensor] = {}  # 0/1 per image
         self.kinds: dict[Place, str] = {}  # of what `right` holds
+        self.compared: dict[Place, tuple[Place, Place]] = {}  # with a chosen backbone, with a bound
 
     def add(self, place: Place, kind: str, log_probs_NC: Tensor) -> None:
         """Score one method by every metric, and keep what it says of each image.
@@ -68,6 +71,15 @@ class Scores:
         confidence_N, prediction_N = log_probs_NC.max(1)
         self._outcomes(place, prediction_N.numpy(), confidence_N.exp().numpy())
 
+    def compare(self, place: Place, alone: str, on_test: str) -> None:
+        """Say what a fuser's synergy is measured against, at its own head, shots and seed.
+
+        Args:
+            alone: the method of one backbone with the same labels. on_test: the best one on test, a bound.
+        """
+        named = (place._replace(method=method) for method in (alone, on_test))
+        self.compared[place] = tuple(named)
+
     def number(
         self, place: Place, kind: str, metric: str, value: Tensor | float, samples_B: Tensor
     ) -> None:
@@ -84,6 +96,7 @@ class Scores:
         rows = [*self.rows]
         for place, kind in self.kinds.items():
             rows += self._gains(place, kind)
+        rows += self._synergies()
         return pa.Table.from_pylist(rows, schema=schema.SCORES)
 
     def outcomes(self) -> pa.Table:
@@ -110,6 +123,42 @@ class Scores:
         if on_test in self.right and oracle in self.right:
             means = [float(self.right[one].mean()) for one in (place, on_test, oracle)]
             yield self._made(place, kind, "headroom_captured", headroom_captured(*means))
+
+    def _synergies(self) -> Iterator[dict]:
+        """Rows of fused − alone: per support set, and over all support sets of a number of shots.
+
+        A fuser without labels at a head without labels has no `synergy`, for nothing chooses its one backbone. It has
+        `gain_on_mean`, over the mean of the single backbones.
+        """
+        draws: dict[Place, list[Tensor]] = {}
+        kinds: dict[Place, str] = {}
+        for place, (alone, on_test) in self.compared.items():
+            kind = self.kinds[place]
+            if alone in self.right:
+                yield self._difference(place, kind, "synergy", alone)
+                yield self._difference(place, kind, "synergy_on_test", on_test)
+                one = self.right[place].double() - self.right[alone].double()
+                every = place._replace(seed=0)
+                draws.setdefault(every, []).append(one)
+                kinds[every] = kind
+            elif not place.shots:
+                yield self._gain_on_mean(place, kind)
+        for place, differences in draws.items():
+            found = intervals.nested([torch.stack(differences)], RESAMPLES)
+            interval = (found.difference, found.low, found.high)
+            yield self._made(place, kinds[place], "synergy_over_draws", *interval)
+
+    def _gain_on_mean(self, place: Place, kind: str) -> dict:
+        """A row with the paired difference of top-1 to the mean of the single backbones."""
+        singles = [
+            right
+            for own, right in self.right.items()
+            if self.kinds[own] == "single" and (own.head, *own[2:]) == (place.head, *place[2:])
+        ]
+        mean_N = torch.stack(singles).double().mean(0)
+        found = intervals.paired_bootstrap(self.right[place], mean_N, RESAMPLES)
+        interval = (found.difference, found.low, found.high)
+        return self._made(place, kind, "gain_on_mean", *interval)
 
     def _difference(self, place: Place, kind: str, metric: str, reference: Place) -> dict:
         """A row with the paired difference of top-1 to a reference."""

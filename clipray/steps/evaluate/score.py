@@ -12,14 +12,16 @@ from clipray.config import Fuser, Head
 from clipray.numerics.contracts import State, Support
 from clipray.numerics.draws import Draw
 from clipray.numerics.fusers import FUSERS, grouped, settings_of, singles
+from clipray.numerics.fusers.alone import Alone, apply_alone, fit_alone
+from clipray.numerics.fusers.unlabelled import Images, taught
 from clipray.numerics.heads import FITTED_HEADS, cross_fit, head_of, zero_shot
 from clipray.numerics.heads import Head as FittedHead
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, cost, similarity
-from clipray.steps.checks import named_heads
+from clipray.steps.checks import REFERENCE, named_heads
 from clipray.steps.evaluate import fitted as fitted_fusers
 from clipray.steps.evaluate import read
-from clipray.steps.evaluate.rows import ON_TEST, RESAMPLES, Place, Scores
+from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
 from clipray.steps.evaluate.task import OUTCOMES, SCORES, Task
 from clipray.store import Store
 
@@ -27,13 +29,6 @@ SPACES = "embeddings"  # stands for a head in the rows of measures that need non
 SAMPLE, NEIGHBOURS = 2048, 10
 
 States = dict[str, State]  # fitted fusers of one support set, by their entries' names
-
-
-class Images(NamedTuple):
-    """Images without labels, as a fuser sees them: logits_NMC of a head, and M embedding matrices N×D_m."""
-
-    logits_NMC: Tensor
-    embeddings: tuple[Tensor, ...]
 
 
 class Fused(NamedTuple):
@@ -129,17 +124,20 @@ def score_head(
         for head, problem in zip(heads, problems, strict=True)
     ]
     fitted = fit(task, drawn, supports)
+    alone = fit_each_alone(task, drawn, supports) if task.alone else [{} for _ in drawn]
     learns = FITTED_HEADS[entry.head].needs_labels
     if not learns:
         head = head_of(entry.head, entry.settings_for(0, 0))
         batch, more = _images(head, [None] * len(test), test, pool)
         score_without_support(scores, (entry.name, 0, 0), task, test, batch, more, {})
-    for draw, head, problem, states in zip(drawn, heads, problems, fitted, strict=True):
+    every = zip(drawn, heads, problems, fitted, alone, strict=True)
+    for draw, head, problem, states, singly in every:
         where = (entry.name, draw.shots, draw.seed)
         if learns:
             batch, more = _images(head, problem, test, pool)
             score_without_support(scores, where, task, test, batch, more, states)
         score_fusers(scores, where, test, apply(task, states, batch, more))
+        score_alone(scores, where, task, test, singly, batch, more)
     return {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
 
 
@@ -194,6 +192,51 @@ def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[
     return states
 
 
+def fit_each_alone(
+    task: Task, drawn: Sequence[Draw], supports: Sequence[Support]
+) -> list[dict[str, Alone]]:
+    """For each support set, every label-needing fuser and control fitted on each backbone alone, by its name."""
+    found: list[dict[str, Alone]] = [{} for _ in supports]
+    for entry in task.fusers:
+        fuser = FUSERS[entry.fuser]
+        if not fuser.needs_labels or fuser.kind == "reference":
+            continue
+        changes = [entry.settings_for(draw.shots, draw.seed) for draw in drawn]
+        fitted = fit_alone(entry.fuser, supports, changes)
+        for own, alone in zip(found, fitted, strict=True):
+            own[entry.name] = alone
+    return found
+
+
+def score_alone(
+    scores: Scores,
+    where: tuple[str, int, int],
+    task: Task,
+    test: Sequence[View],
+    alone: dict[str, Alone],
+    batch: Images,
+    pool: Images | None,
+) -> None:
+    """Score fusers on one backbone: the one chosen on the support set, and as a bound the best one on test."""
+    head, shots, seed = where
+    costs = [view.cost for view in test]
+    for entry in task.fusers:
+        if entry.name not in alone:
+            continue
+        own = alone[entry.name]
+        log_probs_NMC = apply_alone(entry.fuser, own, batch, pool)
+        here = Place(head, f"{ALONE}/{entry.name}", shots, seed)
+        scores.add(here, "alone", log_probs_NMC[:, own.backbone])
+        best = singles.best(log_probs_NMC, scores.labels_N)
+        bound = Place(head, f"{ALONE_ON_TEST}/{entry.name}", shots, seed)
+        scores.add(bound, "bound", log_probs_NMC[:, best])
+        if any(costs):
+            dims = (test[own.backbone].classifier_CD.shape[1],)
+            state, classes = own.states[own.backbone], log_probs_NMC.shape[2]
+            added = FUSERS[entry.fuser].flops(state, 1, classes, dims) / 1e9
+            scores.plain(here, "alone", cost.method_cost([own.backbone], costs, added))
+
+
 def apply(task: Task, states: States, batch: Images, pool: Images | None) -> Iterator[Fused]:
     """Apply every fuser with a state."""
     for entry in task.fusers:
@@ -216,11 +259,8 @@ def apply_label_free(
 
 def _apply(entry: Fuser, state: State, batch: Images, pool: Images | None) -> Fused:
     """Let the unlabelled images that the settings name teach the state, then apply it to the batch."""
-    fuser = FUSERS[entry.fuser]
-    teachers = {"batch": batch, "train": pool}.get(getattr(state.settings, "unlabelled", "none"))
-    if fuser.adapt and teachers is not None:
-        state = fuser.adapt(state, *teachers)
-    return Fused(entry, state, fuser.apply(state, *batch))
+    state = taught(entry.fuser, state, batch, pool)
+    return Fused(entry, state, FUSERS[entry.fuser].apply(state, *batch))
 
 
 def nothing(logits_NMC: Tensor, embeddings: tuple[Tensor, ...]) -> Support:
@@ -244,10 +284,23 @@ def score_fusers(
         fuser = FUSERS[entry.fuser]
         kind = fuser.kind
         scores.add(here, kind, log_probs_NC)
+        if kind != "reference":
+            scores.compare(here, *references(entry, here))
         if any(costs):
             used = cost.backbones_used(state, len(test))
             added = fuser.flops(state, len(test), log_probs_NC.shape[1], dims) / 1e9
             scores.plain(here, kind, cost.method_cost(used, costs, added))
+
+
+def references(entry: Fuser, here: Place) -> tuple[str, str]:
+    """Name what a fuser is compared with for its synergy: one backbone with the same labels, and its bound.
+
+    A fuser without labels is a plain single backbone where there is one. With a head that has learned from labels, it
+    is the one chosen with them. Without any label nobody can choose one.
+    """
+    if FUSERS[entry.fuser].needs_labels:
+        return f"{ALONE}/{entry.name}", f"{ALONE_ON_TEST}/{entry.name}"
+    return (REFERENCE, ON_TEST) if here.shots else ("", ON_TEST)
 
 
 def score_bounds(

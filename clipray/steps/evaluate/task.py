@@ -24,6 +24,7 @@ class Task:
     seeds: int
     folds: int
     save_fusers: bool = False
+    alone: bool = True  # whether every fuser with labels is fitted on each backbone alone, too
     costs: tuple[dict, ...] = field(  # of each backbone, see `cost.method_cost`
         default=(), metadata={"how": fingerprint.How("measured on some machine, not asked for")}
     )

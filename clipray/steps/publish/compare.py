@@ -40,11 +40,12 @@ def choice(text: str, campaign: Campaign) -> Choice:
 def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:
     """A row per dataset that has outcomes of both.
 
-    Correctness is averaged over seeds per image first, so images are what is resampled; McNemar's exact test, which
-    needs yes or no, is made for each pair of seeds, or against the one outcome of a method without seeds.
+    Images and support sets are resampled both, for other ones could have been drawn. McNemar's exact test, which needs
+    yes or no, is made for each pair of seeds, or against the one outcome of a method without seeds.
 
     Returns:
-        rows of `dataset, images, a, b` (top-1), `difference, low, high, p` (paired bootstrap), `seeds`, and on how many
+        rows of `dataset, images, a, b` (top-1), `difference, low, high, p` (paired bootstrap over images and
+        support sets), `seeds`, and on how many
         of them McNemar's test finds a difference at 5 %: `a_better`, `b_better`.
 
     Raises:
@@ -112,14 +113,30 @@ def mean_correctness(table: pa.Table, chosen: Choice) -> dict[str, float]:
     return dict(zip(means["image_id"].to_pylist(), means["right_mean"].to_pylist(), strict=True))
 
 
+def differences(a: dict[int, Any], b: dict[int, Any]) -> Any:
+    """differences_SN: a − b by support set and image; a method without seeds meets each one of the other's.
+
+    Where the two have other support sets, only their means can be paired: S is 1.
+    """
+    import torch
+
+    if len(a) == 1 or len(b) == 1:
+        pairs = [(one, other) for one in a.values() for other in b.values()]
+    elif set(a) == set(b):
+        pairs = [(a[seed], b[seed]) for seed in sorted(a)]
+    else:
+        pairs = [tuple(torch.stack(list(own.values())).double().mean(0) for own in (a, b))]
+    return torch.stack([one.double() - other.double() for one, other in pairs])
+
+
 def paired(a: dict[int, Any], b: dict[int, Any]) -> dict:
     """Compare two methods by their correctness on the same images."""
     import torch
 
-    from clipray.numerics.measures.intervals import mcnemar, paired_bootstrap
+    from clipray.numerics.measures.intervals import mcnemar, nested
 
     mean_a, mean_b = (torch.stack(list(right.values())).double().mean(0) for right in (a, b))
-    found = paired_bootstrap(mean_a, mean_b, RESAMPLES)
+    found = nested([differences(a, b)], RESAMPLES)
     seeds = sorted(set(a) & set(b)) if len(a) > 1 and len(b) > 1 else sorted(set(a) | set(b))
     tests = [mcnemar(a.get(seed, a[min(a)]), b.get(seed, b[min(b)])) for seed in seeds]
     return {

@@ -18,6 +18,7 @@ from clipray.numerics.heads import cross_fit, head_of
 from clipray.steps import checks
 from clipray.steps.evaluate import fitted, read, score
 from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate.rows import ON_TEST, Place, Scores
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 
 
@@ -85,7 +86,9 @@ def test_test_labels_change_no_prediction(tmp_path):
     both = clean.outcomes.merge(poisoned.outcomes, on=keys, suffixes=("", "_poisoned"))
     assert len(both) == len(clean.outcomes)
     differs = both[both["prediction"] != both["prediction_poisoned"]]
-    assert set(differs["method"]) <= {"oracle", "best_single_on_test"}
+    bounds = {f"alone_on_test/{fuser}" for fuser in fusers}
+    assert set(differs["method"]) <= {"oracle", "best_single_on_test", *bounds}
+    assert set(both["method"]) >= {"alone/c_log_avg", "alone/nlc"}  # whose backbone is chosen, too
     assert "oracle" in set(differs["method"])
 
 
@@ -185,6 +188,9 @@ def test_every_row_says_what_its_method_is(tmp_path):
     expected |= {checks.REFERENCE: "reference", "my-best_single_on_support": "reference"}
     expected |= {"log_avg": "fuser", "my-nlc": "fuser"}
     expected |= {"proto_avg": "control", "my-ncm_concat": "control"}
+    fitted = ("my-nlc", "proto_avg", "my-ncm_concat")
+    expected |= {f"alone/{name}": "alone" for name in fitted}
+    expected |= {f"alone_on_test/{name}": "bound" for name in fitted}
     pairs = {f"pair/{a}/{b}": "measure" for a in BACKBONES for b in BACKBONES if a != b}
     assert kinds == {method: {kind} for method, kind in (expected | pairs).items()}
     assert set(scores[scores["head"] == score.SPACES]["kind"]) == {"measure"}
@@ -388,6 +394,89 @@ def test_saved_fusers_say_again_what_was_scored(tmp_path):
         FUSERS[entry.fuser].apply(state, logits, embeddings).argmax(1).numpy() == expected
     ).all()
     assert not world.store.names(f"{evaluate.address(world.store, world.task())}/{fitted.FOLDER}")
+
+
+def test_an_ensemble_of_one_has_no_synergy(tmp_path):
+    fusers = ("c_log_avg", "nlc", "super_learner", "guarded", "proto_avg", "linear_probe_concat")
+    world = World(tmp_path)
+    scores, outcomes = world.frames(world.task(BACKBONES[:1], fusers=fusers))
+    synergy = scores[scores["metric"].isin(["synergy", "synergy_over_draws", "synergy_on_test"])]
+    assert set(synergy["method"]) == set(fusers)
+    assert (synergy[["value", "ci_low", "ci_high"]] == 0).all(axis=None)
+    said = outcomes.set_index(["method", "shots", "seed", "image_id"])[["prediction", "confidence"]]
+    for fuser in fusers:
+        assert said.loc[fuser].equals(said.loc[f"alone/{fuser}"])
+
+
+def test_synergy_is_fused_minus_alone_with_an_interval_over_draws(tmp_path):
+    world = World(tmp_path)
+    scores, _ = world.frames(world.task(shots=(4,)))
+    each = []
+    for seed in (0, 1):
+        where = {"shots": 4, "seed": seed, "metric": "top1"}
+        fused = value(scores, method="c_log_avg", **where)
+        alone = value(scores, method="alone/c_log_avg", **where)
+        bound = value(scores, method="alone_on_test/c_log_avg", **where)
+        assert alone <= bound
+        each.append(value(scores, method="c_log_avg", metric="synergy", seed=seed))
+        assert each[-1] == pytest.approx(fused - alone)
+    over = scores[(scores["metric"] == "synergy_over_draws") & (scores["method"] == "c_log_avg")]
+    assert over["value"].item() == pytest.approx(np.mean(each))
+    assert over["ci_low"].item() <= over["value"].item() <= over["ci_high"].item()
+
+
+def test_without_labels_only_the_mean_single_and_hindsight_compare(tmp_path):
+    world = World(tmp_path)
+    scores, _ = world.frames(world.task(heads=("zero_shot", "linear_probe"), shots=(4,)))
+    own = {"method": "log_avg", "head": "zero_shot"}
+    singles = [
+        value(scores, method=f"single/{name}", head="zero_shot", metric="top1")
+        for name in BACKBONES
+    ]
+    gained = value(scores, metric="top1", **own) - np.mean(singles)
+    assert value(scores, metric="gain_on_mean", **own) == pytest.approx(gained)
+    metrics = set(
+        scores[(scores["method"] == "log_avg") & (scores["head"] == "zero_shot")]["metric"]
+    )
+    assert "gain_on_test" in metrics
+    assert "synergy" not in metrics
+    # with a head that has learned, one backbone can be chosen with the head's own labels
+    there = {"method": "log_avg", "head": "linear_probe", "seed": 0}
+    assert value(scores, metric="synergy", **there) == value(
+        scores, metric="gain_on_support", **there
+    )
+
+
+def test_alone_can_be_switched_off(tmp_path):
+    world = World(tmp_path)
+    task = world.task()
+    with_alone, _ = world.frames(task)
+    without, _ = world.frames(dataclasses.replace(task, alone=False))
+    keys = ["head", "method", "shots", "seed", "metric"]
+    assert not without["method"].str.startswith("alone").any()
+    assert not (without["metric"] == "synergy").any()
+    both = without.merge(with_alone, on=keys, suffixes=("", "_with"))
+    assert len(both) == len(without)
+    assert both["value"].equals(both["value_with"])
+
+
+def test_the_order_in_which_methods_are_added_changes_no_row():
+    random = torch.Generator().manual_seed(0)
+    labels_N = torch.randint(3, (50,), generator=random)
+    added = {
+        name: torch.randn(50, 3, generator=random).log_softmax(1)
+        for name in (checks.REFERENCE, "oracle", ON_TEST, "nlc", "alone/nlc", "alone_on_test/nlc")
+    }
+    tables = []
+    for names in (list(added), list(added)[::-1]):
+        scores = Scores("made", [str(i) for i in range(50)], labels_N, 50)
+        for name in names:
+            scores.add(Place("zero_shot", name, 1, 0), "fuser", added[name])
+        scores.compare(Place("zero_shot", "nlc", 1, 0), "alone/nlc", "alone_on_test/nlc")
+        tables.append(scores.scores().to_pandas().sort_values(["method", "metric"]))
+    one, other = (table.reset_index(drop=True) for table in tables)
+    assert {"gain_on_support", "gain_on_test", "headroom_captured", "synergy"} <= set(one["metric"])
+    assert one.equals(other)
 
 
 def _normal(x: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,8 @@ MAY: dict[str, tuple[str, str]] = {
     "clipray.catalog": ("", "config sources"),
     "clipray.sources": ("numpy PIL pyarrow fsspec sklearn matplotlib", "config schema"),
     "clipray.images": ("numpy PIL", ""),
+    "clipray.perturbations": ("numpy scipy PIL", ""),
+    "clipray.contact_sheet": ("numpy PIL", "perturbations"),
     "clipray.backbones": (
         "numpy torch open_clip safetensors fsspec filelock huggingface_hub",
         "config images",
@@ -36,8 +38,8 @@ MAY: dict[str, tuple[str, str]] = {
     "clipray.artefacts": ("numpy pyarrow", "fingerprint schema store numerics sources"),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
-        "config fingerprint secrets schema catalog sources images backbones encoding store lock artefacts "
-        "numerics progress tracking report",
+        "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones encoding "
+        "store lock artefacts numerics progress tracking report",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
     "clipray.steps.tune.space": ("optuna", "config numerics steps"),

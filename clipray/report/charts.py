@@ -13,6 +13,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from clipray.report.costs import KINDS, Point
+
 # Stand-ins that matplotlib draws with; `_svg` replaces each by the page's CSS variable.
 INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"
 SERIES = ("#00000a", "#00000b", "#00000c", "#00000d")
@@ -240,6 +242,42 @@ def scatter(gain: pd.Series, share: pd.Series, method: str, correlation: str) ->
         axes.set_title(f"gain of {method}, points", loc="left", fontsize=9, color=MUTED)
         alt = f"Gain of {method} against complementarity on {len(both)} datasets. {correlation}"
         return Chart(_svg(figure, "scatter", alt), alt)
+
+
+def against_cost(points: Sequence[Point]) -> Chart:
+    """Dots: mean top-1 against GFLOPs, a line along the Pareto front; the cost has a logarithmic scale."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.4, 4.0)
+        edge = [point for point in points if point.on_front]
+        axes.step(
+            [point.gflops for point in edge],
+            [100 * point.top1 for point in edge],
+            where="post",
+            color=MUTED,
+            linewidth=1,
+            label="Pareto front",
+        )
+        names = {"single": "single backbone", "subset": "some", "full": "all", "cascade": "cascade"}
+        for kind, colour, marker in zip(KINDS, SERIES, MARKERS, strict=True):
+            own = [point for point in points if point.kind == kind]
+            x, y = [point.gflops for point in own], [100 * point.top1 for point in own]
+            axes.plot(
+                x, y, marker, color=colour, markerfacecolor=colour if kind == "full" else PAPER,
+                markersize=5.5, label=names[kind],
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.grid(color=RULE, linewidth=0.7)
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.set_xlabel("GFLOPs per image")
+        axes.set_title("mean top-1, %", loc="left", fontsize=9, color=MUTED, y=1.1)
+        _legend(axes, 4)
+        cheap, dear = edge[0], edge[-1]
+        alt = (
+            f"Top-1 against GFLOPs of {len(points)} ways to use the backbones. The front starts at "
+            f"{' + '.join(cheap.members)} with {100 * cheap.top1:.1f} percent for {cheap.gflops:.3g} GFLOPs "
+            f"and ends at {' + '.join(dear.members)} with {100 * dear.top1:.1f} percent for {dear.gflops:.3g}."
+        )
+        return Chart(_svg(figure, "cost", alt), alt)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from clipray.report import charts, summary, tables
+from clipray.report import charts, costs, summary, tables
 from clipray.report.summary import ON_SUPPORT, ON_TEST, ORACLE, Row
 
 SHOWN_FAILURES, SHOWN_REASONS = 200, 50
@@ -72,6 +72,7 @@ def render(
         "datasets": _datasets(scores, rows, head),
         "stands": stands,
         "charts": _charts(scores, rows, head, stands),
+        "costs": _costs(scores, rows, head),
         "pairs": _pairs(scores, head),
         "backbones": _backbones(scores, head),
         "failures": _failures(failures),
@@ -180,6 +181,17 @@ def _charts(scores: pa.Table, rows: list[Row], head: str, stands: dict) -> dict[
             _curves(rows, head, methods[: SHOWN_METHODS - 1]), _levels(rows, head)
         )
     return drawn
+
+
+def _costs(scores: pa.Table, rows: list[Row], head: str) -> dict:
+    """Accuracy against cost where it is known: a chart, the points on the front, and what support sets choose."""
+    shots = _most_shots(rows, head)
+    points = costs.curve(scores, head, 0) or costs.curve(scores, head, shots)
+    if not points:
+        return {}
+    shown = [p for p in points if p.on_front or p.kind in ("single", "full")]
+    chart = charts.against_cost(points)
+    return {"chart": chart, "points": shown, "choices": costs.choices(scores, head, shots)}
 
 
 def _curves(rows: list[Row], head: str, methods: list[str]) -> list[charts.Curve]:

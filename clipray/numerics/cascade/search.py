@@ -159,7 +159,7 @@ def which_backbones(
     any_NV = torch.stack([right_NM[:, list(members)].any(1) for members in afforded], dim=1)
     both = torch.cat([fused_NV, any_NV], dim=1).double()
     samples_BV, any_BV = intervals.resampled_means(both, RESAMPLES, seed).split(len(afforded), 1)
-    cost_V = torch.tensor([_total(members, gflops_M) for members in afforded])
+    cost_V = torch.tensor([_total(m, gflops_M) for m in afforded], dtype=torch.float64)
     first_B = (samples_BV - 1e-12 * cost_V.argsort().argsort()).argmax(1)
     share_V = torch.bincount(first_B, minlength=len(afforded)) / len(first_B)
     choices = []

@@ -86,6 +86,10 @@ class Scores:
         """Add a measure with the percentile interval of its bootstrap samples."""
         self._row(place, kind, metric, float(value), *intervals.percentiles(samples_B))
 
+    def interval(self, place: Place, kind: str, metric: str, interval: Sequence[float]) -> None:
+        """Add a measure with its interval: value, low, high."""
+        self._row(place, kind, metric, *interval)
+
     def plain(self, place: Place, kind: str, values: dict[str, float]) -> None:
         """Add measures that have no interval."""
         for metric, value in values.items():

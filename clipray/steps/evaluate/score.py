@@ -19,8 +19,8 @@ from clipray.numerics.heads import Head as FittedHead
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, cost, similarity
 from clipray.steps.checks import REFERENCE, named_heads
+from clipray.steps.evaluate import costs, read
 from clipray.steps.evaluate import fitted as fitted_fusers
-from clipray.steps.evaluate import read
 from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
 from clipray.steps.evaluate.task import OUTCOMES, SCORES, Task
 from clipray.store import Store
@@ -123,6 +123,7 @@ def score_head(
         cross_fit.support(head, problem, task.folds)
         for head, problem in zip(heads, problems, strict=True)
     ]
+    costs.score_choices(scores, entry.name, test, drawn, supports)
     fitted = fit(task, drawn, supports)
     alone = fit_each_alone(task, drawn, supports) if task.alone else [{} for _ in drawn]
     learns = FITTED_HEADS[entry.head].needs_labels
@@ -219,7 +220,7 @@ def score_alone(
 ) -> None:
     """Score fusers on one backbone: the one chosen on the support set, and as a bound the best one on test."""
     head, shots, seed = where
-    costs = [view.cost for view in test]
+    known = [view.cost for view in test]
     for entry in task.fusers:
         if entry.name not in alone:
             continue
@@ -230,11 +231,11 @@ def score_alone(
         best = singles.best(log_probs_NMC, scores.labels_N)
         bound = Place(head, f"{ALONE_ON_TEST}/{entry.name}", shots, seed)
         scores.add(bound, "bound", log_probs_NMC[:, best])
-        if any(costs):
+        if any(known):
             dims = (test[own.backbone].classifier_CD.shape[1],)
             state, classes = own.states[own.backbone], log_probs_NMC.shape[2]
             added = FUSERS[entry.fuser].flops(state, 1, classes, dims) / 1e9
-            scores.plain(here, "alone", cost.method_cost([own.backbone], costs, added))
+            scores.plain(here, "alone", cost.method_cost([own.backbone], known, added))
 
 
 def apply(task: Task, states: States, batch: Images, pool: Images | None) -> Iterator[Fused]:
@@ -277,7 +278,7 @@ def score_fusers(
 ) -> None:
     """Score what fusers give at (head, shots, seed), and what it costs."""
     head, shots, seed = where
-    costs = [view.cost for view in test]
+    known = [view.cost for view in test]
     dims = tuple(view.classifier_CD.shape[1] for view in test)
     for entry, state, log_probs_NC in results:
         here = Place(head, entry.name, shots, seed)
@@ -286,10 +287,10 @@ def score_fusers(
         scores.add(here, kind, log_probs_NC)
         if kind != "reference":
             scores.compare(here, *references(entry, here))
-        if any(costs):
+        if any(known):
             used = cost.backbones_used(state, len(test))
             added = fuser.flops(state, len(test), log_probs_NC.shape[1], dims) / 1e9
-            scores.plain(here, kind, cost.method_cost(used, costs, added))
+            scores.plain(here, kind, cost.method_cost(used, known, added))
 
 
 def references(entry: Fuser, here: Place) -> tuple[str, str]:
@@ -312,18 +313,19 @@ def score_bounds(
     scores.add(Place(head, ON_TEST, shots, seed), "bound", best)
     oracle = singles.oracle(logits_NMC, scores.labels_N)
     scores.add(Place(head, "oracle", shots, seed), "bound", oracle)
-    costs = [view.cost for view in test]
+    known = [view.cost for view in test]
     names = tuple(view.name for view in test)
     for m, name in enumerate(names):
         here = Place(head, f"single/{name}", shots, seed)
         scores.add(here, "single", singles.single(logits_NMC, m))
-        if any(costs):
-            scores.plain(here, "single", cost.method_cost([m], costs, 0.0))
+        if any(known):
+            scores.plain(here, "single", cost.method_cost([m], known, 0.0))
     right_NM = logits_NMC.argmax(-1) == scores.labels_N[:, None]
     for method, kind, metric, value, samples in complementary(
         complementarity.patterns(right_NM), names
     ):
         scores.number(Place(head, method, shots, seed), kind, metric, value, samples)
+    costs.score_costs(scores, where, test, logits_NMC)
 
 
 def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from clipray.report.costs import KINDS, Point
 
@@ -255,9 +256,8 @@ def against_cost(points: Sequence[Point]) -> Chart:
             where="post",
             color=MUTED,
             linewidth=1,
-            label="Pareto front",
         )
-        names = {"single": "single backbone", "subset": "some", "full": "all", "cascade": "cascade"}
+        names = {"single": "one backbone", "subset": "some", "full": "all", "cascade": "cascade"}
         for kind, colour, marker in zip(KINDS, SERIES, MARKERS, strict=True):
             own = [point for point in points if point.kind == kind]
             x, y = [point.gflops for point in own], [100 * point.top1 for point in own]
@@ -266,10 +266,13 @@ def against_cost(points: Sequence[Point]) -> Chart:
                 markersize=5.5, label=names[kind],
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.grid(color=RULE, linewidth=0.7)
         axes.tick_params(axis="y", labelcolor=MUTED)
         axes.set_xlabel("GFLOPs per image")
-        axes.set_title("mean top-1, %", loc="left", fontsize=9, color=MUTED, y=1.1)
+        axes.set_ylabel("mean top-1, %")
         _legend(axes, 4)
         cheap, dear = edge[0], edge[-1]
         alt = (

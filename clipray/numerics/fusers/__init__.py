@@ -288,7 +288,7 @@ FUSERS["transductive"] = _on_embeddings(
     transductive.Transductive(),
     without_labels=True,
     adapt=partial(transductive.adapt, FUSERS),
-    flops=flops.class_vectors,
+    flops=flops.mixture,
     about="A mixture of classes over all embeddings that unlabelled images teach, started from `log_avg`.",
 )
 FUSERS["guarded"] = _on_embeddings(

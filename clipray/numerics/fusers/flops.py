@@ -28,6 +28,12 @@ def class_vectors(state: State, backbones: int, classes: int, dims: Sequence[int
     return vectors + logits_only(state, backbones, classes, dims)
 
 
+def mixture(state: State, backbones: int, classes: int, dims: Sequence[int]) -> float:
+    """Of `transductive`: the class means that unlabelled images have taught it, if they have, beside its start."""
+    taught = "means_CD" in state.tensors
+    return (class_vectors if taught else logits_only)(state, backbones, classes, dims)
+
+
 def text_and_prototypes(state: State, backbones: int, classes: int, dims: Sequence[int]) -> float:
     """Of `proto_fusion`: class means in every space, and two kinds of logits that are weighed."""
     return class_vectors(state, backbones, classes, dims) + MULTIPLY_ADD * 2 * classes

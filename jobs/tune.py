@@ -41,7 +41,7 @@ def main() -> int:
 
     check_lasting(workspace=wanted.workspace)
     if given.dry_run:
-        todo = plan(tune.campaign(wanted), given.verbose, dry=True)
+        todo = plan(tune.campaign(wanted), given.verbose, dry=True, whole=tune.whole(wanted))
         facts = outlook.of_search(wanted, outlook.outlook(todo))
         say("\n".join(outlook.describe_search(facts)))
         finish(facts)

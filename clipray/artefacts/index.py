@@ -32,6 +32,7 @@ class Shard(NamedTuple):
 
     name: str  # of its file
     part: int
+    chunk_part: int  # the part whose chunks its rows lie in
     start: int  # within the part
     rows: int
 
@@ -66,7 +67,10 @@ class Index:
         chunks_at: the folder of its chunks; where it is some images of another index, that of the other.
         location: the name of the place that the chunks are read from.
         parts: rows of each part.
+        chunk_parts: for each part, the number of the part in `chunks_at` whose chunks its rows lie in.
         content: a digest of all image hashes and labels, whatever their order.
+        pool: the name of what grows, and has the same embeddings however much it has grown; empty for what does not.
+        of: the split that a pool is drawn from.
         remarks: what a person should know of the split: left out, not readable.
     """
 
@@ -76,11 +80,19 @@ class Index:
     chunks_at: str
     location: str
     parts: tuple[int, ...]
+    chunk_parts: tuple[int, ...]
     content: str
     remarks: tuple[str, ...] = ()
+    pool: str = ""
+    of: "Index | None" = None
 
     def __len__(self) -> int:
         return sum(self.parts)
+
+    @property
+    def identity(self) -> str:
+        """What embeddings of it are embeddings of."""
+        return self.pool or self.content
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -93,7 +105,8 @@ class Index:
         for part, length in enumerate(self.parts):
             for start in range(0, length, rows):
                 name = f"{before + start:09d}.parquet"
-                yield Shard(name, part, start, min(rows, length - start))
+                piece = min(rows, length - start)
+                yield Shard(name, part, self.chunk_parts[part], start, piece)
             before += length
 
     def table(self, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
@@ -242,14 +255,16 @@ def keys(store: Store, index: Index, image_ids: set[str]) -> dict[str, str]:
 
 
 def read(
-    store: Store, index: tuple[str, str, str], part: int, start: int, rows: int
+    store: Store, index: tuple[str, str, str], part: int, chunk_part: int, start: int, rows: int
 ) -> tuple[pa.Table, dict[int, sources.Chunk]]:
     """The rows of a shard, copied, and the chunks that they lie in by their numbers.
 
     Args:
         index: its `place`.
     """
-    table, chunks = _part(store.uri, *index, part)
+    address, chunks_at, location = index
+    table = _rows(store.uri, address, part)
+    chunks = _chunks(store.uri, chunks_at, chunk_part, location)
     # a slice would carry its whole part along wherever it is sent
     own = table.take(pa.array(range(start, start + rows)))
     numbers = pc.unique(own["chunk"]).to_pylist()
@@ -257,10 +272,11 @@ def read(
 
 
 @functools.lru_cache(CACHED)
-def _part(
-    workspace: str, address: str, chunks_at: str, location: str, part: int
-) -> tuple[pa.Table, dict[int, sources.Chunk]]:
-    store = Store(workspace)
-    table = store.read_table(f"{address}/{part_name(part)}")
-    text = gzip.decompress(store.read(f"{chunks_at}/{chunks_name(part, location)}"))
-    return table, {number: sources.Chunk(*fields) for number, fields in json.loads(text)}
+def _rows(workspace: str, address: str, part: int) -> pa.Table:
+    return Store(workspace).read_table(f"{address}/{part_name(part)}")
+
+
+@functools.lru_cache(CACHED)
+def _chunks(workspace: str, address: str, part: int, location: str) -> dict[int, sources.Chunk]:
+    text = gzip.decompress(Store(workspace).read(f"{address}/{chunks_name(part, location)}"))
+    return {number: sources.Chunk(*fields) for number, fields in json.loads(text)}

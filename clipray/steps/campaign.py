@@ -3,18 +3,19 @@
 import time
 from dataclasses import dataclass, field, replace
 
-from clipray import backbones, catalog, sources
+from clipray import backbones, catalog
 from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
 from clipray.errors import ConfigError, ErrorBudget
-from clipray.progress import doing, progress
+from clipray.progress import progress
 from clipray.steps import checks, cluster, failures
 from clipray.steps.embed import measure as cards
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts as classifiers
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
-from clipray.steps.index.build import drawable, few_images, in_threads, index, reader
+from clipray.steps.index.build import in_threads, reader
+from clipray.steps.splits import Looker, look, needs_whole
 from clipray.steps.tally import Tally
 from clipray.store import Store
 
@@ -30,6 +31,7 @@ class Plan:
     prompts: dict[str, dict]  # by dataset: class names and templates
     works: dict[tuple[str, str], embed.Work]  # by (dataset, split)
     classifiers: dict[str, dict]  # by backbone with something missing: the datasets' prompts
+    looker: Looker  # what the datasets were looked at with
     verbose: bool = False
     failures: list[dict] = field(default_factory=list)  # `failures.failure` rows
     remarks: list[str] = field(default_factory=list)  # on the data, for a person
@@ -62,11 +64,14 @@ class Plan:
         return [spec.name for spec in self.specs if spec.name in todo]
 
 
-def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
+def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bool = False) -> Plan:
     """Resolve every name, index every split, and find out what is missing.
+
+    Of a train split only the images are embedded that support sets may hold, where nothing looks at the others.
 
     Args:
         dry: start no Ray, however many files have to be read.
+        whole: whether the caller looks at whole train splits.
 
     Raises:
         ConfigError: a dataset, backbone, method or name that cannot be used.
@@ -77,37 +82,19 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False) -> Plan:
     config_names.refuse_merged((spec.name for spec in specs), "backbones")
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
     config_names.refuse_merged((dataset.name for dataset in datasets), "datasets")
-    prompts = {
-        dataset.name: {
-            "classnames": sources.classnames(dataset, campaign.data_root),
-            "templates": sources.templates(dataset, campaign.data_root),
-        }
-        for dataset in datasets
-    }
-    works, remarks = {}, []
     mapper = in_threads if dry else reader(campaign.compute)
-    splits = [(dataset, split) for dataset in datasets for split in dataset.splits]
-    for dataset in datasets:
-        said = sources.remarks(dataset, campaign.data_root)
-        remarks += [f"{dataset.name}: {text}" for text in said]
-    with progress("index", len(splits), "splits") as advance:
-        for dataset, split in splits:
-            names = prompts[dataset.name]["classnames"]
-            with doing(f"looking at {dataset.name}/{split}"):
-                found = index(
-                    store, dataset, split, campaign.data_root, mapper, campaign.limit, names
-                )
-                works[dataset.name, split] = embed.plan(store, specs, campaign, found)
-            remarks += [f"{dataset.name}: {text}" for text in found.remarks]
-            advance(1)
-    for dataset in datasets:
-        if "train" in dataset.splits and campaign.shots:
-            indexes = [works[dataset.name, split].index for split in ("train", "test")]
-            classes = len(prompts[dataset.name]["classnames"])
-            said = few_images(drawable(store, *indexes, mapper), classes, campaign.shots)
-            remarks += [f"{dataset.name}: {text}" for text in said]
+    looker = Looker(store, specs, campaign, mapper, whole or needs_whole(campaign))
+    prompts: dict[str, dict] = {}
+    works: dict[tuple[str, str], embed.Work] = {}
+    remarks: list[str] = []
+    for dataset, found in zip(datasets, look(looker, datasets), strict=True):
+        prompts[dataset.name] = found.prompts
+        works |= {(dataset.name, split): work for split, work in found.works.items()}
+        remarks += found.remarks
     missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
-    return Plan(campaign, store, specs, datasets, prompts, works, missing, verbose, remarks=remarks)
+    return Plan(
+        campaign, store, specs, datasets, prompts, works, missing, looker, verbose, remarks=remarks
+    )
 
 
 def prepare(todo: Plan) -> None:
@@ -163,8 +150,30 @@ def known_cards(todo: Plan) -> dict[str, dict | None]:
 
 
 def embed_images(todo: Plan) -> None:
-    """Embed what is missing, declare every split complete that is so, and record what failed."""
-    _settle(todo, *(_embed(todo) if todo.images else ({}, {})))
+    """Embed what is missing, declare every split complete that is so, and record what failed.
+
+    Where images of a train split's pool turn out not to be usable, others take their place, until each class has as
+    many as the support sets want, or has no more.
+    """
+    known = list(todo.failures)
+    while True:
+        todo.failures = list(known)
+        _settle(todo, *(_embed(todo) if todo.images else ({}, {})))
+        if not _grow(todo):
+            return
+
+
+def _grow(todo: Plan) -> bool:
+    """Look again at train splits of which images could not be used; whether there is more to embed now."""
+    grown = False
+    failed = {row["dataset"] for row in todo.failed}
+    lost = {row["dataset"] for row in todo.failures if row["split"] == "train" and row["image_id"]}
+    for name in lost - failed - {None}:
+        before = todo.works[name, "train"]
+        work = todo.looker.train(before, todo.works[name, "test"].index, todo.prompts[name])
+        todo.works[name, "train"] = work
+        grown = grown or (work.images > 0 and work.index.parts != before.index.parts)
+    return grown
 
 
 def _unprepared(todo: Plan, dataset: str) -> set[str]:

@@ -68,7 +68,7 @@ def finish(
     """
     index, whole = work.index, []
     where = {"dataset": index.dataset, "split": index.split}
-    done = {backbone: store.manifest(place) for backbone, place in work.addresses.items()}
+    done = {backbone: work.done.get(backbone) for backbone in work.addresses}
     errors: dict[str, dict[str, str]] = {}
     for backbone, manifest in done.items():
         try:

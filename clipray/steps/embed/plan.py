@@ -7,7 +7,7 @@ therefore loses at most the shards in flight.
 """
 
 import pickle
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,6 +33,7 @@ class Work:
     addresses: dict[str, str]  # by backbone
     whats: dict[str, dict]  # by backbone
     todo: dict[str, list[str]]  # by shard name
+    done: dict[str, dict]  # by backbone that has embedded all: its manifest
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in order."""
@@ -59,24 +60,28 @@ def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
         "precision": campaign.precision,
         "code": fingerprint.code(decode, EMBEDDER),
         "max_pixels": campaign.max_pixels,
-        "images": index.content,
+        "images": index.identity,
     }
 
 
-def plan(store: Store, specs: list[Backbone], campaign: Campaign, index: Index) -> Work:
-    """What is left to do for a split; complete artefacts are not looked into."""
+def plan(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> Work:
+    """What is left to do for a split; complete artefacts are not looked into, save their manifests."""
     whats = {spec.name: what(spec, campaign, index) for spec in specs}
     addresses = {
         name: store.address("embeddings", index.dataset, index.split, name, what=whats[name])
         for name in whats
     }
-    open_ones = [name for name in addresses if store.manifest(addresses[name]) is None]
+    shards = {shard.name for shard in index.shards(SHARD_ROWS)}
+    manifests = {name: store.manifest(address) for name, address in addresses.items()}
+    # a pool that has grown since has shards that its manifest does not know
+    done = {name: m for name, m in manifests.items() if m and shards <= set(m["shards"])}
+    open_ones = [name for name in addresses if name not in done]
     there = {name: store.names(addresses[name]) for name in open_ones}
     todo = {
         shard.name: [name for name in open_ones if shard.name not in there[name]]
         for shard in index.shards(SHARD_ROWS)
     }
-    return Work(index, addresses, whats, todo)
+    return Work(index, addresses, whats, todo, done)
 
 
 def items(work: Work) -> Iterator[dict]:
@@ -93,7 +98,7 @@ def items(work: Work) -> Iterator[dict]:
                 "errors": {},  # by backbone that left one, its images' errors
                 "places": {name: f"{work.addresses[name]}/{shard.name}" for name in todo},
                 "index": work.index.place,
-                "piece": (shard.part, shard.start, shard.rows),
+                "piece": tuple(shard[1:]),
             }
             yield {"task": pickle.dumps(task)}
 

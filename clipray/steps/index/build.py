@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,16 @@ def index(
     counts = Counts(**manifest["counts"])
     check(dataset.name, split, counts, len(names))
     remarks = tuple(_remarks(split, counts, len(names)))
-    lengths = tuple(manifest["parts"])
     found = Index(
-        dataset.name, split, address, address, location, lengths, manifest["content"], remarks
+        dataset=dataset.name,
+        split=split,
+        address=address,
+        chunks_at=address,
+        location=location,
+        parts=tuple(manifest["parts"]),
+        chunk_parts=tuple(range(len(manifest["parts"]))),
+        content=manifest["content"],
+        remarks=remarks,
     )
     return limited(store, found, limit, mapper) if 0 < limit < len(found) else found
 
@@ -123,17 +131,8 @@ def limited(store: Store, whole: Index, limit: int, mapper: Mapper) -> Index:
         (counts,) = mapper(write_limited, [(store, whole, address, limit)])
         store.finish(address, made_of, **_facts([Counts(*one) for one in counts]))
         manifest = store.manifest(address)
-    lengths = tuple(manifest["parts"])
-    content = manifest["content"]
-    return Index(
-        whole.dataset,
-        whole.split,
-        address,
-        whole.address,
-        whole.location,
-        lengths,
-        content,
-        whole.remarks,
+    return replace(
+        whole, address=address, parts=tuple(manifest["parts"]), content=manifest["content"]
     )
 
 

@@ -59,6 +59,11 @@ def campaign(config: Tune) -> Campaign:
     )
 
 
+def whole(config: Tune) -> bool:
+    """Whether a search looks at images of train splits outside the support sets."""
+    return config.selection != heldout.INSIDE
+
+
 def prepare(config: Tune, verbose: bool, forget: bool = False) -> Search:
     """Embed what is missing, draw the support sets, and read what is recorded.
 
@@ -69,7 +74,7 @@ def prepare(config: Tune, verbose: bool, forget: bool = False) -> Search:
         ConfigError: an impossible search, or no dataset with a train split.
     """
     spaces.check(config)
-    todo = run.plan(campaign(config), verbose)
+    todo = run.plan(campaign(config), verbose, whole=whole(config))
     run.prepare(todo)
     run.embed_images(todo)
     run.require_all(todo)

@@ -165,10 +165,10 @@ def test_a_task_carries_numbers_whatever_the_size_of_the_index(tmp_path, campaig
     found = index(store, many, "test", "", in_threads)
     addresses = {f"{number:030d}": "embeddings/many/test/" + "b" * 60 for number in range(50)}
     todo = {shard.name: list(addresses) for shard in found.shards(embed.SHARD_ROWS)}
-    items = list(embed.items(embed.Work(found, addresses, {}, todo)))
+    items = list(embed.items(embed.Work(found, addresses, {}, todo, {})))
     assert len(items) >= 20_000 // embed.SHARD_ROWS
     assert max(len(item["task"]) for item in items) < 10_000
-    assert sum(pickle.loads(item["task"])["piece"][2] for item in items) == 20_000
+    assert sum(pickle.loads(item["task"])["piece"][-1] for item in items) == 20_000
 
     # what a worker looks up is its own rows, copied: they weigh what they are
     task = pickle.loads(items[-1]["task"])

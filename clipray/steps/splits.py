@@ -1,0 +1,134 @@
+"""What a campaign finds of its datasets, many of them at a time: prompts, indices, and what is not embedded yet."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from clipray import sources
+from clipray.artefacts.index import Index
+from clipray.config import Backbone, Campaign, Dataset
+from clipray.progress import doing, progress
+from clipray.steps.embed import plan as embed
+from clipray.steps.evaluate import teach as meta
+from clipray.steps.index.build import Mapper, drawable, few_images, index
+from clipray.steps.index.pool import pool
+from clipray.store import Store
+
+AT_ONCE = 16  # datasets that are looked at together: most of it is waiting for storage
+
+
+class Found(NamedTuple):
+    """What there is of a dataset.
+
+    Attributes:
+        prompts: its class names and templates.
+        works: by split, what it lacks.
+        remarks: for a person.
+    """
+
+    prompts: dict[str, list[str]]
+    works: dict[str, embed.Work]
+    remarks: list[str]
+
+
+class Looker(NamedTuple):
+    """All that datasets are looked at with.
+
+    Attributes:
+        mapper: how sources are read.
+        whole: whether whole train splits are looked at, and not only the support sets.
+    """
+
+    store: Store
+    specs: Sequence[Backbone]
+    campaign: Campaign
+    mapper: Mapper
+    whole: bool
+
+    def train(self, work: embed.Work, test: Index, prompts: dict[str, list[str]]) -> embed.Work:
+        """What a train split lacks now, as `work` told it before."""
+        if work.index.of is None:
+            return work
+        indices = {"train": work.index.of, "test": test}
+        return _train(self, indices, len(prompts["classnames"]))
+
+
+def look(looker: Looker, datasets: Sequence[Dataset]) -> Iterator[Found]:
+    """What is found of each dataset, in order.
+
+    Raises:
+        ConfigError: of the first dataset that cannot be used.
+    """
+    splits = sum(len(dataset.splits) for dataset in datasets)
+    with progress("index", splits, "splits") as advance, ThreadPoolExecutor(AT_ONCE) as threads:
+        coming = [threads.submit(_look, looker, dataset) for dataset in datasets]
+        try:
+            for dataset, found in zip(datasets, coming, strict=True):
+                with doing(f"looking at {dataset.name}"):
+                    yield found.result()
+                advance(len(dataset.splits))
+        finally:
+            for found in coming:
+                found.cancel()
+
+
+def needs_whole(campaign: Campaign) -> bool:
+    """Whether a method looks at images of the train split outside the support sets."""
+    from clipray.steps import checks
+
+    return not campaign.shots or any(meta.is_untaught(one) for one in checks.entries(campaign))
+
+
+def _look(looker: Looker, dataset: Dataset) -> Found:
+    store, campaign, root = looker.store, looker.campaign, looker.campaign.data_root
+    prompts = {
+        "classnames": sources.classnames(dataset, root),
+        "templates": sources.templates(dataset, root),
+    }
+    names = prompts["classnames"]
+    remarks = list(sources.remarks(dataset, root))
+    indices = {}
+    for split in dataset.splits:
+        found = index(store, dataset, split, root, looker.mapper, campaign.limit, names)
+        indices[split] = found
+        remarks += found.remarks
+    if "train" in indices and campaign.shots:
+        labels = drawable(store, indices["train"], indices["test"], looker.mapper)
+        remarks += few_images(labels, len(names), campaign.shots)
+    works = {
+        split: embed.plan(store, looker.specs, campaign, found)
+        for split, found in indices.items()
+        if split != "train"
+    }
+    if "train" in indices:
+        works["train"] = _train(looker, indices, len(names))
+    in_order = {split: works[split] for split in dataset.splits}
+    return Found(prompts, in_order, [f"{dataset.name}: {text}" for text in remarks])
+
+
+def _train(looker: Looker, indices: dict[str, Index], classes: int) -> embed.Work:
+    """What a train split lacks: of all its images, or of those that support sets may hold.
+
+    Images of the pool that have no embedding are drawn by no support set, so others take their place.
+    """
+    store, specs, campaign = looker.store, looker.specs, looker.campaign
+    whole = embed.plan(store, specs, campaign, indices["train"])
+    if looker.whole or not whole.images:
+        return whole
+    unusable: set[str] = set()
+    while True:
+        part = pool(
+            store,
+            indices["train"],
+            indices["test"],
+            classes,
+            campaign.shots,
+            campaign.seeds,
+            looker.mapper,
+            unusable,
+        )
+        work = embed.plan(store, specs, campaign, part)
+        failed = {image_id for done in work.done.values() for image_id in done["errors"]}
+        if work.images or failed <= unusable:
+            return work
+        unusable |= failed

@@ -86,6 +86,9 @@ STANDINGS = pa.schema(  # methods over all datasets: one row per head, shots and
         ),  # Pearson's, over datasets: gain_on_support with complementarity
         ("correlation_low", pa.float64()),
         ("correlation_high", pa.float64()),
+        ("synergy", pa.float64()),  # mean over datasets of fused − the same on one backbone
+        ("synergy_low", pa.float64()),  # 95 %: over datasets, support sets and images
+        ("synergy_high", pa.float64()),
     ]
 )
 

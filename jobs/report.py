@@ -57,7 +57,7 @@ def main() -> None:
             (Store(given.out), name if len(found) > 1 else "") if given.out else (store, folder)
         )
         made = files.draw(target, place, scores, failures, about, standings)
-        told = headline(scores, failures)
+        told = headline(scores, failures, about.get("seen"))
         say("\n".join([*told["text"], f"report  {made['report']}"]))
         reports.append({"name": name, **made, "headline": told})
     finish({"reports": reports})

@@ -46,7 +46,7 @@ MAY: dict[str, tuple[str, str]] = {
     "clipray.steps.tune.studies": ("numpy optuna", "config steps"),
     "clipray.tracking": ("mlflow fsspec filelock", "config secrets store"),
     "clipray.report": (
-        "pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",
+        "numpy pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",
         "schema store",
     ),
     "jobs": ("rich", "config secrets catalog steps store lock report backbones progress artefacts"),

@@ -91,6 +91,8 @@ class Backbone(Strict):
     like: str = ""  # or: a tag whose preprocessing and activation they share, `<tag>` or `<architecture>/<tag>`
     # a commit, branch or tag of the hub; by default the newest
     revision: Annotated[str, How("where the content is found; the content counts")] = ""
+    # names of datasets whose data stand in its pretraining data
+    seen: Annotated[tuple[str, ...], How("told in reports; it changes no embedding")] = ()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -219,7 +221,7 @@ NO_NUMBER = frozenset(
     (
         *("name", "data_root", "limit", "compute", "tracking", "save_fusers", "log_trials"),
         *("seconds", "core_seconds", "batch", "max_concurrent_trials", "trial_cpus", "retries"),
-        *("error_budget", "regression", "notify"),
+        *("error_budget", "alone", "regression", "notify"),
     )
 )
 

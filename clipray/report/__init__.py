@@ -1,6 +1,8 @@
 """Scores → one self-contained HTML page, a Markdown table and a table for the terminal.
 
-    summary     scores → leaderboard rows, gains per dataset, pair tables, the headline
+    summary     scores → leaderboard rows, gains per dataset, pair tables
+    gains       differences over datasets with intervals: over a reference, and synergy
+    words       the headline: what came out, in sentences
     charts      those → inline SVG
     page        all of it → the HTML page
     tables      leaderboard → Markdown, terminal
@@ -13,7 +15,7 @@ from importlib import import_module
 
 _HOME = {
     "console_table": "tables",
-    "headline": "summary",
+    "headline": "words",
     "leaderboard": "summary",
     "markdown": "tables",
     "read": "files",

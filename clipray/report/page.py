@@ -10,8 +10,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from clipray.report import charts, costs, summary, tables
+from clipray.report import charts, costs, gains, summary, tables
 from clipray.report.summary import ON_SUPPORT, ON_TEST, ORACLE, Row
+from clipray.report.words import headline
 
 SHOWN_FAILURES, SHOWN_REASONS = 200, 50
 SHOWN_METHODS = 4  # in charts and in the table per dataset
@@ -33,7 +34,7 @@ PAIRS = (  # metric, title, signed, what row and column mean
 )
 ALIASES = {"rescue": ("rescue", "rescue_rate"), "yule_q": ("yule_q", "q_statistic")}
 IN_WORDS = {
-    ORACLE: "right if any backbone is right: the bound for every choice of one backbone per image",
+    ORACLE: "right if any backbone is right: a bound on choosing one backbone per image, not on fusing",
     ON_TEST: "the backbone that turns out best on the test set: known only in hindsight",
     ON_SUPPORT: "the backbone that is best on the labelled support images",
 }
@@ -53,7 +54,8 @@ def render(
         standings: `schema.STANDINGS`; ranks and correlations are shown where it has them.
     """
     rows = summary.leaderboard(scores)
-    found = summary.headline(scores, failures)
+    seen = about.get("seen", {})
+    found = headline(scores, failures, seen)
     campaign = about.get("campaign", {})
     head = found.get("head") or (rows[0].head if rows else "")
     stands = (
@@ -69,7 +71,7 @@ def render(
         "matrix": tables.matrix(rows),
         "heads": sorted({row.head for row in rows}),
         "rows": rows,
-        "datasets": _datasets(scores, rows, head),
+        "datasets": _datasets(scores, rows, head, seen),
         "stands": stands,
         "charts": _charts(scores, rows, head, stands),
         "costs": _costs(scores, rows, head),
@@ -82,7 +84,7 @@ def render(
         "provenance": {
             key: value
             for key, value in about.items()
-            if key not in ("campaign", "methods", "changes")
+            if key not in ("campaign", "methods", "changes", "seen")
         },
     }
     return _template().render(context)
@@ -98,7 +100,7 @@ def _template() -> Any:
     )
     environment.filters |= {
         "percent": summary.percent,
-        "points": summary.points,
+        "points": gains.points,
         "interval": tables.interval,
         "correlation": tables.correlation,
         "shots_name": tables.shots_name,
@@ -112,17 +114,16 @@ def _tiles(scores: pa.Table, failures: pa.Table, found: dict) -> list[tuple[str,
     """The few numbers on top: (number, what it is)."""
     counts = summary.counts(scores)
     tiles = []
+    if "synergy" in found:
+        number = _with_interval(found, "synergy")
+        tiles.append((number, f"points of synergy: {found['method']} over itself on one backbone"))
     if "gain" in found:
-        tiles.append(
-            (
-                summary.points(found["gain"]),
-                f"points: {found['method']} over the best single backbone",
-            )
-        )
+        number = _with_interval(found, "gain")
+        tiles.append((number, f"points: {found['method']} over the best single backbone"))
         tiles.append((f"{found['wins']} of {found['compared']}", "datasets on which it is better"))
     if "oracle_gain" in found:
         tiles.append(
-            (summary.points(found["oracle_gain"]), "points: the oracle, what is there to gain")
+            (gains.points(found["oracle_gain"]), "points: the oracle, a bound on choosing")
         )
     tiles.append((f"{found['backbones']}", "backbones"))
     images = f"{int(counts['n_scored'].sum()):,}".replace(",", " ")
@@ -134,6 +135,13 @@ def _tiles(scores: pa.Table, failures: pa.Table, found: dict) -> list[tuple[str,
         )
     )
     return tiles
+
+
+def _with_interval(found: dict, key: str) -> str:
+    """`+1.2 [+0.3, +2.1]` of a headline number."""
+    ends = [found.get(f"{key}_{end}") for end in ("low", "high")]
+    shown = f" [{gains.points(ends[0])}, {gains.points(ends[1])}]" if None not in ends else ""
+    return gains.points(found[key]) + shown
 
 
 def _top(rows: list[Row], head: str, shots: int) -> list[Row]:
@@ -236,7 +244,7 @@ def _pairs(scores: pa.Table, head: str) -> list[dict]:
 
 def _backbones(scores: pa.Table, head: str) -> list[dict]:
     """Each backbone's accuracy, and what it alone and its fair share bring to the oracle, where these are stored."""
-    frame = summary.clean(scores)
+    frame = gains.clean(scores)
     frame = frame[(frame["head"] == head) & (frame["kind"] == "single")]
     frame = frame[frame["metric"].isin(["top1", "exclusive", "shapley"])]
     means = frame.pivot_table(index="method", columns="metric", values="value")
@@ -247,7 +255,7 @@ def _backbones(scores: pa.Table, head: str) -> list[dict]:
     ]
 
 
-def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
+def _datasets(scores: pa.Table, rows: list[Row], head: str, seen: dict) -> dict:
     """The table per dataset: methods across."""
     shots = _most_shots(rows, head)
     table = summary.per_dataset(scores)
@@ -275,6 +283,7 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
                 "complementarity": share.get(dataset),
                 "alike": unclear.get(dataset, (0.0, ""))[0],
                 "short": int(few.get(dataset, 0)),
+                "seen": seen.get(dataset, []),
             }
         )
     return {
@@ -283,6 +292,8 @@ def _datasets(scores: pa.Table, rows: list[Row], head: str) -> dict:
         "lines": lines,
         "alike": bool(unclear),
         "short": bool(few),
+        "seen": any(seen.values()),
+        "backbones": len(summary.backbones(scores)),
         "bounds": {row.method for row in rows if row.kind == "bound"},
     }
 

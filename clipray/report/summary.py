@@ -1,35 +1,23 @@
 """Stored scores → the numbers that the report shows. Accuracies and gains are fractions here; points when shown."""
 
 import math
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-from scipy.special import stdtrit
+
+from clipray.report.gains import Gain, clean, gain, synergies
 
 ON_SUPPORT = "best_single_on_support"
 ON_TEST = "best_single_on_test"
 ORACLE = "oracle"
+ALONE, ALONE_ON_TEST = "alone/", "alone_on_test/"  # in front of a fuser's name: on one backbone
 COMPARED = ("fuser", "control")  # the kinds whose gain over a single backbone is shown
 SUPPORT = (
     "short_classes",
     "support_sets",
     "seeds",
 )  # measures of support sets, of all methods alike
-NAMED = 5  # datasets that a sentence on failures names
-TIE = 0.0005  # differences below half of a tenth of a point are shown as 0.0, and count as ties
-
-
-class Gain(NamedTuple):
-    """A mean difference of top-1 over datasets to a reference, and on how many of them it is one."""
-
-    mean: float
-    low: float | None  # 95 % Student interval of the mean over datasets; None with fewer than two
-    high: float | None
-    wins: int
-    ties: int
-    losses: int
 
 
 class Row(NamedTuple):
@@ -45,14 +33,7 @@ class Row(NamedTuple):
     top1_std: float | None  # over seeds, of the mean over datasets; None with one seed
     on_support: Gain | None  # over the best single backbone picked on the same support set
     on_test: Gain | None  # over the best single backbone picked on the test set itself
-
-
-def clean(scores: pa.Table) -> pd.DataFrame:
-    """The score rows of unperturbed test images."""
-    frame = scores.to_pandas()
-    return frame[
-        (frame["perturbation"] == "none") & (frame["severity"] == 0) & (frame["split"] == "test")
-    ]
+    synergy: Gain | None = None  # over itself on one backbone with the same labels
 
 
 def per_dataset(scores: pa.Table) -> pd.DataFrame:
@@ -81,23 +62,10 @@ def per_dataset(scores: pa.Table) -> pd.DataFrame:
     return table
 
 
-def gain(differences: Sequence[float] | pd.Series) -> Gain | None:
-    """Mean, 95 % Student interval over datasets, wins, ties and losses; None where nothing can be compared."""
-    values = pd.Series(differences, dtype=float).dropna()
-    if values.empty:
-        return None
-    mean, low, high = float(values.mean()), None, None
-    if len(values) > 1:
-        half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
-        low, high = mean - half, mean + half
-    wins, losses = int((values >= TIE).sum()), int((values <= -TIE).sum())
-    return Gain(mean, low, high, wins, len(values) - wins - losses, losses)
-
-
 def leaderboard(scores: pa.Table) -> list[Row]:
     """Every method at every number of shots, by head, then from the best mean top-1 down."""
     table = per_dataset(scores)
-    spread = _seed_spread(scores)
+    spread, together = _seed_spread(scores), synergies(scores)
     rows = []
     for (head, method, kind, shots), group in table.groupby(["head", "method", "kind", "shots"]):
         rows.append(
@@ -112,6 +80,7 @@ def leaderboard(scores: pa.Table) -> list[Row]:
                 spread.get((head, method, shots)),
                 gain(group["on_support"]) if kind in COMPARED else None,
                 None if method == ON_TEST else gain(group["on_test"]),
+                together.get((head, method, int(shots))),
             )
         )
     return sorted(rows, key=lambda row: (row.head, -row.top1, row.method, row.shots))
@@ -160,174 +129,17 @@ def compared(row: Row) -> Gain | None:
     return row.on_support if row.shots else row.on_test
 
 
-def headline(scores: pa.Table, failures: pa.Table | None = None) -> dict:
-    """What came out, in plain words and in numbers.
-
-    Args:
-        scores: `schema.SCORES`. failures: `schema.FAILURES`; what failed is said last.
-
-    Returns:
-        `text` (sentences), and of the best fuser at the most shots `method, head, shots, gain` (a fraction),
-        `wins` out of `compared` datasets, `datasets, backbones`; `oracle_gain` where there is an oracle. Without a
-        fuser, `text` and the counts.
-    """
-    rows, names = leaderboard(scores), backbones(scores)
-    found: dict = {
-        "text": [],
-        "backbones": len(names),
-        "datasets": max((row.datasets for row in rows), default=0),
-    }
-    fused = [row for row in rows if row.kind == "fuser"]
-    most = max((row.shots for row in fused), default=0)
-    best = best_fused(rows, most)
-    if best is not None and compared(best) is not None:
-        found |= {"method": best.method, "head": best.head, "shots": best.shots}
-        gained = compared(best)
-        found |= {
-            "gain": gained.mean,
-            "wins": gained.wins,
-            "compared": gained.wins + gained.ties + gained.losses,
-        }
-        found["text"].append(_sentence(best, len(names)))
-        rivals = sum(row.shots == most for row in fused)
-        if rivals > 1:
-            found["text"].append(
-                f"{best.method} is the best of {rivals} fusers there, judged by these very results."
-            )
-    free = best_fused(rows, 0)
-    if most and free is not None and free.on_test is not None:
-        found["text"].append(
-            f"Without any label, {free.method} {_moves(free.on_test.mean)} "
-            f"against the best single backbone of each test set, known only in hindsight."
-        )
-    oracle = next((row for row in rows if row.method == ORACLE and row.on_test), None)
-    if oracle is not None:
-        found["oracle_gain"] = oracle.on_test.mean
-        found["text"].append(
-            f"Choosing the right backbone for every single image, which only an oracle can, would gain "
-            f"{points(oracle.on_test.mean)} points: that is how much the backbones complement each other."
-        )
-    if not found["text"]:
-        found["text"].append(
-            f"{len(names)} backbones were measured on {found['datasets']} datasets; none was fused."
-        )
-    if unclear := alike_names(scores):
-        worst = max(unclear, key=lambda dataset: unclear[dataset][0])
-        share, name = unclear[worst]
-        found["text"].append(
-            f"On {len(unclear)} of {found['datasets']} datasets some class names are the same to a backbone's text "
-            f"tower (most: {percent(share)} % of {worst}, to {name}): zero-shot cannot tell these classes apart."
-        )
-    found["text"] += _support_sets(scores, found["datasets"])
-    found["failed_images"], words = _failures(failures)
-    found["text"] += words
-    return found
-
-
-def _support_sets(scores: pa.Table, datasets: int) -> Iterator[str]:
-    """What to say of support sets that are smaller, or fewer, than was asked for."""
-    short = short_classes(scores)
-    if not short.empty:
-        worst = short.loc[short["value"].idxmax()]
-        yield (
-            f"On {short['dataset'].nunique()} of {datasets} datasets some classes have fewer images than shots, and "
-            f"give what they have (most: {worst['value']:.0f} classes of {worst['dataset']} at "
-            f"{_shots(worst['shots'])})."
-        )
-    wide = _of_support(scores).pivot_table(
-        index=["dataset", "shots"], columns="metric", values="value"
-    )
-    if {"support_sets", "seeds"} <= set(wide.columns):
-        same = wide[wide["support_sets"] < wide["seeds"]].reset_index()
-        for shots, part in same.groupby("shots"):
-            yield (
-                f"At {_shots(shots)} all seeds draw the same images of {', '.join(part['dataset'])}: one support set, "
-                "without a spread over seeds."
-            )
-
-
 def short_classes(scores: pa.Table) -> pd.DataFrame:
     """`dataset, shots, value`: how many classes have fewer images than shots, where some have."""
-    frame = _of_support(scores)
+    frame = of_support(scores)
     frame = frame[(frame["metric"] == "short_classes") & (frame["value"] > 0)]
     return frame[["dataset", "shots", "value"]].reset_index(drop=True)
 
 
-def _of_support(scores: pa.Table) -> pd.DataFrame:
+def of_support(scores: pa.Table) -> pd.DataFrame:
     """The rows that say how large and how many the support sets are."""
     frame = clean(scores)
     return frame[frame["metric"].isin(SUPPORT)]
-
-
-def _shots(shots: int) -> str:
-    return f"{shots} shot{'s' if shots > 1 else ''}"
-
-
-def _failures(failures: pa.Table | None) -> tuple[int, list[str]]:
-    """How many images failed, and a sentence on each whole that did, and on each backbone that lacks some images."""
-    rows = failures.to_pylist() if failures is not None else []
-    images = {(row["dataset"], row["split"], row["image_id"]) for row in rows if row["image_id"]}
-    words = _wholes([row for row in rows if not row["image_id"]])
-    alone = [
-        (row["dataset"], row["backbone"]) for row in rows if row["image_id"] and row["backbone"]
-    ]
-    for dataset, backbone in sorted(set(alone)):
-        number = alone.count((dataset, backbone))
-        words.append(
-            f"{number} images of {dataset} have no embedding of {backbone}: they are in no method's score."
-        )
-    return len(images), words
-
-
-def _wholes(rows: list[dict]) -> list[str]:
-    """A sentence for each backbone, or the datasets themselves, and each reason to leave them out."""
-    places: dict[tuple, dict[str, None]] = {}
-    for row in rows:
-        who = (row["backbone"], row["error"].rstrip("."))
-        places.setdefault(who, {})[row["dataset"] or "every dataset"] = None
-    words = []
-    for (backbone, reason), datasets in places.items():
-        names = list(datasets)
-        more = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
-        where = ", ".join(names[:NAMED]) + more
-        verb = "is" if len(names) == 1 else "are"
-        who = f"{backbone} is left out of {where}" if backbone else f"{where} {verb} left out"
-        words.append(f"{who}: {reason}.")
-    return words
-
-
-def _sentence(best: Row, backbones: int) -> str:
-    against = compared(best)
-    labels = (
-        f"at {best.shots} labelled image{'s' if best.shots > 1 else ''} per class"
-        if best.shots
-        else "without labels"
-    )
-    picked = (
-        "picked with the same labels" if best.shots else "of each test set, known only in hindsight"
-    )
-    total = against.wins + against.ties + against.losses
-    where = "on the one dataset" if total == 1 else f"on average over {total} datasets"
-    wins = "all" if against.wins == total else "none" if not against.wins else f"{against.wins}"
-    better = "" if total == 1 else f", and is better on {wins} of them"
-    return (
-        f"Fusing {backbones} backbones with {best.method} {labels} {_moves(against.mean)} of top-1 accuracy "
-        f"over the best single backbone ({picked}) {where}{better}."
-    )
-
-
-def _moves(gained: float) -> str:
-    return (
-        f"gains {points(gained)} points"
-        if gained >= 0
-        else f"loses {points(-gained).lstrip('+')} points"
-    )
-
-
-def points(fraction: float) -> str:
-    """A difference of accuracies in points, signed, one decimal, with a true minus sign."""
-    text = f"{abs(fraction) * 100:.1f}"
-    return text if text == "0.0" else f"{'+' if fraction > 0 else '−'}{text}"
 
 
 def percent(fraction: float | None) -> str:

@@ -4,17 +4,20 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from clipray.report.summary import COMPARED, Gain, Row, compared, leaderboard, percent, points
+from clipray.report.gains import Gain, points
+from clipray.report.summary import ALONE_ON_TEST, COMPARED, Row, compared, leaderboard, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 CAPTION = (
     "Mean top-1 accuracy in percent over datasets (and seeds); behind it the gain in points over the best single "
-    "backbone picked with the same labels or, without labels, over the best one of each test set in hindsight."
+    "backbone picked with the same labels or, without labels, over the best one of each test set in hindsight. "
+    "alone/<method>: the same method with the same labels on one backbone; what a fuser has above it is synergy."
 )
 CORRELATION = ("correlation", "correlation_low", "correlation_high")
-ORDER = {kind: place for place, kind in enumerate(("bound", *COMPARED, "reference", "single"))}
+KINDS = ("bound", *COMPARED, "alone", "reference", "single")  # from the top of the table down
+ORDER = {kind: place for place, kind in enumerate(KINDS)}
 MARKS = {"bound": " (bound)", "control": " (control)"}
 SHOWN = ("bound", *COMPARED)  # the kinds with a gain beside their accuracy
 
@@ -28,6 +31,8 @@ def matrix(rows: list[Row]) -> list[tuple[str, str, str, dict[int, Row]]]:
     """(head, method, kind, shots → row): in the order of `ORDER`, each kind from the best down."""
     lines: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in rows:
+        if row.method.startswith(ALONE_ON_TEST):  # one line for every fuser: in the full list only
+            continue
         lines.setdefault((row.head, row.method, row.kind), {})[row.shots] = row
     best = {key: max(row.top1 for row in cells.values()) for key, cells in lines.items()}
     keys = sorted(lines, key=lambda key: (key[0], ORDER[key[2]], -best[key], key[1]))

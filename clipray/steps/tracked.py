@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipray.steps.campaign import Plan
 
 HEADLINE = ("datasets", "backbones", "images", "failed_images", "gain", "wins", "compared")
-HEADLINE += ("oracle_gain",)
+HEADLINE += ("oracle_gain", "synergy", "synergy_low", "synergy_high", "gain_low", "gain_high")
 
 
 def record(
@@ -131,9 +131,9 @@ def _set_metrics(
     dataset: str, scores: pa.Table, rows: list["Row"], headline: dict
 ) -> Iterator[Metric]:
     """Plain names for the headline's head (the first, without a headline), `name/head` for the others."""
-    from clipray.report import summary
+    from clipray.report import gains, summary
 
-    frame = summary.clean(scores)
+    frame = gains.clean(scores)
     frame = frame[frame["dataset"] == dataset]
     first = headline.get("head", rows[0].head if rows else "")
     whole = (frame["method"] == "set") & ~frame["metric"].isin(summary.SUPPORT)
@@ -159,9 +159,9 @@ def _methods(
     todo: "Plan", what: dict, scores: pa.Table, rows: list["Row"], standings: pa.Table
 ) -> dict[str, Record]:
     """One record per head, method and number of shots: every metric's mean over datasets, and each dataset's."""
-    from clipray.report import summary
+    from clipray.report import gains, summary
 
-    frame = summary.clean(scores)
+    frame = gains.clean(scores)
     keys = ["head", "method", "shots"]
     means = frame.groupby([*keys, "metric", "dataset"])["value"].mean().reset_index()
     parts = dict(iter(means.groupby(keys)))
@@ -169,6 +169,8 @@ def _methods(
     about = _about(todo, "method")
     found = {}
     for row in rows:
+        if row.method.startswith(summary.ALONE_ON_TEST):
+            continue  # a bound for every fuser, which its own record holds as `synergy_on_test`
         place = (row.head, row.method, row.shots)
         params = what | {
             "head": row.head,
@@ -197,6 +199,9 @@ def _gains(row: "Row", stand: dict) -> Iterator[Metric]:
             yield Metric(f"gain_{name}_high", gain.high)
             for count in ("wins", "ties", "losses"):
                 yield Metric(f"{count}_{name}", getattr(gain, count))
+    if row.synergy:
+        yield Metric("synergy_low", row.synergy.low)
+        yield Metric("synergy_high", row.synergy.high)
     for key, name in (("mean_rank", "mean_rank"), ("correlation", "gain_complementarity_corr")):
         yield Metric(name, stand.get(key))
 

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +7,7 @@ from made_scores import campaign, row, table
 from scipy import stats
 
 from clipray import schema
-from clipray.report import headline, leaderboard, markdown, summary
+from clipray.report import gains, headline, leaderboard, markdown, summary
 from clipray.report.tables import console_table
 
 
@@ -80,8 +82,9 @@ def test_order_of_rows_changes_nothing():
 def test_headline_in_words_and_numbers():
     found = headline(two_datasets())
     assert found["text"][0] == (
-        "Fusing 2 backbones with nlc at 1 labelled image per class gains +5.5 points of top-1 accuracy over the best "
-        "single backbone (picked with the same labels) on average over 2 datasets, and is better on 1 of them."
+        "Fusing 2 backbones with nlc at 1 labelled image per class gains +5.5 points [−127.9, +138.9], only 2 "
+        "datasets, of top-1 accuracy over the best single zero-shot backbone (picked with the same labels) on average "
+        "over 2 datasets, and is better on 1 of them."
     )
     assert (found["method"], found["shots"], found["wins"], found["datasets"]) == ("nlc", 1, 1, 2)
     assert found["gain"] == pytest.approx(0.055)
@@ -216,4 +219,65 @@ def test_terminal():
     ("value", "text"), [(0.0123, "+1.2"), (-0.0123, "−1.2"), (0.0004, "0.0"), (-0.0004, "0.0")]
 )
 def test_points(value, text):
-    assert summary.points(value) == text
+    assert gains.points(value) == text
+
+
+def synergy_rows(values: dict[str, float], half: float = 0.02) -> list[dict]:
+    """Synergy of `nlc` at 1 shot on each dataset, and itself on one backbone."""
+    rows = []
+    for dataset, value in values.items():
+        ends = {"ci_low": value - half, "ci_high": value + half}
+        rows.append(row(dataset, "nlc", 1, 0, "synergy_over_draws", value, **ends))
+        for seed in (0, 1):
+            rows.append(row(dataset, "alone/nlc", 1, seed, "top1", 0.5, kind="alone"))
+    return rows
+
+
+def test_the_headline_is_synergy_and_the_gain_over_a_single_backbone_stands_behind():
+    found = headline(table([*two_datasets().to_pylist(), *synergy_rows({"a": 0.03, "b": 0.01})]))
+    assert (found["synergy"], found["gain"]) == (pytest.approx(0.02), pytest.approx(0.055))
+    assert found["synergy_low"] < 0.02 < found["synergy_high"]
+    assert "gains +2.0 points [" in found["text"][0]
+    assert ", only 2 datasets, of top-1 accuracy over the same method" in found["text"][0]
+    assert found["text"][1].startswith("That one backbone, chosen on the support set, has 50.0 % ")
+    assert (
+        "best single zero-shot backbone (picked with the same labels) it gains +5.5"
+        in (found["text"][2])
+    )
+    (oracle,) = [text for text in found["text"] if "oracle" in text]
+    assert "a bound on choosing among the backbones' answers, not on fusing them" in oracle
+
+
+def test_the_interval_of_synergy_holds_datasets_and_what_is_inside_them():
+    """Against a slow loop with Python's own generator."""
+    values = {name: 0.01 * n for n, name in enumerate("abcdefg")}
+    scores = table([*two_datasets().to_pylist(), *synergy_rows(values, half=0.05)])
+    found = gains.synergies(scores)["zero_shot", "nlc", 1]
+    draw = random.Random(0)
+    means = []
+    for _ in range(4000):
+        names = draw.choices(list(values), k=len(values))
+        means.append(np.mean([draw.gauss(values[name], 0.05 / 1.96) for name in names]))
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.002)
+    assert gains.interval(found).endswith("]")  # seven datasets are enough
+    one = gains.synergies(table(synergy_rows({"a": 0.03})))["zero_shot", "nlc", 1]
+    assert (one.low, one.high) == pytest.approx((0.01, 0.05))
+    assert "one dataset" in gains.interval(one)
+
+
+def test_sets_that_a_backbone_has_seen_are_told_apart():
+    rows = [*two_datasets().to_pylist(), *synergy_rows({"a": 0.03, "b": 0.01})]
+    text = headline(table(rows), seen={"a": ["x"], "b": []})["text"]
+    (words,) = [one for one in text if "pretraining data" in one]
+    assert "pretraining data (a) the synergy is +1.0 points" in words
+    assert "over 1 datasets" not in words
+    assert not [one for one in headline(table(rows))["text"] if "pretraining data" in one]
+
+
+def test_a_method_on_one_backbone_is_in_the_table_and_its_bound_is_not():
+    rows = [*two_datasets().to_pylist(), *synergy_rows({"a": 0.03, "b": 0.01})]
+    rows += [row(d, "alone_on_test/nlc", 1, 0, "top1", 0.6, kind="bound") for d in "ab"]
+    board = markdown(table(rows))
+    assert "| `alone/nlc` |" in board
+    assert "alone_on_test/nlc" not in board
+    assert find(leaderboard(table(rows)), "alone_on_test/nlc", 1).top1 == 0.6

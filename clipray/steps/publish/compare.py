@@ -7,7 +7,7 @@ import pyarrow as pa
 from clipray.config import Campaign
 from clipray.errors import ConfigError
 from clipray.report import files
-from clipray.report.summary import Gain, gain
+from clipray.report.gains import Gain, gain
 from clipray.steps.evaluate.plan import OUTCOMES
 from clipray.store import Store
 

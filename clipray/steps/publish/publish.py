@@ -28,7 +28,7 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
     """
     store, campaign = todo.store, todo.campaign
     folder = f"{files.FOLDER}/{campaign.name}"
-    mark = fingerprint([places, todo.failures, settings(campaign)])
+    mark = fingerprint([places, todo.failures, settings(campaign), seen(todo)])
     before = store.read_json(f"{folder}/{files.MARK}") or {}
     if before.get("mark") == mark and tracked.kept(campaign):
         if not todo.failed and not campaign.regression.fail:
@@ -131,7 +131,16 @@ def about(todo: Plan) -> dict:
         "images": {
             f"{dataset}/{split}": len(work.index) for (dataset, split), work in todo.works.items()
         },
+        "seen": seen(todo),
         **provenance(),
+    }
+
+
+def seen(todo: Plan) -> dict[str, list[str]]:
+    """By dataset, the backbones in whose pretraining data its data stand, as their entries say (`seen:`)."""
+    return {
+        dataset.name: [spec.name for spec in todo.specs if dataset.name in spec.seen]
+        for dataset in todo.datasets
     }
 
 
@@ -141,4 +150,4 @@ def headline(todo: Plan, scores: pa.Table) -> dict:
 
     images = sum(len(work.index) for work in todo.works.values())
     failures = pa.Table.from_pylist(todo.failures, schema=schema.FAILURES)
-    return report.headline(scores, failures) | {"images": images}
+    return report.headline(scores, failures, seen(todo)) | {"images": images}

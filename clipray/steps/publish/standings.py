@@ -14,17 +14,24 @@ def standings(scores: pa.Table) -> pa.Table:
     """`schema.STANDINGS` of stored scores.
 
     At each number of shots the methods with that many labels are ranked together with those that need none, on the
-    datasets that have a score of each. Bounds are left out: they see test labels.
+    datasets that have a score of each. Bounds are left out, for they see test labels, and so are
+    methods on one backbone: they stand beside their fusers as `synergy`.
     """
+    from clipray.report.gains import synergies
     from clipray.report.summary import measures_of_set, per_dataset
 
     table, rows = per_dataset(scores), []
-    table = table[table["kind"] != "bound"]
+    table = table[~table["kind"].isin(["bound", "alone"])]
+    together = synergies(scores)
     for (head, shots), _ in table.groupby(["head", "shots"]):
         here = table[(table["head"] == head) & table["shots"].isin([0, shots])]
         here = here.sort_values("shots").drop_duplicates(["method", "dataset"], keep="last")
         share = measures_of_set(scores, "complementarity", head)
-        rows += [{"head": head, "shots": shots, **row} for row in _rows(here, share)]
+        for row in _rows(here, share):
+            found = together.get((head, row["method"], shots))
+            if found:
+                row |= {"synergy": found.mean, "synergy_low": found.low, "synergy_high": found.high}
+            rows.append({"head": head, "shots": shots, **row})
     return pa.Table.from_pylist(rows, schema=schema.STANDINGS)
 
 

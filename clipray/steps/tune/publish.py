@@ -96,7 +96,7 @@ def publish(search: Search) -> dict:
 
 def headline(search: Search, rows: list[dict], shares: dict) -> dict:
     """The search's main numbers: what tuned settings gain over the defaults on images that did not choose them."""
-    from clipray.report.summary import gain
+    from clipray.report.gains import gain
 
     found, text = {}, []
     for one in search.config.searches:

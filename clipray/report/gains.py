@@ -89,7 +89,7 @@ def interval(found: Gain) -> str:
         return "(no interval: one dataset)"
     words = f"[{points(found.low)}, {points(found.high)}]"
     few = f"only {number} datasets" if number > 1 else "one dataset, its images and support sets"
-    return words if number >= FEW else f"{words}, {few}"
+    return words if number >= FEW else f"{words} ({few})"
 
 
 def points(fraction: float) -> str:

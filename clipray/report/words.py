@@ -158,13 +158,12 @@ def _sentence(best: Row, against: Gain, backbones: int, reference: str) -> str:
         else "without labels"
     )
     total = against.wins + against.ties + against.losses
-    comma = "" if interval(against).endswith(("]", ")")) else ","
     where = "on the one dataset" if total == 1 else f"on average over {total} datasets"
     wins = "all" if against.wins == total else "none" if not against.wins else f"{against.wins}"
     better = "" if total == 1 else f", and is better on {wins} of them"
     return (
         f"Fusing {backbones} backbones with {best.method} {labels} {_moves(against.mean)} "
-        f"{interval(against)}{comma} of top-1 accuracy over {reference} {where}{better}."
+        f"{interval(against)} of top-1 accuracy over {reference} {where}{better}."
     )
 
 

@@ -208,3 +208,11 @@ def test_ranks_and_the_correlation_are_shown(tmp_path):
     ]
     assert "−0.42 [−0.70, +0.11]" in label
     assert read(Store(str(tmp_path)), "reports/first")[3].equals(standings)
+
+
+def test_datasets_that_a_backbone_has_seen_are_marked():
+    scores, failed = campaign(3), failures()
+    assert "seen by" not in render(scores, failed, ABOUT)
+    page = render(scores, failed, ABOUT | {"seen": {"dtd": ["rn-48"], "eurosat": []}})
+    assert "seen by" in page
+    assert page.count("<td>rn-48</td>") >= 1

@@ -82,8 +82,8 @@ def test_order_of_rows_changes_nothing():
 def test_headline_in_words_and_numbers():
     found = headline(two_datasets())
     assert found["text"][0] == (
-        "Fusing 2 backbones with nlc at 1 labelled image per class gains +5.5 points [−127.9, +138.9], only 2 "
-        "datasets, of top-1 accuracy over the best single zero-shot backbone (picked with the same labels) on average "
+        "Fusing 2 backbones with nlc at 1 labelled image per class gains +5.5 points [−127.9, +138.9] (only 2 "
+        "datasets) of top-1 accuracy over the best single zero-shot backbone (picked with the same labels) on average "
         "over 2 datasets, and is better on 1 of them."
     )
     assert (found["method"], found["shots"], found["wins"], found["datasets"]) == ("nlc", 1, 1, 2)
@@ -238,7 +238,7 @@ def test_the_headline_is_synergy_and_the_gain_over_a_single_backbone_stands_behi
     assert (found["synergy"], found["gain"]) == (pytest.approx(0.02), pytest.approx(0.055))
     assert found["synergy_low"] < 0.02 < found["synergy_high"]
     assert "gains +2.0 points [" in found["text"][0]
-    assert ", only 2 datasets, of top-1 accuracy over the same method" in found["text"][0]
+    assert " (only 2 datasets) of top-1 accuracy over the same method" in found["text"][0]
     assert found["text"][1].startswith("That one backbone, chosen on the support set, has 50.0 % ")
     assert (
         "best single zero-shot backbone (picked with the same labels) it gains +5.5"

@@ -11,3 +11,19 @@ T templates, S support sets fitted at once. `logits_NMC` is images × backbones 
 """  # noqa: E501
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "load": "clipray.fused"
+}  # names for notebooks, each in a module that is imported when it is first used
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'clipray' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

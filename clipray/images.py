@@ -179,6 +179,13 @@ def crop(image: Image.Image, group: Preprocess) -> np.ndarray:
     return _pixels(image.crop((left, top, left + crop_width, top + crop_height)))
 
 
+def sample() -> bytes:
+    """A small encoded image, for those who show what a model takes: 8×8 pixels of grey, as PNG."""
+    sink = io.BytesIO()
+    Image.new("RGB", (8, 8), (128, 128, 128)).save(sink, "PNG")
+    return sink.getvalue()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bit(image)).convert("RGB")

@@ -70,6 +70,21 @@ OUTCOMES = pa.schema(
     ]
 )
 
+PREDICTIONS = pa.schema(  # what a fused model says of images: one row each
+    [
+        ("image_id", pa.string()),  # as in the index
+        ("path", pa.string()),  # where a person finds it, as the index's `key`
+        ("label", pa.string()),  # the name of its class; null with an error
+        ("class", pa.int32()),  # its number
+        ("probability", pa.float32()),  # the fused probability of it
+        ("top5", pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float32())]))),
+        ("backbones_used", pa.list_(pa.string())),
+        ("gflops", pa.float64()),  # of this image
+        ("target", pa.int32()),  # the known class, where there is one
+        ("error", pa.string()),  # null, or why there is no label
+    ]
+)
+
 STANDINGS = pa.schema(  # methods over all datasets: one row per head, shots and method
     [
         ("head", pa.string()),

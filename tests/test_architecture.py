@@ -31,20 +31,31 @@ MAY: dict[str, tuple[str, str]] = {
         "config images",
     ),
     "clipray.encoding": ("numpy", "images backbones"),
+    "clipray.fusion": (
+        "numpy torch",
+        "artefacts backbones config fingerprint images numerics",
+    ),
+    "clipray.fused": (
+        "numpy pandas torch PIL",
+        "artefacts backbones encoding fusion sources tracking",
+    ),
     "clipray.store": ("pyarrow fsspec", "fingerprint secrets"),
     "clipray.steps.submit": ("ray", "config fingerprint secrets store"),
     "clipray.lock": ("", "progress store"),
     "clipray.numerics": ("numpy scipy torch", ""),
-    "clipray.artefacts": ("numpy pyarrow", "fingerprint schema store numerics sources"),
+    "clipray.artefacts": (
+        "numpy pyarrow fsspec safetensors",
+        "fingerprint schema store numerics sources",
+    ),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
-        "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones encoding "
-        "store lock artefacts numerics progress tracking report",
+        "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones encoding fused "
+        "fusion store lock artefacts numerics progress tracking report",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
     "clipray.steps.tune.space": ("optuna", "config numerics steps"),
     "clipray.steps.tune.studies": ("numpy optuna", "config steps"),
-    "clipray.tracking": ("mlflow fsspec filelock", "config secrets store"),
+    "clipray.tracking": ("mlflow fsspec filelock pandas", "config secrets store"),
     "clipray.report": (
         "numpy pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",
         "schema store",

@@ -19,6 +19,7 @@ from clipray.config import (
     parse,
     read_yaml,
 )
+from clipray.config.predict import Fit, Predict
 from clipray.config.search import Tune
 from clipray.errors import ConfigError
 
@@ -302,4 +303,6 @@ def test_shipped_configs_are_valid_and_open_with_their_command(path):
     if path.name == "backbones.yaml":
         return
     assert "python -m jobs." in text.split("\n\n")[0]
-    load(Pretrain if path.parent.name == "pretrain" else Campaign, path)
+    kinds = {"fit": Fit, "predict": Predict}
+    kind = Pretrain if path.parent.name == "pretrain" else kinds.get(path.stem, Campaign)
+    load(kind, path)

@@ -24,6 +24,8 @@ JOBS = (
     "compare",
     "pretrain",
     "tune",
+    "fit",
+    "predict",
     "track",
 )
 

@@ -103,7 +103,7 @@ def opened(
     name: str, store: Store, tracking: Tracking, patience: Patience = WORKING
 ) -> Iterator[tuple[Any, str, str]]:
     """A silent client, the experiment's id, and the URI; a remote workspace's database is worked on as a copy."""
-    with tempfile.TemporaryDirectory() as place, _silent(), _patient(patience):
+    with tempfile.TemporaryDirectory() as place, silent(), _patient(patience):
         uri, copy, path = tracking.uri, None, database(name, store)
         if not uri and not store.local:
             copy = Path(place) / DATABASE
@@ -284,7 +284,7 @@ def _patient(patience: Patience) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """No word of MLflow, of its migrations or of urllib3's retries: they quote URIs, and errors say enough.
 
     A job's last line of stdout is a contract, so what MLflow prints goes nowhere too.

@@ -1,0 +1,229 @@
+"""One fusion, fitted and kept as a fused model.
+
+Support sets, heads and fusers are those of an evaluation, so a fused model gives the very labels and probabilities that
+the evaluation of the same method gives.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipray import secrets
+from clipray.artefacts import fused_model
+from clipray.backbones import local_path
+from clipray.config import Backbone
+from clipray.config.predict import ALL
+from clipray.errors import ConfigError
+from clipray.steps.embed import texts as classifiers
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import score as views
+from clipray.steps.predict import choose
+from clipray.steps.predict.lesson import Lesson, needs_labels
+from clipray.store import Store, provenance
+
+if TYPE_CHECKING:
+    from clipray.steps.evaluate.plan import Split
+
+FILES = ("weights", "config")  # of a backbone's entry
+
+
+def make(store: Store, name: str, place: str, told: Lesson) -> None:
+    """Fit, and write the fused model; a method is chosen first where there are several."""
+    import torch
+
+    weights = tuple(torch.from_numpy(classifiers.read(store, one)) for one in told.classifiers)
+    train, drawn, draw, held = None, [], None, []
+    if told.train:
+        train = _train(store, told, len(weights[0]))
+        drawn, draw = _draws(train, told, len(weights[0]))
+        held = choose.held_out(train, draw, weights, told.scales, told.folds, told.methods)
+    several = len(told.methods) > 1
+    method = choose.best(told.methods, held, told.by) if several else told.methods[0]
+    head, heads, fuser = _fitted(method, train, drawn, draw, weights, told)
+    about, tensors = _parts(told, method, (head, heads, fuser), weights)
+    about = {"name": name, **about, "support": _support(train, draw)}
+    about["figures"] = _figures(store, told, method, held, draw)
+    about["provenance"] = provenance()
+    fused_model.write(store, place, told.what, secrets.clean(about), tensors, _files(told))
+
+
+def _train(store: Store, told: Lesson, classes: int) -> "Split":
+    """The train split without the images that stand in the test split too, as an evaluation reads it."""
+    import torch
+
+    from clipray.numerics import draws
+
+    train = evaluate.read_split(store, told.train, classes)
+    rows = np.flatnonzero(draws.apart(train.image_ids, told.test_ids))
+    rows_N = torch.from_numpy(rows)
+    return evaluate.Split(
+        [train.image_ids[row] for row in rows],
+        train.labels_N[rows_N],
+        tuple(e_ND[rows_N] for e_ND in train.embeddings),
+    )
+
+
+def _draws(train: "Split", told: Lesson, classes: int) -> tuple[list, Any]:
+    """The support sets that are fitted together, and the one that is meant."""
+    from clipray.numerics import draws
+
+    labels_N = train.labels_N.numpy()
+    if not len(labels_N):
+        raise ConfigError(
+            f"dataset {told.dataset}: no image of its train split can be learned from"
+        )
+    shots = told.shots
+    if shots == ALL:
+        shots = int(np.bincount(labels_N, minlength=classes).max())
+    seeds = range(1 if told.shots == ALL else told.seeds)
+    drawn = draws.draws(train.image_ids, labels_N, classes, [shots], seeds, list(told.test_ids))
+    own = [draw for draw in drawn if draw.seed == told.seed]
+    return drawn, own[0] if own else drawn[0]  # where all seeds draw the same images there is one
+
+
+def _fitted(
+    method: choose.Candidate,
+    train: "Split | None",
+    drawn: list,
+    draw: Any,
+    weights: tuple,
+    told: Lesson,
+) -> tuple[Any, list, Any]:
+    """The head, its state for each backbone, and the fuser's state, just as an evaluation fits them."""
+    import torch
+
+    from clipray.numerics.fusers import FUSERS, settings_of
+    from clipray.numerics.heads import head_of
+
+    fuser, entry = FUSERS[method.fuser.fuser], method.fuser
+    own = (0, 0) if draw is None else (draw.shots, draw.seed)
+    head = head_of(method.head.head, method.head.settings_for(*own))
+    if not head.needs_labels:
+        head = head_of(method.head.head, method.head.settings_for(0, 0))
+    if draw is None or not fuser.needs_labels:
+        settings = settings_of(entry.fuser, entry.settings_for(0, 0))
+        empty = torch.zeros(0, len(weights), len(weights[0]))
+        nothing = tuple(torch.zeros(0, card["dim"]) for card in told.cards)
+        (state,) = fuser.fit([views.nothing(empty, nothing)], settings)
+    else:
+        group = [
+            one
+            for one in drawn
+            if entry.settings_for(one.shots, one.seed) == entry.settings_for(*own)
+        ]
+        supports = []
+        for one in group:
+            problem = views.shots(one, train, weights, told.scales)
+            kind = head_of(method.head.head, method.head.settings_for(one.shots, one.seed))
+            supports.append(views.support(kind, problem, told.folds))
+        states = fuser.fit(supports, settings_of(entry.fuser, entry.settings_for(*own)))
+        state = states[group.index(draw)]
+    learned = head.needs_labels
+    problem = views.shots(draw, train, weights, told.scales) if learned else [None] * len(weights)
+    return head, head.fit(problem, head.settings), state
+
+
+def _parts(
+    told: Lesson, method: choose.Candidate, fitted: tuple, weights: tuple
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `fused_model.json` says, and the tensors."""
+    from clipray.numerics.contracts import dump_settings
+    from clipray.numerics.fusers import to_parts
+
+    head, heads, state = fitted
+    tensors = {f"classifier_CD/{m}": w_CD.numpy() for m, w_CD in enumerate(weights)}
+    for m, one in enumerate(heads):
+        tensors |= {f"head/{m}/{name}": t.numpy() for name, t in one.tensors.items()}
+    own, mapping = to_parts(state)
+    tensors |= {f"fuser/{name}": t.numpy() for name, t in own.items()}
+    settings = dump_settings(head.settings)
+    about = {
+        "dataset": told.dataset,
+        "classnames": list(told.prompts["classnames"]),
+        "templates": list(told.prompts["templates"]),
+        "precision": told.precision,
+        "max_pixels": told.max_pixels,
+        "backbones": [
+            {"entry": _entry(spec), "origin": origin, "card": card}
+            for spec, origin, card in zip(told.specs, told.origins, told.cards, strict=True)
+        ],
+        "head": {
+            "name": method.head.name,
+            "head": method.head.head,
+            "settings": settings,
+            "numbers": [one.numbers for one in heads],
+        },
+        "fuser": {"name": method.fuser.name, "fuser": method.fuser.fuser, "state": mapping},
+        "calibration": None,  # beyond what the fuser does itself: probabilities are those of an evaluation
+        "cascade": None,
+    }
+    return about, tensors
+
+
+def _entry(spec: Backbone) -> dict[str, Any]:
+    """A backbone's entry, with its own files as they are called in the model's folder."""
+    values = spec.model_dump(mode="json", exclude_defaults=True)
+    for key in FILES:
+        place = getattr(spec, key)
+        if place and "://" not in place:
+            values[key] = f"{fused_model.WEIGHTS}/{_file(spec, place)}"
+    return values
+
+
+def _file(spec: Backbone, place: str) -> str:
+    return f"{spec.name}/{local_path(place).name}"
+
+
+def _files(told: Lesson) -> dict[str, str]:
+    """The backbones' files that go into the model's folder: those that lie on this machine alone."""
+    return {
+        _file(spec, place): str(local_path(place))
+        for spec in told.specs
+        for key in FILES
+        if (place := getattr(spec, key)) and "://" not in place
+    }
+
+
+def _support(train: "Split | None", draw: Any) -> dict[str, Any]:
+    """Which labelled images the model has learned from."""
+    if draw is None:
+        return {"shots": 0, "images": 0}
+    ids = "\n".join(sorted(train.image_ids[row] for row in draw.rows_K))
+    return {
+        "shots": draw.shots,
+        "seed": draw.seed,
+        "images": len(draw.rows_K),
+        "classes_with_fewer_images": len(draw.short),
+        "image_ids": hashlib.sha256(ids.encode()).hexdigest()[:32],
+    }
+
+
+def _figures(
+    store: Store, told: Lesson, method: choose.Candidate, held: list, draw: Any
+) -> dict[str, Any]:
+    """The numbers the method has: held out on the support set, and on the test images where a campaign has them."""
+    found: dict[str, Any] = {}
+    if held:
+        found["held_out"] = held[told.methods.index(method)]._asdict()
+    if len(told.methods) > 1:
+        found["chosen_by"] = f"held-out {told.by}, cross-validated on the support set"
+        found["chosen_from"] = [
+            {"head": one.head.name, "fuser": one.fuser.name, **score._asdict()}
+            for one, score in zip(told.methods, held, strict=True)
+        ]
+    if not told.evaluation:
+        return found
+    frame = store.read_table(f"{told.evaluation}/{evaluate.SCORES}").to_pandas()
+    needs = needs_labels(method)
+    at = (draw.shots, draw.seed) if draw is not None and needs else (0, 0)
+    own = frame[
+        (frame["head"] == method.head.name)
+        & (frame["method"] == method.fuser.name)
+        & (frame["shots"] == at[0])
+        & (frame["seed"] == at[1])
+    ]
+    found["test"] = {
+        row.metric: float(row.value) for row in own.itertuples() if row.value == row.value
+    }
+    return found

@@ -1,0 +1,291 @@
+"""What a fit reads: a data set's labelled images, class names alone, or what a campaign has embedded.
+
+The campaign's machinery indexes and embeds what is missing.
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from clipray import backbones, config, fingerprint
+from clipray.artefacts import fused_model
+from clipray.config import Backbone, Campaign, Fuser, Head
+from clipray.config.predict import ALL, Fit
+from clipray.errors import ConfigError
+from clipray.numerics import declared
+from clipray.steps import campaign as steps
+from clipray.steps import checks
+from clipray.steps.embed import texts as classifiers
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import teach
+from clipray.steps.predict import choose
+from clipray.store import Store
+
+FIT = "clipray.steps.predict.fit:make"  # that fits it
+SHOTS = 16  # where a config does not say
+WITH_LABELS, WITHOUT = "guarded", "log_avg"  # the fusers where a config does not say
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Everything that a fit reads, by address or by content; its fingerprint is in the fused model's address."""
+
+    dataset: str
+    prompts: dict
+    backbones: tuple[str, ...]
+    origins: tuple[dict, ...]
+    classifiers: tuple[str, ...]
+    scales: tuple[tuple[float, float], ...]
+    precision: str
+    max_pixels: int
+    train: tuple[str, ...]  # addresses of the train split's embeddings; empty: no label is used
+    tested: tuple[str, ...]  # digest of the test split's image ids, which are never drawn
+    methods: tuple[choose.Candidate, ...]  # to choose from; one: nothing is chosen
+    by: str
+    shots: int | str
+    seed: int
+    seeds: int  # that are fitted together, as an evaluation does
+    folds: int
+    specs: tuple[Backbone, ...] = field(
+        default=(), metadata={"how": fingerprint.How("where weights lie; `origins` has what")}
+    )
+    test_ids: frozenset = field(
+        default=frozenset(), metadata={"how": fingerprint.How("`tested` has their digest")}
+    )
+    cards: tuple[dict, ...] = field(
+        default=(), metadata={"how": fingerprint.How("measured on some machine, not asked for")}
+    )
+    evaluation: str = field(  # where the scores of the same methods are, or nothing
+        default="", metadata={"how": fingerprint.How("numbers to be told, not used")}
+    )
+
+    @property
+    def what(self) -> dict:
+        """The WHAT of the fused model."""
+        methods = [{"head": one.head, "fuser": one.fuser} for one in self.methods]
+        code = evaluate.code(FIT, choose.held_out, choose.best)
+        return {"lesson": replace(self, methods=()), "methods": methods, "code": code}
+
+
+def check(wanted: Fit) -> None:
+    """`ConfigError` for what is wrong with a config, found without torch, data or Ray."""
+    if wanted.from_campaign:
+        checks.check(_campaign_of(wanted))
+        return
+    checks.check(_campaign(wanted))
+    head, fuser = declared.heads()[_head(wanted).head], declared.fusers()[_fuser(wanted).fuser]
+    if _shots(wanted) == 0:
+        for key, method in (("head", head), ("fuser", fuser)):
+            if method.needs_labels:
+                raise ConfigError(
+                    f"{key}: it learns from labels, and `shots` is 0: name one that does not, or give labels"
+                )
+    if fuser.transductive:
+        raise ConfigError(
+            f"fuser: {_fuser(wanted).fuser} labels a whole set of images at once and gives no single image a label of "
+            "its own: name another one, such as log_avg"
+        )
+
+
+def workspace(wanted: Fit) -> str:
+    """Where the model goes: the config's place, or the campaign's."""
+    return wanted.workspace or _campaign_of(wanted).workspace
+
+
+def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
+    """Embed what is missing, and gather what the fit reads.
+
+    Raises:
+        ConfigError: the campaign is not embedded yet, or has not what is asked for.
+        ErrorBudget: a data set or backbone failed.
+    """
+    if wanted.from_campaign:
+        return _from_campaign(wanted, verbose)
+    campaign = _campaign(wanted)
+    shots = _shots(wanted)
+    todo = _unlabelled(wanted, campaign) if shots == 0 else steps.plan(campaign, verbose)
+    (dataset,) = todo.datasets
+    tested = frozenset()
+    if shots != 0:
+        if "train" not in dataset.splits:
+            raise ConfigError(
+                f"dataset {dataset.name} has no train split to learn from: write `shots: 0` to use its class names only"
+            )
+        tested = frozenset(todo.works[dataset.name, "test"].index.table["image_id"].to_pylist())
+        todo.works = {key: work for key, work in todo.works.items() if key[1] == "train"}
+    steps.prepare(todo)
+    steps.embed_images(todo)
+    steps.require_all(todo)
+    method = choose.Candidate(_head(wanted).on(dataset.name), _fuser(wanted).on(dataset.name))
+    train = tuple(todo.works[dataset.name, "train"].addresses.values()) if shots != 0 else ()
+    common = _common(todo, dataset.name, todo.specs)
+    found = Lesson(
+        **common,
+        train=train,
+        tested=_tested(tested),
+        methods=(method,),
+        by=wanted.choose_by,
+        shots=shots,
+        seed=wanted.seed,
+        seeds=wanted.seed + 1,
+        folds=wanted.folds,
+        test_ids=tested,
+    )
+    return todo.store, found
+
+
+def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
+    campaign = _campaign_of(wanted)
+    todo = steps.plan(campaign, verbose)
+    try:
+        steps.recall(todo)
+    except ConfigError as error:
+        raise ConfigError(
+            f"from_campaign: {error}: run `python -m jobs.run {wanted.from_campaign}` first"
+        ) from None
+    names = [dataset.name for dataset in todo.datasets]
+    name = wanted.dataset or names[0]
+    if name not in names or (len(names) > 1 and not wanted.dataset):
+        why = f"there is no {name!r} in it" if wanted.dataset else "it has several"
+        raise ConfigError(f"dataset: of which data set of the campaign? {why}: {', '.join(names)}")
+    dataset = next(one for one in todo.datasets if one.name == name)
+    shots = wanted.shots if wanted.shots is not None else max(campaign.shots, default=0)
+    if shots != 0 and "train" not in dataset.splits:
+        raise ConfigError(f"dataset {name} has no train split to learn from: write `shots: 0`")
+    if shots not in (0, ALL, *campaign.shots):
+        raise ConfigError(
+            f"shots: the campaign has {', '.join(map(str, campaign.shots))}; `all` and 0 do, too"
+        )
+    every, unlearned = teach.taught(todo.store, steps.tasks(todo), campaign.compute, verbose)
+    own = [task for task in every if task.dataset == name]
+    if not own:
+        raise ConfigError(f"dataset {name}: it failed ({unlearned.get(name, 'see the report')})")
+    task = own[0]
+    methods = choose.candidates(task.heads, task.fusers)
+    if shots == 0:
+        methods = [one for one in methods if not needs_labels(one)][:1]
+        if not methods:
+            raise ConfigError(
+                "shots: 0 leaves no method of the campaign, for all learn from labels"
+            )
+    place = evaluate.address(todo.store, task)
+    done = todo.store.manifest(place) is not None
+    specs = todo.usable(name)
+    tested = frozenset(todo.works[name, "test"].index.table["image_id"].to_pylist())
+    found = Lesson(
+        **_common(todo, name, specs),
+        train=task.embeddings["train"] if shots != 0 else (),
+        tested=_tested(tested if shots != 0 else ()),
+        methods=tuple(methods),
+        by=wanted.choose_by,
+        shots=shots,
+        seed=wanted.seed,
+        seeds=max(campaign.seeds, wanted.seed + 1),
+        folds=campaign.folds,
+        test_ids=tested,
+        evaluation=place if done else "",
+    )
+    return todo.store, found
+
+
+def needs_labels(method: choose.Candidate) -> bool:
+    """Whether the head or the fuser learns from labels."""
+    head, fuser = declared.heads()[method.head.head], declared.fusers()[method.fuser.fuser]
+    return head.needs_labels or fuser.needs_labels
+
+
+def _common(todo: steps.Plan, dataset: str, specs: list[Backbone]) -> dict[str, Any]:
+    """What of a plan every lesson has."""
+    prompts, precision = todo.prompts[dataset], todo.campaign.precision
+    known = steps.known_cards(todo)
+    return {
+        "dataset": dataset,
+        "prompts": prompts,
+        "backbones": tuple(spec.name for spec in specs),
+        "origins": tuple(fingerprint.plain(backbones.origin(spec)) for spec in specs),
+        "classifiers": tuple(
+            classifiers.address(todo.store, spec, precision, dataset, prompts) for spec in specs
+        ),
+        "scales": tuple((known[s.name]["scale"], known[s.name]["bias"]) for s in specs),
+        "precision": precision,
+        "max_pixels": todo.campaign.max_pixels,
+        "specs": tuple(specs),
+        "cards": tuple(known[spec.name] for spec in specs),
+    }
+
+
+def _tested(ids: Any) -> tuple[str, ...]:
+    text = "\n".join(sorted(ids))
+    return (hashlib.sha256(text.encode()).hexdigest()[:32],)
+
+
+def _campaign_of(wanted: Fit) -> Campaign:
+    sets = [f"workspace={wanted.workspace}"] if wanted.workspace else []
+    campaign = config.load(Campaign, wanted.from_campaign, sets)
+    given = {"compute": wanted.compute} if "compute" in wanted.model_fields_set else {}
+    return campaign.model_copy(update=given)
+
+
+def _campaign(wanted: Fit) -> Campaign:
+    """A campaign of one data set and one method: what embeds it."""
+    shots = _shots(wanted)
+    values = {
+        "name": wanted.name,
+        "workspace": wanted.workspace,
+        "data_root": wanted.data_root,
+        "datasets": (wanted.dataset or "names",),
+        "backbones": wanted.backbones,
+        "precision": wanted.precision,
+        "heads": (_head(wanted),),
+        "fusers": (_fuser(wanted),),
+        "shots": (shots,) if isinstance(shots, int) and shots else (1,),
+        "seeds": wanted.seed + 1,
+        "folds": wanted.folds,
+        "max_pixels": wanted.max_pixels,
+        "limit": wanted.limit,
+        "compute": wanted.compute,
+        "tracking": wanted.tracking,
+    }
+    return Campaign(**values)
+
+
+def _unlabelled(wanted: Fit, campaign: Campaign) -> steps.Plan:
+    """A plan that touches no image: class names and templates only."""
+    from clipray import catalog, sources
+    from clipray.config import Dataset, names
+
+    store = Store(campaign.workspace)
+    specs = [backbones.pinned(spec) for spec in catalog.backbones(campaign.backbones)]
+    names.refuse_merged((spec.name for spec in specs), "backbones")
+    if wanted.classnames:
+        texts = {"classnames": wanted.classnames, "templates": wanted.templates}
+        datasets = [Dataset(name=wanted.name, format="folder", **texts)]
+    else:
+        datasets = catalog.datasets([wanted.dataset], campaign.data_root)
+    prompts = {
+        one.name: {
+            "classnames": sources.classnames(one, campaign.data_root),
+            "templates": sources.templates(one, campaign.data_root),
+        }
+        for one in datasets
+    }
+    missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
+    return steps.Plan(campaign, store, specs, datasets, prompts, {}, missing)
+
+
+def _shots(wanted: Fit) -> int | str:
+    return SHOTS if wanted.shots is None else wanted.shots
+
+
+def _head(wanted: Fit) -> Head:
+    return checks.named_heads((wanted.head,))[0]
+
+
+def _fuser(wanted: Fit) -> Fuser:
+    given = wanted.fuser or (WITHOUT if _shots(wanted) == 0 else WITH_LABELS)
+    return Fuser(name=given, fuser=given) if isinstance(given, str) else given
+
+
+def address(store: Store, name: str, told: Lesson) -> str:
+    """Where the fused model of a lesson lies."""
+    return fused_model.address(store, name, told.what)

@@ -1,0 +1,234 @@
+"""What of a collection is still to be labelled by a fused model: the driver's part, in counts and shard names.
+
+A shard of images is one file of predictions with a name of its own, written whole; a job that is stopped goes on with
+the shards that lack one.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from clipray import catalog, fingerprint, sources
+from clipray.config import Dataset, names
+from clipray.config.predict import Predict
+from clipray.errors import ConfigError, ErrorBudget
+from clipray.sources import storage
+from clipray.steps.index.build import Index, index, reader
+from clipray.store import Store
+
+FOLDER = "predictions"
+SHARD_ROWS = 256  # images a shard: as many as embedding takes, so that both see the same batches
+LISTS = (".txt", ".lst", ".list", ".parquet")
+REFUSED = (".csv", ".tsv", ".json", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A collection, a model, and the shards that lack predictions."""
+
+    store: Store
+    dataset: Dataset
+    index: Index
+    address: str
+    what: dict
+    todo: tuple[str, ...]
+    targets: bool  # whether labels are known, and are of the model's classes
+    remarks: tuple[str, ...] = ()
+
+    def shards(self) -> Iterator[tuple[str, pa.Table]]:
+        """File name and index rows of every shard."""
+        return self.index.shards(SHARD_ROWS)
+
+    @property
+    def images(self) -> int:
+        """Images in shards with something to do."""
+        wanted = set(self.todo)
+        return sum(len(rows) for name, rows in self.shards() if name in wanted)
+
+
+def plan(wanted: Predict, about: dict[str, Any], digest: str) -> Work:
+    """Index the collection, and find out which shards lack predictions.
+
+    Args:
+        about: the model's `fused_model.json`. digest: of the whole model.
+
+    Raises:
+        ConfigError: there are no images, or their class names are the model's in another order.
+    """
+    store = Store(wanted.workspace)
+    dataset, split = collection(wanted)
+    targets, remarks = _targets(wanted, dataset, about["classnames"])
+    mapper = reader(wanted.compute)
+    found = index(store, dataset, split, wanted.data_root, mapper, wanted.limit, labelled=False)
+    if not len(found):
+        raise ConfigError(f"images: {wanted.images} holds no image")
+    what = {
+        "model": digest,
+        "images": found.content,
+        "targets": targets,
+        "code": fingerprint.code(
+            "clipray.steps.predict.write:decode",
+            "clipray.steps.predict.write:Encode",
+            "clipray.steps.predict.write:Label",
+        ),
+    }
+    address = store.address(FOLDER, f"{about['name']}-on-{dataset.name}", what=what)
+    there = set() if store.manifest(address) else store.names(address)
+    todo = ()
+    if store.manifest(address) is None:
+        todo = tuple(name for name, _ in found.shards(SHARD_ROWS) if name not in there)
+    return Work(store, dataset, found, address, what, todo, targets, tuple(remarks))
+
+
+def only(work: Work, names: Collection[str]) -> Work:
+    """The same with just these shards to do."""
+    return replace(work, todo=tuple(sorted(names)))
+
+
+def collection(wanted: Predict) -> tuple[Dataset, str]:
+    """What `images` means: a data set and its split, or images without labels.
+
+    Raises:
+        ConfigError: there is nothing of that name.
+    """
+    text = wanted.images
+    lower = text.lower()
+    name = names.plain(text.rstrip("/").rpartition("/")[2].rpartition(".")[0] or text, "images")
+    if lower.endswith(LISTS):
+        return _unlabelled(name, "listed", text), "test"
+    if lower.endswith(REFUSED):
+        raise ConfigError(
+            f"images: {text}: lists are text with one path or URI a line (.txt), or Parquet with a column of them"
+        )
+    folder = storage.resolve(text, wanted.data_root)
+    there = storage.entries(folder)
+    known = catalog.detect(text, wanted.data_root) if there else None
+    if there and known is None:
+        name = names.plain(text.rstrip("/").rpartition("/")[2], "images")
+        parquet = any(each.lower().endswith(".parquet") for each in there)
+        return _unlabelled(name, "listed" if parquet else "flat", text), "test"
+    if not there and "/" in text and not lower.endswith(catalog.YAML):
+        raise ConfigError(
+            f"images: {storage.shown(folder)} is no folder, or an empty one. Give a folder of images, a data set, a "
+            "text file of paths, or Parquet"
+        )
+    (dataset,) = [known] if known else catalog.datasets([text], wanted.data_root)[:1]
+    if wanted.split not in dataset.splits:
+        raise ConfigError(
+            f"split: {dataset.name} has no {wanted.split} split; it has: {', '.join(dataset.splits)}"
+        )
+    if dataset.format == "parquet" and "labels" not in dataset.options:
+        options = {key: value for key, value in dataset.options.items() if key == "image"}
+        dataset = dataset.model_copy(update={"format": "listed", "options": options})
+    return dataset, wanted.split
+
+
+def _unlabelled(name: str, layout: str, uri: str) -> Dataset:
+    return Dataset(name=name, format=layout, uri=uri, splits={"test": "."}, classnames=())
+
+
+def _targets(wanted: Predict, dataset: Dataset, classnames: list[str]) -> tuple[bool, list[str]]:
+    """Whether the images' labels are the numbers of the model's classes, and what to say where they are not.
+
+    Raises:
+        ConfigError: they are its classes in another order, so that each accuracy would be of swapped names.
+    """
+    if wanted.labels == "ignore" or not dataset.classnames:
+        return False, []
+    try:
+        given = _names(dataset, wanted.data_root)
+    except ConfigError:
+        return False, ["the images have no class names, so their labels are not compared"]
+    if given == classnames:
+        return True, []
+    if sorted(given) == sorted(classnames):
+        raise ConfigError(
+            f"images: {dataset.name} has the model's classes in another order ({', '.join(given[:4])}, … and "
+            f"{', '.join(classnames[:4])}, …): put its class names in the model's order, or write `labels: ignore`"
+        )
+    return False, [
+        f"{dataset.name} has other class names than the model, so its labels are not compared"
+    ]
+
+
+def _names(dataset: Dataset, data_root: str) -> list[str]:
+    if dataset.format == "listed":
+        dataset = dataset.model_copy(update={"format": "parquet"})
+    return sources.classnames(dataset, data_root)
+
+
+def finish(work: Work, budget: float, **facts: Any) -> dict[str, Any]:
+    """Declare the predictions complete, and count them; all shards count, whichever run wrote them.
+
+    Args:
+        budget: `compute.error_budget`: a fraction of the images below 1, else a count.
+        facts: what else the manifest tells.
+
+    Returns:
+        `images`, `labelled`, `failed`, and `scored`, `accuracy` where labels are known.
+
+    Raises:
+        ErrorBudget: too many images have no label; the shards are kept.
+    """
+    done = work.store.manifest(work.address)
+    if done is not None:
+        return done["counts"]
+    counts = {"images": 0, "labelled": 0, "failed": 0, "scored": 0, "right": 0, "gflops": 0.0}
+    columns = ["image_id", "class", "target", "gflops", "error"]
+    for name, rows in work.shards():
+        table = work.store.read_table(f"{work.address}/{name}", columns)
+        if table["image_id"].to_pylist() != rows["image_id"].to_pylist():
+            raise ConfigError(
+                f"{work.store.place(work.address)}/{name} holds other images than its index: remove that folder and "
+                "run again"
+            )
+        _count(counts, table)
+    told = _told(counts)
+    allowed = budget * counts["images"] if budget < 1 else budget
+    if counts["failed"] > allowed:
+        raise ErrorBudget(
+            f"{counts['failed']} of {counts['images']} images have no label, more than the error budget allows "
+            f"({allowed:g}); their reasons are in {work.store.place(work.address)}. Mend the images, or raise "
+            "compute.error_budget (a fraction below 1, or a count)"
+        )
+    shards = [name for name, _ in work.shards()]
+    work.store.finish(work.address, work.what, counts=told, shards=shards, **facts)
+    return told
+
+
+def _count(counts: dict[str, Any], table: pa.Table) -> None:
+    """Add a shard to the counts."""
+    good = table.filter(table["error"].is_null())
+    known = good.filter(good["target"].is_valid())
+    counts["images"] += len(table)
+    counts["labelled"] += len(good)
+    counts["failed"] += len(table) - len(good)
+    counts["scored"] += len(known)
+    right = pa.compute.equal(known["class"], known["target"].cast(pa.int32()))
+    counts["right"] += pa.compute.sum(right).as_py() or 0
+    counts["gflops"] += pa.compute.sum(good["gflops"]).as_py() or 0.0
+
+
+def _told(counts: dict[str, Any]) -> dict[str, Any]:
+    told = {key: counts[key] for key in ("images", "labelled", "failed")}
+    if counts["labelled"]:
+        told["gflops_per_image"] = counts["gflops"] / counts["labelled"]
+    if counts["scored"]:
+        told |= {"scored": counts["scored"], "accuracy": counts["right"] / counts["scored"]}
+    return told
+
+
+def items(work: Work) -> Iterator[dict[str, Any]]:
+    """The shards that lack predictions, each with all that a worker needs to read it."""
+    wanted = set(work.todo)
+    for name, rows in work.shards():
+        if name not in wanted:
+            continue
+        numbers = sorted(set(rows["chunk"].to_pylist()))
+        yield {
+            "shard": name,
+            "chunks": {number: work.index.chunks[number] for number in numbers},
+            "rows": rows,
+        }

@@ -1,0 +1,230 @@
+"""Images → labels of a fused model: decoded once, through a pool of each backbone that has a say, fused, written.
+
+One row of the Ray dataset is one shard of images. The pools are chained as in embedding, a shard's embeddings ride
+along, and the last stage fuses them and writes the shard's file. Nothing in memory grows with the number of images.
+"""
+
+import pickle
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import backbones, encoding, images, schema, sources
+from clipray.artefacts import fused_model
+from clipray.config import Compute, Pool
+from clipray.errors import ClipRayError
+from clipray.fusion import Fusion
+from clipray.steps.embed.plan import embedded
+from clipray.store import Store
+
+RUNNING = ("image_id", "key", "label")  # what of an index's row a prediction needs
+
+
+def decode(table: pa.Table, groups: list[images.Preprocess], max_pixels: int) -> pa.Table:
+    """One shard: read, decode, and crop for every preprocess group.
+
+    Args:
+        table: one row with the pickled `task`.
+        groups: those of the backbones that run. max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        One row: the task with each image's error, and per group the uint8 crops of the readable images as bytes.
+    """
+    task = pickle.loads(table["task"][0].as_py())
+    known = task["rows"]["error"].to_pylist()
+    data = sources.contents(task["chunks"], task["rows"])
+    crops, errors = encoding.cropped(data, known, groups, max_pixels)
+    task |= {"rows": task["rows"].select(RUNNING), "errors": errors, "embeddings": {}}
+    task["cropped"] = [row for row, error in enumerate(errors) if error is None]
+    del task["chunks"]
+    columns = {
+        column(group): pa.array([b"".join(parts)], pa.large_binary())
+        for group, parts in crops.items()
+    }
+    return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})
+
+
+def column(group: images.Preprocess) -> str:
+    """The name of a group's column of crops."""
+    return "crops " + " ".join(str(part) for part in group)
+
+
+def _with_task(table: pa.Table, task: dict) -> pa.Table:
+    told = pa.array([pickle.dumps(task)], pa.large_binary())
+    return table.set_column(table.column_names.index("task"), "task", told)
+
+
+class Encode:
+    """One actor of a backbone's pool.
+
+    Args:
+        model: the fused model's URI. number: the backbone's.
+        last: whether no later pool wants the same crops.
+        keep: where the embeddings are written, beside being handed on; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        number: int,
+        device: str,
+        batch_size: int,
+        last: bool,
+        keep: tuple[Store, str] | None,
+    ):
+        fusion = Fusion(fused_model.read(fused_model.fetched(model)))
+        self.number, self.batch_size, self.last, self.keep = number, batch_size, last, keep
+        self.group, self.dim = fusion.group(number), fusion.cards[number]["dim"]
+        self.precision, self.broken = fusion.about["precision"], None
+        try:
+            self.encoder = backbones.load(fusion.specs[number], self.precision, device)
+        except (
+            Exception
+        ) as error:  # told by the first shard, for an actor that dies is started again and again
+            self.broken = f"{fusion.backbones[number]} cannot be loaded: {encoding.words(error)}"
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Embed one shard and hand it on."""
+        if self.broken:
+            raise ClipRayError(self.broken)
+        task = pickle.loads(table["task"][0].as_py())
+        size = (*self.group.size, 3)
+        crops_NHWC = np.frombuffer(table[column(self.group)][0].as_buffer(), np.uint8)
+        values_ND, own = encoding.encode(
+            self.encoder, crops_NHWC.reshape(-1, *size), self.batch_size
+        )
+        if self.keep:
+            self.write(task, values_ND, own)
+        kept_ND, beyond = encoding.stored(values_ND, self.precision)
+        for row, fails, large in zip(task["cropped"], own, beyond, strict=True):
+            task["errors"][row] = task["errors"][row] or fails or large
+        task["embeddings"][self.number] = kept_ND
+        table = _with_task(table, task)
+        return table.drop_columns([column(self.group)]) if self.last else table
+
+    def write(self, task: dict, values_ND: np.ndarray, own: list[str | None]) -> None:
+        """Write the shard's embeddings as the step `embed` does, with this backbone's errors only."""
+        store, place = self.keep
+        read = iter(own)
+        cropped = set(task["cropped"])
+        errors = [
+            next(read) if row in cropped else error for row, error in enumerate(task["errors"])
+        ]
+        rows = task["rows"].select(["image_id", "label"])
+        rows = rows.append_column("error", pa.array(errors, pa.string()))
+        good = [error is None for error in own]
+        part = embedded(rows, values_ND[good], self.dim, self.precision)
+        store.write_table(f"{place}/{task['shard']}", part)
+
+
+class Label:
+    """One actor that fuses shards and writes their predictions.
+
+    Args:
+        model: the fused model's URI. store, place: where the files go.
+        targets: whether the index's labels are the numbers of the model's classes.
+    """
+
+    def __init__(self, model: str, store: Store, place: str, targets: bool):
+        self.fusion = Fusion(fused_model.read(fused_model.fetched(model)))
+        self.store, self.place, self.targets = store, place, targets
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Write one shard; its name and counts are handed on."""
+        task = pickle.loads(table["task"][0].as_py())
+        part = self.label(task)
+        self.store.write_table(f"{self.place}/{task['shard']}", part)
+        failed = len(part) - part["error"].null_count
+        return pa.table({"shard": [task["shard"]], "images": [len(part)], "failed": [failed]})
+
+    def label(self, task: dict) -> pa.Table:
+        """The predictions of a shard (`schema.PREDICTIONS`)."""
+        errors = task["errors"]
+        places = [p for p, row in enumerate(task["cropped"]) if errors[row] is None]
+        embeddings = [
+            task["embeddings"][m][places] if m in task["embeddings"] else None
+            for m in range(len(self.fusion.backbones))
+        ]
+        answers = iter(self.fusion.answers(embeddings) if places else ())
+        classes = len(self.fusion.classnames)
+        rows = []
+        for one, error in zip(task["rows"].to_pylist(), errors, strict=True):
+            label = one["label"]
+            known = self.targets and label is not None and 0 <= label < classes
+            row = {
+                "image_id": one["image_id"],
+                "path": one["key"],
+                "target": label if known else None,
+                "error": error,
+            }
+            rows.append(row | (next(answers) if error is None else {}))
+        return pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
+
+
+def run(
+    items: Iterator[dict[str, Any]],
+    model: str,
+    fusion: Fusion,
+    store: Store,
+    place: str,
+    targets: bool,
+    keep: dict[int, str],
+    compute: Compute,
+    pools: dict[str, Pool],
+    device: str,
+) -> Iterator[dict[str, Any]]:
+    """Label what is missing; yields {shard, images, failed} as shards are done.
+
+    Args:
+        items: the shards, as `plan.items` gives them.
+        model: the fused model's URI, which every worker can read. fusion: it, read.
+        place: where the predictions go. targets: see `Label`.
+        keep: by the number of a backbone, where its embeddings are kept.
+        pools: sizes and resources by backbone. device: "cpu" or "cuda".
+    """
+    import ray
+
+    rows = [{"task": pickle.dumps(item)} for item in items]
+    if not rows:
+        return
+    numbers = sorted(fusion.stages[-1].backbones, key=lambda m: (fusion.group(m), m))
+    groups = sorted({fusion.group(m) for m in numbers})
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        partial(decode, groups=groups, max_pixels=fusion.about["max_pixels"]),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=compute.decode_cpus,
+        memory=compute.decode_memory,
+        max_retries=compute.max_retries,
+    )
+    for m, following in zip(numbers, [*numbers[1:], None], strict=True):
+        pool = pools[fusion.backbones[m]]
+        last = following is None or fusion.group(following) != fusion.group(m)
+        own = (store, keep[m]) if m in keep else None
+        dataset = _pooled(
+            dataset, Encode, (model, m, device, compute.batch_size, last, own), pool, compute
+        )
+    fusing = Pool(size=max(1, sum(pool.size for pool in pools.values()) // 8), num_cpus=0)
+    dataset = _pooled(dataset, Label, (model, store, place, targets), fusing, compute)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch.to_pylist()
+
+
+def _pooled(dataset: Any, kind: type, arguments: tuple, pool: Pool, compute: Compute) -> Any:
+    """A stage of actors, bounded in its restarts."""
+    import ray
+
+    return dataset.map_batches(
+        kind,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=pool.size),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+        max_restarts=compute.max_retries,
+        max_task_retries=compute.max_retries,
+    )

@@ -1,0 +1,207 @@
+"""A fused model says what the evaluation of the same method says, and is what was written or nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipray.artefacts import fused_model
+from clipray.config import Backbone, Fuser, Head
+from clipray.errors import ConfigError
+from clipray.fusion import Fusion
+from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.predict import choose, fit
+from clipray.steps.predict.lesson import Lesson
+from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
+
+HEADS = ("zero_shot", "tip_adapter", "linear_probe")
+FUSERS = ("log_avg", "c_log_avg", "weighted", "nlc", "guarded", "best_single_on_support")
+CARD = {
+    "dim": DIM,
+    "image_gflops": 1.0,
+    "scale": 10.0,
+    "bias": 0.0,
+    "preprocess": [[8, 8], "bicubic", "shortest", 0],
+}
+
+
+def lesson(world: World, task: evaluate.Task, methods, **changes) -> Lesson:
+    """What `lessons.lesson` would have gathered of a made world."""
+    values = {
+        "dataset": "made",
+        "prompts": {"classnames": [f"class {c}" for c in range(CLASSES)], "templates": ["{c}"]},
+        "backbones": task.backbones,
+        "origins": tuple({} for _ in task.backbones),
+        "classifiers": task.classifiers,
+        "scales": task.scales,
+        "precision": "fp32",
+        "max_pixels": 1000,
+        "train": task.embeddings["train"],
+        "tested": ("",),
+        "methods": tuple(methods),
+        "by": "nll",
+        "shots": 4,
+        "seed": 1,
+        "seeds": task.seeds,
+        "folds": task.folds,
+        "specs": tuple(Backbone(name=name, architecture="local-dir:x") for name in task.backbones),
+        "test_ids": frozenset(world.ids["test"]),
+        "cards": (CARD,) * len(task.backbones),
+    }
+    return Lesson(**values | changes)
+
+
+def method(head: str, fuser: str) -> choose.Candidate:
+    return choose.Candidate(Head(name=head, head=head), Fuser(name=fuser, fuser=fuser))
+
+
+def made(world: World, told: Lesson, name: str = "made") -> Path:
+    place = fused_model.address(world.store, name, told.what)
+    fit.make(world.store, name, place, told)
+    return Path(world.store.place(place))
+
+
+def test_it_says_what_the_evaluation_says(tmp_path):
+    world = World(tmp_path)
+    task = world.task(heads=HEADS, fusers=FUSERS[:-1])
+    _, outcomes = world.frames(task)
+    order = np.argsort(world.ids["test"])
+    embeddings = [world.embeddings["test", name][order].astype(np.float32) for name in BACKBONES]
+    for head in HEADS:
+        for fuser in FUSERS:
+            fusion = Fusion(
+                fused_model.read(made(world, lesson(world, task, [method(head, fuser)])))
+            )
+            answers = fusion.answers(embeddings)
+            free = fuser == "log_avg" and head == "zero_shot"
+            shots, seed = (0, 0) if free else (4, 1)
+            own = outcomes[
+                (outcomes["head"] == head)
+                & (outcomes["method"] == fuser)
+                & (outcomes["shots"] == shots)
+                & (outcomes["seed"] == seed)
+            ].sort_values("image_id")
+            assert len(own) == len(answers) == 60
+            assert [one["class"] for one in answers] == own["prediction"].tolist()
+            got = np.array([one["probability"] for one in answers], np.float32)
+            assert np.array_equal(got, own["confidence"].to_numpy()), (head, fuser)
+
+
+def test_neither_batch_nor_order_changes_a_row(tmp_path):
+    world = World(tmp_path)
+    task = world.task()
+    fusion = Fusion(
+        fused_model.read(made(world, lesson(world, task, [method("tip_adapter", "nlc")])))
+    )
+    embeddings = [world.embeddings["test", name].astype(np.float32) for name in BACKBONES]
+    whole = fusion.answers(embeddings)
+    backwards = fusion.answers([e[::-1] for e in embeddings])[::-1]
+    alone = [fusion.answers([e[n : n + 1] for e in embeddings])[0] for n in range(60)]
+    for other in (backwards, alone):
+        assert [one["label"] for one in other] == [one["label"] for one in whole]
+        got, wanted = ([one["probability"] for one in rows] for rows in (other, whole))
+        assert np.allclose(got, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_backbone_without_weight_need_not_run(tmp_path):
+    world = World(tmp_path)
+    task = world.task()
+    told = lesson(world, task, [method("zero_shot", "best_single_on_support")])
+    fusion = Fusion(fused_model.read(made(world, told)))
+    (used,) = fusion.used
+    embeddings = [world.embeddings["test", name].astype(np.float32) for name in BACKBONES]
+    sparse = [e if m == used else None for m, e in enumerate(embeddings)]
+    one, other = fusion.answers(embeddings), fusion.answers(sparse)
+    assert [row["probability"] for row in one] == [row["probability"] for row in other]
+    assert other[0]["backbones_used"] == [BACKBONES[used]]
+    assert other[0]["gflops"] < one[0]["gflops"]
+
+
+def test_a_method_is_chosen_by_the_support_set_alone(tmp_path):
+    """With one backbone that sees nothing, the one that weighs them wins over the plain average; test has no say."""
+    world = World(tmp_path, train=80)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        shape = world.embeddings[split, "alpha"].shape
+        for name in ("alpha", "beta"):
+            world.embeddings[split, name] = 3 * rng.normal(size=shape)
+    task = world.task()
+    methods = [method("zero_shot", name) for name in ("mean_logits", "best_single_on_support")]
+    about = fused_model.read(made(world, lesson(world, task, methods))).about
+    scores = {one["fuser"]: one for one in about["figures"]["chosen_from"]}
+    assert scores["best_single_on_support"]["nll"] < scores["mean_logits"]["nll"]
+    assert about["fuser"]["name"] == "best_single_on_support"
+    assert about["figures"]["held_out"]["images"] == 16
+    labels = world.labels["test"].copy()
+    world.labels["test"] = (labels + 1) % CLASSES  # other test labels, the same choice
+    for name in BACKBONES:
+        world.write("test", name)
+    again = fused_model.read(made(world, lesson(world, task, methods), "again")).about
+    assert again["figures"] == about["figures"]
+
+
+def test_all_labels_and_none(tmp_path):
+    world = World(tmp_path)
+    task = world.task()
+    every = lesson(world, task, [method("zero_shot", "c_log_avg")], shots="all")
+    assert fused_model.read(made(world, every)).about["support"]["images"] == 40
+    none = lesson(world, task, [method("zero_shot", "log_avg")], shots=0, train=())
+    assert fused_model.read(made(world, none)).about["support"] == {"shots": 0, "images": 0}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    world = World(tmp_path_factory.mktemp("world"))
+    return made(world, lesson(world, world.task(), [method("zero_shot", "c_log_avg")]))
+
+
+def _lacks(folder: Path) -> None:
+    (folder / "tensors.safetensors").unlink()
+
+
+def _adds(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+
+
+def _other_order(folder: Path) -> None:
+    path = folder / "fused_model.json"
+    about = json.loads(path.read_text())
+    about["classnames"].reverse()
+    path.write_text(json.dumps(about))
+
+
+def _other_format(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+def _broken(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_lacks, "lacks tensors.safetensors"),
+        (_adds, "holds notes.txt, which is no part of it"),
+        (_other_order, "fused_model.json is not the file that was written"),
+        (_other_format, "has format 99, this clipray reads 1"),
+        (_broken, "is no fused model"),
+        (shutil.rmtree, "is not there"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_told(whole, tmp_path, change, words):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    assert fused_model.read(folder).digest == fused_model.read(whole).digest
+    change(folder)
+    with pytest.raises(ConfigError, match=words) as told:
+        fused_model.read(folder)
+    assert str(told.value).count("\n") == 0
+
+
+def test_it_holds_no_pickle(whole):
+    kinds = {path.suffix for path in whole.rglob("*") if path.is_file()}
+    assert kinds == {".json", ".safetensors"}

@@ -244,8 +244,8 @@ class _Served:
     def predict(self, table: Any, params: dict | None = None) -> pd.DataFrame:
         """Label the images of the column `image` (encoded bytes)."""
         column = table["image"] if isinstance(table, pd.DataFrame) else table
-        found = self.model.predict(list(column))
-        return found[["image_id", *COLUMNS]]
+        found = self.model.predict(list(column))[["image_id", *COLUMNS]].astype(object)
+        return found.where(found.notna(), None)  # JSON has no NaN
 
 
 def _load_pyfunc(path: str) -> _Served:

@@ -61,6 +61,8 @@ class Fit(Strict):
             raise ValueError(
                 "give exactly one of `dataset` and `classnames`, or `from_campaign: <a campaign's YAML>`"
             )
+        if not all(name.strip() for name in self.classnames):
+            raise ValueError("`classnames`: one is empty")
         if self.classnames and self.shots != 0:
             raise ValueError("class names alone have no labelled images: write `shots: 0`")
         return self

@@ -70,7 +70,7 @@ class Lesson:
 def check(wanted: Fit) -> None:
     """`ConfigError` for what is wrong with a config, found without torch, data or Ray."""
     if wanted.from_campaign:
-        checks.check(_campaign_of(wanted))
+        checks.check(campaign_of(wanted))
         return
     checks.check(_campaign(wanted))
     head, fuser = declared.heads()[_head(wanted).head], declared.fusers()[_fuser(wanted).fuser]
@@ -89,7 +89,7 @@ def check(wanted: Fit) -> None:
 
 def workspace(wanted: Fit) -> str:
     """Where the model goes: the config's place, or the campaign's."""
-    return wanted.workspace or _campaign_of(wanted).workspace
+    return wanted.workspace or campaign_of(wanted).workspace
 
 
 def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
@@ -135,7 +135,7 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
 
 
 def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
-    campaign = _campaign_of(wanted)
+    campaign = campaign_of(wanted)
     todo = steps.plan(campaign, verbose)
     try:
         steps.recall(todo)
@@ -219,7 +219,8 @@ def _tested(ids: Any) -> tuple[str, ...]:
     return (hashlib.sha256(text.encode()).hexdigest()[:32],)
 
 
-def _campaign_of(wanted: Fit) -> Campaign:
+def campaign_of(wanted: Fit) -> Campaign:
+    """The campaign of `from_campaign`, in the fit's workspace where it names one."""
     sets = [f"workspace={wanted.workspace}"] if wanted.workspace else []
     campaign = config.load(Campaign, wanted.from_campaign, sets)
     given = {"compute": wanted.compute} if "compute" in wanted.model_fields_set else {}
@@ -264,7 +265,7 @@ def _unlabelled(wanted: Fit, campaign: Campaign) -> steps.Plan:
         datasets = catalog.datasets([wanted.dataset], campaign.data_root)
     prompts = {
         one.name: {
-            "classnames": sources.classnames(one, campaign.data_root),
+            "classnames": list(wanted.classnames) or sources.classnames(one, campaign.data_root),
             "templates": sources.templates(one, campaign.data_root),
         }
         for one in datasets

@@ -66,7 +66,8 @@ class FusedModel(Fusion):
         rows = []
         for start in range(0, len(every), BLOCK):
             rows += self._block(every[start : start + BLOCK], batch_size)
-        return pd.DataFrame(rows, columns=["image_id", "path", *COLUMNS])
+        found = pd.DataFrame(rows, columns=["image_id", "path", *COLUMNS])
+        return found.astype({"class": "Int64"})  # whole numbers, where some are missing too
 
     def explain(self, image: Any) -> pd.DataFrame:
         """Say how an image gets its label.

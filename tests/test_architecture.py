@@ -53,6 +53,10 @@ MAY: dict[str, tuple[str, str]] = {
         "fusion store lock artefacts numerics progress tracking report",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
+    "clipray.steps.predict.serve": (
+        "numpy ray starlette",
+        "artefacts backbones encoding fusion",
+    ),
     "clipray.steps.tune.space": ("optuna", "config numerics steps"),
     "clipray.steps.tune.studies": ("numpy optuna", "config steps"),
     "clipray.tracking": ("mlflow fsspec filelock pandas", "config secrets store"),
@@ -60,7 +64,10 @@ MAY: dict[str, tuple[str, str]] = {
         "numpy pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",
         "schema store",
     ),
-    "jobs": ("rich", "config secrets catalog steps store lock report backbones progress artefacts"),
+    "jobs": (
+        "rich",
+        "config secrets catalog steps store lock report backbones progress artefacts fusion",
+    ),
 }
 ONE_DOOR = {
     "open_clip": "clipray.backbones",

@@ -26,6 +26,7 @@ JOBS = (
     "tune",
     "fit",
     "predict",
+    "serve",
     "track",
 )
 
@@ -60,7 +61,9 @@ def config(tmp_path):
 def test_usage_is_the_command_that_one_types(monkeypatch, capsys, job):
     """And every argument has its help, and what is missing is told with an example."""
     code, out, _ = call(monkeypatch, capsys, job, "--help")
-    first = {"ls": "[CONFIG]", "report": "WORKSPACE", "track": "WORKSPACE"}.get(job, "CONFIG")
+    first = {"ls": "[CONFIG]", "report": "WORKSPACE", "track": "WORKSPACE", "serve": "MODEL"}.get(
+        job, "CONFIG"
+    )
     assert out.startswith(f"usage: python -m jobs.{job} {first} ")
     listed = out.partition("positional arguments:\n")[2].partition("\n\n")[0]
     helps = [line for line in listed.splitlines() if line[:3].strip()]

@@ -1,0 +1,149 @@
+"""How the driver's time, memory and requests grow with images and with datasets.
+
+    python benchmarks/scale.py                        all sizes, each in a process of its own
+    python benchmarks/scale.py plan 100000            one of them
+    python benchmarks/scale.py sets 100
+
+`plan`: a test split of tiny "images" in Parquet files and nine backbones: the first plan, which makes the index, the
+same once all is embedded (manifests are written, no model runs), and declaring it so; then the weight of the largest
+task. `sets`: datasets of ten images and ten backbones, all embedded: a plan with nothing to do. Requests are calls of
+the store and of the sources' storage, each of which is one request or a few.
+"""
+
+import json
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from clipray.config import CONFIGS, Campaign
+from clipray.progress import hush
+from clipray.sources import storage
+from clipray.steps import campaign as run
+from clipray.steps import failures
+from clipray.steps.embed import plan as embed
+from clipray.steps.tally import Tally
+from clipray.store import Store
+
+FILE, GROUP = 50_000, 5_000  # rows of a file and of a row group
+SIZES = (("plan", 10**4), ("plan", 10**5), ("plan", 10**6))
+SETS = (("sets", 10), ("sets", 100), ("sets", 1000))
+CALLS = ("read", "write", "names", "exists")
+
+
+def dataset(root: Path, name: str, images: int) -> str:
+    """A dataset with a test split of tiny files that are no images; its YAML file."""
+    (root / name).mkdir(parents=True)
+    for number, first in enumerate(range(0, images, FILE)):
+        rows = range(first, min(first + FILE, images))
+        cells = [b"%s %d" % (name.encode(), row) for row in rows]
+        table = pa.table({"image": cells, "label": [row % 10 for row in rows]})
+        pq.write_table(table, root / name / f"test-{number:03d}.parquet", row_group_size=GROUP)
+    entry = {"name": name, "format": "parquet", "uri": str(root / name), "splits": ["test"]}
+    entry |= {"classnames": [f"class {n}" for n in range(10)], "templates": ["a {c}"]}
+    (root / f"{name}.yaml").write_text(yaml.safe_dump(entry))
+    return str(root / f"{name}.yaml")
+
+
+def backbones(root: Path, count: int) -> list[str]:
+    """Entries with one architecture and weights, under names of their own."""
+    made = CONFIGS / "backbones" / "vit-p6-36"
+    files = {"weights": str(made / "model.safetensors")}
+    files["config"] = str(made / "clipray-vit-p6-36.json")
+    paths = []
+    for number in range(count):
+        path = root / f"b{number}.yaml"
+        entry = {"name": f"b{number}", "architecture": "clipray-vit-p6-36"}
+        path.write_text(yaml.safe_dump(entry | files))
+        paths.append(str(path))
+    return paths
+
+
+def count_requests() -> Counter:
+    """Counts what storage is asked for from now on."""
+    asked: Counter[str] = Counter()
+
+    def counting(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments, **named):
+            asked[name] += 1
+            return original(*arguments, **named)
+
+        setattr(owner, name, call)
+
+    for name in CALLS:
+        counting(Store, name)
+    for name in ("_local_entries", "opened"):
+        counting(storage, name)
+    return asked
+
+
+def timed(words: str, facts: dict, step: object) -> object:
+    """Run a step, and record its seconds and the process's peak memory after it."""
+    start = time.perf_counter()
+    result = step()
+    facts[f"{words}_s"] = round(time.perf_counter() - start, 2)
+    facts[f"{words}_peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return result
+
+
+def declare(todo: run.Plan) -> None:
+    """Declare all embedded, as the driver does when workers have told of their shards."""
+    for work in todo.works.values():
+        told = {}
+        for name in work.addresses:
+            tally = Tally({shard.name for shard in work.shards()}, int(work.index.content, 16))
+            told[name] = tally
+        failures.finish(todo.store, work, 0, {}, told)
+
+
+def measure(kind: str, count: int) -> dict:
+    """The figures of one size."""
+    hush()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        images, sets, models = (count, 1, 9) if kind == "plan" else (10, count, 10)
+        names = [dataset(root, f"set{number}", images) for number in range(sets)]
+        campaign = Campaign(
+            workspace=str(root / "workspace"),
+            datasets=names,
+            backbones=backbones(root, models),
+            precision="fp32",
+            shots=(),
+        )
+        facts = {"kind": kind, "count": count}
+        facts["start_peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        todo = timed("first_plan", facts, lambda: run.plan(campaign, dry=True))
+        tasks = [item["task"] for work in todo.works.values() for item in embed.items(work)]
+        facts |= {"tasks": len(tasks), "largest_task_bytes": max(map(len, tasks))}
+        facts["images_told"] = sum(pickle.loads(task)["piece"][-1] for task in tasks)
+        timed("declare", facts, lambda: declare(todo))
+        asked = count_requests()
+        again = timed("plan_again", facts, lambda: run.plan(campaign, dry=True))
+        timed("finish_again", facts, lambda: run._settle(again, {}, {}))
+        assert again.images == 0
+        facts["requests_per_dataset"] = round(sum(asked.values()) / sets, 1)
+    return facts
+
+
+def main() -> None:
+    """Measure one size here, or each in a process of its own."""
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+        return
+    for kind, count in (*SIZES, *SETS):
+        command = [sys.executable, __file__, kind, str(count)]
+        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
+
+if __name__ == "__main__":
+    main()

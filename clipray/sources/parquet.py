@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -33,8 +34,14 @@ from clipray.sources.storage import (
 )
 
 KNOWN_OPTIONS = ("image", "label", "labels")
+AT_ONCE = 16  # files whose ends are read together
 LARGEST = 2**63 - 1  # a label that schema.INDEX can hold
+KEPT = (
+    256 * 2**20
+)  # bytes of images that a worker keeps in case that the next shard is of the same row group
 NO_WEB = "images at web addresses are not fetched: download them"
+
+_kept: dict[tuple, pa.ChunkedArray] = {}
 
 
 def classes(dataset: Dataset, uri: str) -> list[str] | None:
@@ -51,9 +58,10 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     files = _files(dataset, split, uri)
     if not files:
         raise nothing_for(dataset, split, uri, f"{dataset.splits[split]}-*.parquet")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        footers = list(pool.map(lambda file: _footer(dataset, *file), files))
     chunks = []
-    for path, info in files:
-        footer = _footer(dataset, path, info)
+    for (path, info), footer in zip(files, footers, strict=True):
         chosen = columns.chosen(dataset, footer.schema.to_arrow_schema(), path)
         options = chosen._asdict() | {"folder": uri}
         for group in range(footer.num_row_groups):
@@ -85,8 +93,8 @@ def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
-    """The bytes of just those rows, in order; the row group's image column is read once."""
-    column = _read(chunk, [chunk.options["image"]])[chunk.options["image"]]
+    """The bytes of just those rows, in order; a row group's image column is read once for neighbouring rows."""
+    column = _images(chunk)
     for row in rows["row"].to_pylist():
         yield _bytes(chunk, column[row].as_py())
 
@@ -175,6 +183,18 @@ def _with_targets(chunk: Chunk, footer: pq.FileMetaData) -> Chunk:
     paths = [_place(chunk, value) for value in values.to_pylist() if value]
     near = [path for path in paths if not path.startswith(("http://", "https://"))]
     return chunk._replace(state=f"{chunk.state} {state(targets(near))}")
+
+
+def _images(chunk: Chunk) -> pa.ChunkedArray:
+    """A row group's image column; the last one that is not large is kept, for shards come one after another."""
+    key = (chunk.uri, chunk.start, chunk.options["image"], chunk.state)
+    column = _kept.get(key)
+    if column is None:
+        column = _read(chunk, [chunk.options["image"]])[chunk.options["image"]]
+        _kept.clear()
+        if column.nbytes <= KEPT:
+            _kept[key] = column
+    return column
 
 
 def _read(chunk: Chunk, names: list[str]) -> pa.Table:

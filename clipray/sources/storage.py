@@ -278,9 +278,20 @@ def _local_file(uri: str) -> bytes | Exception:
 
 def _local_entries(uri: str) -> dict[str, dict]:
     with os.scandir(local(uri)) as found:
-        names = [entry.name for entry in found]
-    infos = {name: _local_info(os.path.join(local(uri), name), name) for name in names}
+        infos = {entry.name: _entry_info(entry) for entry in found}
     return {name: info for name, info in infos.items() if info}
+
+
+def _entry_info(entry: os.DirEntry) -> dict | None:
+    """An entry as `everything` has it; a plain file, of which there are most, costs one call of the system."""
+    try:
+        if entry.is_file(follow_symlinks=False):
+            status = entry.stat(follow_symlinks=False)
+            info = {"name": entry.path, "type": "file", "size": status.st_size}
+            return info | {"mtime": status.st_mtime_ns}
+    except OSError:
+        pass  # gone meanwhile, or not to be looked at: the slow way says which
+    return _local_info(entry.path, entry.name)
 
 
 def _local_info(uri: str, name: str) -> dict | None:

@@ -12,6 +12,7 @@ import pytest
 from clipray import sources
 from clipray.config import Dataset
 from clipray.errors import ConfigError
+from clipray.sources import parquet
 from tests.sources.made import dataset, picture, whole
 
 PAIR = [picture(0), picture(1)]
@@ -291,3 +292,23 @@ def test_files_of_a_split_are_complete_and_of_one_kind(tmp_path, files, words):
         sources.listing(given, "test", str(tmp_path))
     one = given.model_copy(update={"splits": {"test": f"{files.split()[0]}.parquet"}})
     assert len(read(one, tmp_path)) == 2
+
+
+def test_neighbouring_shards_read_their_row_group_once(tmp_path, monkeypatch):
+    cells = [b"image %d" % number for number in range(100)]
+    table = pa.table({"image": cells, "label": [0] * 100})
+    pq.write_table(table, tmp_path / "test.parquet", row_group_size=50)
+    given = Dataset(
+        name="set", format="parquet", uri=str(tmp_path), splits=["test"], classnames=["a"]
+    )
+    opened = []
+    original = parquet.opened
+    monkeypatch.setattr(parquet, "opened", lambda uri: opened.append(uri) or original(uri))
+    chunks = sources.listing(given, "test", "")
+    rows = pa.concat_tables([sources.index(number, chunk) for number, chunk in enumerate(chunks)])
+    opened.clear()
+    found = []
+    for start in range(0, 100, 10):
+        found += sources.contents(dict(enumerate(chunks)), rows.slice(start, 10))
+    assert found == cells
+    assert len(opened) == len(chunks) == 2

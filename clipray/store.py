@@ -11,7 +11,8 @@ import io
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from clipray.errors import DamagedError, StoreError
 from clipray.fingerprint import fingerprint, plain
 
 MANIFEST = "manifest.json"
+AT_ONCE = 16  # manifests that are asked for together
 VERSIONS = (
     "clipray",
     "torch",
@@ -190,6 +192,11 @@ class Store:
     def manifest(self, address: str) -> dict | None:
         """A complete artefact's manifest; None where it is not complete."""
         return self.read_json(f"{address}/{MANIFEST}")
+
+    def manifests(self, addresses: Iterable[str]) -> list[dict | None]:
+        """The manifest of each address, as `manifest` gives it, asked for many at a time."""
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(self.manifest, addresses))
 
     def finish(self, address: str, what: Any, **facts: Any) -> None:
         """Declare an artefact complete.

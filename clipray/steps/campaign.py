@@ -334,7 +334,8 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
     every, unlearned = meta.taught(todo.store, tasks(todo), compute, todo.verbose)
     _record(todo, "teach", unlearned)
     places = {task.dataset: evaluate.address(todo.store, task) for task in every}
-    missing = [task for task in every if todo.store.manifest(places[task.dataset]) is None]
+    known = todo.store.manifests(places.values())
+    missing = [task for task, done in zip(every, known, strict=True) if done is None]
     if missing:
         compute = todo.campaign.compute
         cluster.connect(compute, todo.verbose)

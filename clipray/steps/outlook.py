@@ -156,10 +156,9 @@ def _done(todo: Plan, known: dict[str, dict | None]) -> dict[str, bool | None]:
     if any(meta.is_untaught(fuser) for fuser in checks.entries(todo.campaign)):
         # its weights, which are taught on the other datasets, belong to the address of the scores
         return {dataset.name: UNKNOWN for dataset in todo.datasets}
-    return {
-        task.dataset: todo.store.manifest(evaluate.address(todo.store, task)) is not None
-        for task in tasks(todo)
-    }
+    every = tasks(todo)
+    found = todo.store.manifests(evaluate.address(todo.store, task) for task in every)
+    return {task.dataset: done is not None for task, done in zip(every, found, strict=True)}
 
 
 def _notes(todo: Plan) -> list[str]:

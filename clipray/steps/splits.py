@@ -112,9 +112,8 @@ def _train(looker: Looker, indices: dict[str, Index], classes: int) -> embed.Wor
     Images of the pool that have no embedding are drawn by no support set, so others take their place.
     """
     store, specs, campaign = looker.store, looker.specs, looker.campaign
-    whole = embed.plan(store, specs, campaign, indices["train"])
-    if looker.whole or not whole.images:
-        return whole
+    if looker.whole or embed.is_embedded(store, specs, campaign, indices["train"]):
+        return embed.plan(store, specs, campaign, indices["train"])
     unusable: set[str] = set()
     while True:
         part = pool(

@@ -72,7 +72,7 @@ def plan(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Ind
         for name in whats
     }
     shards = {shard.name for shard in index.shards(SHARD_ROWS)}
-    manifests = {name: store.manifest(address) for name, address in addresses.items()}
+    manifests = dict(zip(addresses, store.manifests(addresses.values()), strict=True))
     # a pool that has grown since has shards that its manifest does not know
     done = {name: m for name, m in manifests.items() if m and shards <= set(m["shards"])}
     open_ones = [name for name in addresses if name not in done]
@@ -82,6 +82,16 @@ def plan(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Ind
         for shard in index.shards(SHARD_ROWS)
     }
     return Work(index, addresses, whats, todo, done)
+
+
+def is_embedded(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> bool:
+    """Whether all backbones have embedded a split; the first one that has not is the last one that is asked for."""
+    for spec in specs:
+        names = (index.dataset, index.split, spec.name)
+        address = store.address("embeddings", *names, what=what(spec, campaign, index))
+        if store.manifest(address) is None:
+            return False
+    return True
 
 
 def items(work: Work) -> Iterator[dict]:

@@ -84,14 +84,13 @@ def missing(
     prompts: dict[str, dict],
 ) -> dict[str, dict[str, dict]]:
     """For each backbone with something missing: the datasets' prompts that it has no classifier for."""
+    pairs = [(spec, dataset.name) for spec in specs for dataset in datasets]
+    places = [address(store, spec, precision, name, prompts[name]) for spec, name in pairs]
+    manifests = store.manifests(places)
+    lacking = [pair for pair, found in zip(pairs, manifests, strict=True) if found is None]
     work = {}
     for spec in specs:
-        wanted = {
-            dataset.name: prompts[dataset.name]
-            for dataset in datasets
-            if store.manifest(address(store, spec, precision, dataset.name, prompts[dataset.name]))
-            is None
-        }
+        wanted = {dataset: prompts[dataset] for other, dataset in lacking if other is spec}
         if wanted or cards.read(store, spec, precision) is None:
             work[spec.name] = wanted
     return work

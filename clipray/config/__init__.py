@@ -130,6 +130,7 @@ class Pool(Strict):
     """Size and resources of one backbone's actor pool."""
 
     size: int = Field(1, ge=1)
+    max_size: int = Field(0, ge=0)  # actors at most, as the cluster grows; 0: always `size`
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
 

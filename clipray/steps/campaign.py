@@ -8,7 +8,7 @@ from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.progress import progress
-from clipray.steps import checks, cluster, failures
+from clipray.steps import checks, cluster, failures, resources
 from clipray.steps.embed import measure as cards
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts as classifiers
@@ -105,8 +105,7 @@ def prepare(todo: Plan) -> None:
     if not todo.classifiers:
         return
     compute = todo.campaign.compute
-    resources = cluster.connect(compute, todo.verbose)
-    device = cluster.device(compute, resources)
+    device = resources.obtain(compute, todo.verbose).device
     specs = {spec.name: spec for spec in todo.specs}
     items = [
         (todo.store, specs[name], todo.campaign.precision, device, prompts)
@@ -244,19 +243,20 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
     from clipray.steps.embed.pools import share
 
     compute, known = todo.campaign.compute, known_cards(todo)
-    resources = cluster.connect(compute, todo.verbose)
-    device = cluster.device(compute, resources)
     works = [work.without(_unprepared(todo, work.index.dataset)) for work in todo.works.values()]
     busy = {name for work in works for names in work.todo.values() for name in names}
     costs = {name: known[name]["seconds_per_image"] for name in todo.busy if name in busy}
-    gpus = resources.get("GPU", 0) if device == "cuda" else 0
     broken: dict[tuple[str, str], dict[str, str]] = {}
     told: dict[tuple[str, str], dict[str, Tally]] = {}
     if not costs:
         return broken, told
-    pools = share(costs, resources["CPU"], gpus, compute)
+    # an actor of each backbone and a decoder can work at once
+    own = resources.obtain(compute, todo.verbose, len(costs) + 1, len(costs))
+    pools = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
     with progress("images", sum(work.images for work in works), "images") as advance:
-        for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
+        for done in embed.run(
+            todo.store, works, todo.specs, todo.campaign, known, pools, own.device
+        ):
             place = done["dataset"], done["split"]
             broken.setdefault(place, {}).update(done["broken"])
             for backbone, errors in done["errors"].items():

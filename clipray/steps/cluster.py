@@ -273,11 +273,14 @@ def hushed() -> Iterator[None]:
 def device(compute: Compute, resources: dict[str, float]) -> str:
     """ "cuda" where the config or the cluster's resources say so; the driver's own devices do not matter.
 
+    Args:
+        resources: what the cluster has, or can have.
+
     Raises:
         ConfigError: the config says "cuda", nothing has a GPU, and nothing can add one: tasks would wait for ever.
     """
     gpus = resources.get("GPU", 0) >= 1
-    if compute.device == "cuda" and not gpus and not _may_grow("GPU"):
+    if compute.device == "cuda" and not gpus:
         raise ConfigError(
             "compute.device: cuda: no GPU is in the cluster (Ray counts those of this machine if it is a local one); "
             "--set compute.device=auto takes CPUs where there is none"
@@ -285,14 +288,6 @@ def device(compute: Compute, resources: dict[str, float]) -> str:
     if compute.device != "auto":
         return compute.device
     return "cuda" if gpus else "cpu"
-
-
-def _may_grow(resource: str) -> bool:
-    """Whether an autoscaler knows of machines that would bring a resource."""
-    from ray._private.state import state
-
-    most = state.get_max_resources_from_cluster_config() or {}
-    return most.get(resource, 0) > 0
 
 
 def tasks(

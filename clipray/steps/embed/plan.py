@@ -168,7 +168,9 @@ def run(
             ),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=pools[name].size),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pools[name].size, max_size=max(pools[name].size, pools[name].max_size)
+            ),
             num_cpus=pools[name].num_cpus,
             num_gpus=pools[name].num_gpus,
             max_restarts=compute.max_retries,

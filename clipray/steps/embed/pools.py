@@ -6,29 +6,57 @@ from clipray.config import Compute, Pool
 from clipray.errors import ConfigError
 
 
-def share(costs: dict[str, float], cpus: float, gpus: float, compute: Compute) -> dict[str, Pool]:
+def share(
+    costs: dict[str, float],
+    cpus: float,
+    gpus: float,
+    compute: Compute,
+    most_cpus: float = 0.0,
+    most_gpus: float = 0.0,
+) -> dict[str, Pool]:
     """One pool a backbone, checked against the cluster.
 
     Pools that the config names are taken as they are; the others share what is left by cost, so that all of them
-    take about the same time per image. Where there are fewer devices than pools, actors share a device.
+    take about the same time per image. Where there are fewer devices than pools, actors share a device. Where the
+    cluster can grow, so can they, by the same shares.
 
     Args:
         costs: measured seconds per image of each backbone that has work to do.
         cpus: the cluster's CPUs. gpus: its GPUs; 0 computes on CPUs.
         compute: the config's `compute`.
+        most_cpus, most_gpus: that the cluster can grow to.
 
     Raises:
         ConfigError: the pools do not fit; pools that wait for each other would hang for half an hour first.
     """
     named = {name: compute.pools[name] for name in costs if name in compute.pools}
     free = {name: cost for name, cost in costs.items() if name not in named}
-    left_cpus = (
-        cpus - compute.decode_cpus - sum(pool.size * pool.num_cpus for pool in named.values())
-    )
-    left_gpus = gpus - sum(pool.size * pool.num_gpus for pool in named.values())
-    pools = named | (_on_gpus(free, left_gpus, left_cpus) if gpus else _on_cpus(free, left_cpus))
+    named_cpus = compute.decode_cpus + sum(p.size * p.num_cpus for p in named.values())
+    named_gpus = sum(pool.size * pool.num_gpus for pool in named.values())
+    if gpus:
+        pools = _on_gpus(free, gpus - named_gpus, cpus - named_cpus)
+        more = most_gpus - named_gpus
+    else:
+        pools = _on_cpus(free, cpus - named_cpus)
+        more = most_cpus - named_cpus
+    pools = named | {name: pools[name] for name in free}
     check(pools, cpus, gpus, compute.decode_cpus)
-    return {name: pools[name] for name in costs}
+    return {name: pools[name] for name in costs} | _grown(free, pools, more)
+
+
+def _grown(costs: dict[str, float], pools: dict[str, Pool], units: float) -> dict[str, Pool]:
+    """The pools with the sizes that they may grow to on that many devices; all actors take the same of one."""
+    if not costs:
+        return {}
+    each = max(pools[name].num_gpus or pools[name].num_cpus for name in costs)
+    seats = int(units / each + 1e-6) if each else 0
+    if seats <= sum(pools[name].size for name in costs):
+        return {}
+    sizes = apportion(costs, seats)
+    return {
+        name: pools[name].model_copy(update={"max_size": max(size, pools[name].size)})
+        for name, size in sizes.items()
+    }
 
 
 def _on_cpus(costs: dict[str, float], cpus: float) -> dict[str, Pool]:

@@ -66,3 +66,18 @@ def test_apportion_equals_a_slow_search():
     sizes = apportion(costs, seats)
     assert sum(sizes.values()) == seats
     assert max(costs[name] / sizes[name] for name in costs) == best
+
+
+def test_pools_grow_by_the_same_shares_where_the_cluster_can():
+    costs = {"small": 1.0, "large": 3.0}
+    pools = share(costs, cpus=2.5, gpus=0, compute=Compute(decode_cpus=0.5), most_cpus=8.5)
+    assert {name: (pool.size, pool.max_size) for name, pool in pools.items()} == {
+        "small": (1, 2),
+        "large": (1, 6),
+    }
+    # nine backbones on the first GPU take a ninth each; eight GPUs hold 72 of them
+    nine = share({f"m{n}": 1.0 for n in range(9)}, 16, 1, Compute(), most_cpus=128, most_gpus=8)
+    assert sum(pool.max_size * pool.num_gpus for pool in nine.values()) <= 8
+    assert all(pool.max_size == 8 for pool in nine.values())
+    fixed = share(costs, cpus=8.5, gpus=0, compute=Compute(decode_cpus=0.5), most_cpus=8.5)
+    assert all(pool.max_size == 0 for pool in fixed.values())

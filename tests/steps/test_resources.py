@@ -1,0 +1,56 @@
+"""A cluster that starts with nothing: what is missing is asked for and waited for, and nodes that join are used."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# In a process of its own: the other tests of a session share a Ray that has CPUs from the start.
+LATE = """
+import sys, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from clipray.config import Campaign, Compute
+from clipray.errors import ClusterError
+from clipray.progress import heartbeat
+from clipray.steps import campaign as run
+from clipray.steps import resources
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR",
+         runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
+assert "CPU" not in ray.cluster_resources()
+with heartbeat():
+    try:
+        resources.wait({"CPU": 1}, patience=1)
+    except ClusterError as error:
+        print("TOLD", error)
+    threading.Timer(3, lambda: cluster.add_node(num_cpus=2)).start()
+    values = {"workspace": sys.argv[1], "datasets": ["colours"], "backbones": ["vit-p6-36"]}
+    todo = run.plan(Campaign(**values, precision="fp32", shots=(1,), seeds=1))
+    run.prepare(todo)
+    run.embed_images(todo)
+    assert todo.failures == [], todo.failures
+    assert run.plan(todo.campaign).images == 0
+    own = resources.obtain(Compute(), False, cpus=1)
+print("OWN", own.device, own.cpus)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_head_without_cpus_waits_for_its_first_worker(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, str(tmp_path / "workspace"), str(ROOT)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "TOLD 1 CPUs did not come in 1 s: the cluster has 0 CPUs" in done.stdout
+    assert "OWN cpu 2.0" in done.stdout
+    assert "waiting for 1 CPUs: the cluster has 0 CPUs (asked the autoscaler)" in done.stderr

@@ -16,10 +16,22 @@ from clipray.numerics.measures import outcomes
 from clipray.numerics.ties import level
 
 DIMS = (5, 7, 6, 8, 9)
-SLOW = {"gac", "guarded", "meta_des", "nlc", "nlc_prior", "stacking", "moe", "swig"}
+SLOW = {
+    "gac",
+    "guarded",
+    "guarded_pool",
+    "guarded_single",
+    "meta_des",
+    "nlc",
+    "nlc_prior",
+    "stacking",
+    "moe",
+    "swig",
+}
 SHORT = {"nlc": {"max_steps": 3}, "moe": {"max_steps": 3}, "swig": {"max_steps": 3}}
 OF_THEIR_OWN = {  # what they say of a class comes from its own support images
-    *("anchored", "guarded", "linear_probe_concat", "ncm_concat", "proto_avg", "proto_fusion"),
+    *("anchored", "guarded", "guarded_pool", "guarded_single", "linear_probe_concat"),
+    *("ncm_concat", "proto_avg", "proto_fusion"),
     *("nlc_meta", "stacking", "tip_adapter_avg"),
 }
 

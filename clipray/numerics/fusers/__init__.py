@@ -291,11 +291,29 @@ FUSERS["transductive"] = _on_embeddings(
     flops=flops.mixture,
     about="A mixture of classes over all embeddings that unlabelled images teach, started from `log_avg`.",
 )
-FUSERS["guarded"] = _on_embeddings(
-    partial(guarded.fit, FUSERS),
-    partial(guarded.apply, FUSERS),
-    guarded.Guarded(),
-    flops=partial(guarded.flops, FUSERS),
-    about="A mixture of other fusers by what they do on support images that they have not seen.",
+
+
+def _guarded(about: str, **settings: Any) -> Fuser:
+    return _on_embeddings(
+        partial(guarded.fit, FUSERS),
+        partial(guarded.apply, FUSERS),
+        guarded.Guarded(**settings),
+        without_labels=True,
+        adapt=partial(guarded.adapt, FUSERS),
+        flops=partial(guarded.flops, FUSERS),
+        about=about,
+    )
+
+
+FUSERS["guarded"] = _guarded(
+    "A mixture of other fusers by what they do on held-out support images, taught by the images to be classified.",
+)
+FUSERS["guarded_pool"] = _guarded(
+    "`guarded`, taught by unlabelled images of the train split: it classifies one image at a time.",
+    unlabelled="train",
+)
+FUSERS["guarded_single"] = _guarded(
+    "`guarded` without unlabelled images: it classifies one image at a time.",
+    unlabelled="none",
 )
 FUSERS.update({name: exact_fuser(fuser) for name, fuser in FUSERS.items()})

@@ -1,18 +1,24 @@
 """`guarded`: a mixture of other fusers by what they do on support images that they have not seen.
 
 Each candidate is calibrated on those images first, so that one that is right but too sure of itself is not shut out.
+Where text is good enough to be trusted, unlabelled images teach as well (`transductive`), and that candidate too is
+judged on held-out support images. It is one rule for any number of labels, none included.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from clipray.numerics.contracts import Fuser, State, Support
-from clipray.numerics.fusers.averages import CALIBRATED, Calibrated
+from clipray.numerics.fusers import transductive
+from clipray.numerics.fusers.averages import CALIBRATED, Calibrated, log_avg
 from clipray.numerics.fusers.convex import log_mix, simplex_weights
-from clipray.numerics.fusers.flops import logits_only
+from clipray.numerics.fusers.flops import class_vectors, logits_only
+from clipray.numerics.fusers.transductive import Transductive
 from clipray.numerics.solvers.logistic import folds
 from clipray.numerics.solvers.newton import inverse_temperatures
 
@@ -22,6 +28,7 @@ CANDIDATES = {
     "anchored_near": ("anchored", {"penalty": 0.5}),
     "probe": ("linear_probe_concat", {"penalties": (0.1,), "one_shot": 0.1, "folds": 1}),
 }
+MIXTURE = Transductive()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +44,17 @@ class Guarded:
         candidates: names of fusers, with their default settings, or of `CANDIDATES`.
         least: images of the largest class from which on candidates are compared; below, nothing can be held out.
         otherwise: the fuser that is taken below `least`.
+        with_text: the fusers that are mixed evenly there instead, where text is right on the support images as often
+            as `mixture` asks of a start.
         blind: the fusers that are mixed evenly below `least` where the support set's logits are borrowed: what is
             fitted on them misleads least where each backbone has one number, and one backbone may tower over all.
         prior_count: worth, in images, of the prior that all candidates weigh the same.
+        informed: a candidate that tells significantly less than this part of what the best one tells beyond a guess
+            has no weight.
         folds: the most folds.
         temperatures: how the candidates are calibrated on the images that they have not seen.
+        unlabelled: whose images teach: those to be classified, those of the train split, or nobody's.
+        mixture: how they teach.
     """
 
     candidates: tuple[str, ...] = (
@@ -54,13 +67,17 @@ class Guarded:
     )
     least: int = 2
     otherwise: str = "anchored"
+    with_text: tuple[str, ...] = ("anchored", "proto_fusion")
     blind: tuple[str, ...] = ("best_single_on_support", "c_log_avg", "proto_fusion")
     prior_count: float = 10.0
+    informed: float = 0.5
     folds: int = 3
     temperatures: Calibrated = CALIBRATED
+    unlabelled: Literal["batch", "train", "none"] = "batch"
+    mixture: Transductive = MIXTURE
 
     def __post_init__(self) -> None:
-        if missing := {self.otherwise, *self.blind} - set(self.candidates):
+        if missing := {self.otherwise, *self.blind, *self.with_text} - set(self.candidates):
             raise ValueError(
                 f"{', '.join(sorted(missing))} must be among the candidates to be taken in their place"
             )
@@ -69,49 +86,105 @@ class Guarded:
 def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guarded) -> list[State]:
     """Fit every candidate on the whole support set, and weigh them by cross-validated NLL (a super learner of fusers).
 
-    All folds of all support sets are fitted in one call of each candidate's `fit`.
+    All folds of all support sets are fitted in one call of each candidate's `fit`. Without labels all is `log_avg`.
     """
-    splits = [_split(s.labels_K, settings) for s in supports]
-    parts = [s.take(f != k) for s, f in zip(supports, splits, strict=True) for k in _counted(f)]
+    labelled = [s for s in supports if len(s.labels_K)]
+    splits = [_split(s.labels_K, settings) for s in labelled]
+    parts = [s.take(f != k) for s, f in zip(labelled, splits, strict=True) for k in _counted(f)]
     whole, partial = {}, {}
-    for name in settings.candidates:
+    for name in settings.candidates if labelled else ():
         fuser = _candidate(fusers, name)
-        whole[name] = fuser.fit(supports, fuser.settings)
+        whole[name] = fuser.fit(labelled, fuser.settings)
         partial[name] = fuser.fit(parts, fuser.settings) if parts else []
-    states, at = [], 0
-    for i, (s, f) in enumerate(zip(supports, splits, strict=True)):
-        held_out = []
-        for k in _counted(f):
-            held = s.take(f == k)
-            fused = [
-                _candidate(fusers, n).apply(partial[n][at], held.logits_KMC, held.embeddings)
-                for n in settings.candidates
-            ]
-            held_out.append((torch.stack(fused, 1).double(), held.labels_K))
-            at += 1
-        if held_out:
-            log_p, labels = (torch.cat(p) for p in zip(*held_out, strict=True))
-            how = settings.temperatures
-            beta_J = inverse_temperatures(
-                log_p[None], labels[None], how.prior_count, how.low, how.high
-            )[0]
-            log_p = torch.log_softmax(log_p * beta_J[:, None], dim=-1).clamp_min(-80)
-            ones, count = torch.ones(1, len(labels)), torch.tensor([settings.prior_count])
-            w_J = simplex_weights(log_p, labels, ones, count, "prob")[0]
-        else:
-            beta_J = torch.ones(len(settings.candidates), dtype=torch.float64)
-            taken = settings.blind if s.borrowed else (settings.otherwise,)
-            w_J = torch.tensor(
-                [(n in taken) / len(taken) for n in settings.candidates], dtype=torch.float64
-            )
-        tensors, numbers = (
-            {"w_J": w_J, "beta_J": beta_J},
-            {"weights": dict(zip(settings.candidates, w_J.tolist(), strict=True))},
-        )
+    made, at = [], 0
+    for i, (s, fold_K) in enumerate(zip(labelled, splits, strict=True)):
+        count = len(_counted(fold_K))
+        own = {name: states[at : at + count] for name, states in partial.items()}
+        at += count
+        tensors = {"support/x_KD": transductive.features(s.embeddings)}
+        tensors |= {"support/labels_K": s.labels_K, "support/start_KC": _text(s.logits_KMC)}
+        tensors |= _weighed(fusers, s, fold_K, own, settings) if count else _unweighed(s, settings)
         for name in settings.candidates:
             tensors |= {f"{name}/{key}": tensor for key, tensor in whole[name][i].tensors.items()}
-        states.append(State(settings, tensors, numbers))
-    return states
+        weights = dict(zip(settings.candidates, tensors["w_J"].tolist(), strict=True))
+        made.append(State(settings, tensors, {"weights": weights}))
+    taken = iter(made)
+    return [next(taken) if len(s.labels_K) else State(settings) for s in supports]
+
+
+def _text(logits_NMC: Tensor) -> Tensor:
+    """What text says: the start of the mixture, and all that is known without labels."""
+    return log_avg(State(None), logits_NMC)
+
+
+def _weighed(
+    fusers: Mapping[str, Fuser],
+    support: Support,
+    fold_K: Tensor,
+    partial: Mapping[str, Sequence[State]],
+    settings: Guarded,
+) -> dict[str, Tensor]:
+    """Weights and inverse temperatures by what each fold's candidates say of the images that they have not seen."""
+    classes = support.logits_KMC.shape[2]
+    log_p = torch.zeros(len(fold_K), len(settings.candidates), classes, dtype=torch.float64)
+    for k in _counted(fold_K):
+        held = support.take(fold_K == k)
+        fused = [
+            _candidate(fusers, n).apply(partial[n][k], held.logits_KMC, held.embeddings)
+            for n in settings.candidates
+        ]
+        log_p[fold_K == k] = torch.stack(fused, 1).double()
+    beta_J, log_p = _calibrated(log_p, support.labels_K, settings)
+    kept_J = _informed(_own(log_p, support.labels_K) + math.log(classes), settings.informed)
+    w_J = torch.zeros(len(kept_J), dtype=torch.float64)
+    w_J[kept_J] = _simplex(log_p[:, kept_J], support.labels_K, settings)
+    held_KC = log_mix(w_J[None], log_p, "prob")[:, 0]
+    return {"w_J": w_J, "beta_J": beta_J, "held/fold_K": fold_K, "held/log_p_KC": held_KC}
+
+
+def _informed(told_KJ: Tensor, part: float) -> Tensor:
+    """Which candidates tell more than a part of what the best one does; few images must not decide it by chance.
+
+    Args:
+        told_KJ: nats of each held-out image beyond a guess.
+    """
+    best_K1 = told_KJ[:, told_KJ.mean(0).argmax()][:, None]
+    lack_KJ = part * best_K1 - told_KJ
+    error_J = lack_KJ.std(0, correction=0) / len(lack_KJ) ** 0.5
+    return lack_KJ.mean(0) <= 2 * error_J
+
+
+def _unweighed(support: Support, settings: Guarded) -> dict[str, Tensor]:
+    """Weights that a rule gives where no image can be held out."""
+    right_K = _text(support.logits_KMC).argmax(1) == support.labels_K
+    chance = 1 / support.logits_KMC.shape[2]
+    reliable = (float(right_K.double().mean()) - chance) / max(1 - chance, 1e-12)
+    taken = settings.with_text if reliable > settings.mixture.doubtful else (settings.otherwise,)
+    taken = settings.blind if support.borrowed else taken
+    w_J = [(n in taken) / len(taken) for n in settings.candidates]
+    return {
+        "w_J": torch.tensor(w_J, dtype=torch.float64),
+        "beta_J": torch.ones(len(w_J), dtype=torch.float64),
+    }
+
+
+def _calibrated(log_p_KJC: Tensor, labels_K: Tensor, settings: Guarded) -> tuple[Tensor, Tensor]:
+    """Inverse temperatures of candidates, and their calibrated log-probabilities."""
+    how = settings.temperatures
+    beta_J = inverse_temperatures(
+        log_p_KJC[None], labels_K[None], how.prior_count, how.low, how.high
+    )[0]
+    return beta_J, torch.log_softmax(log_p_KJC * beta_J[:, None], dim=-1).clamp_min(-80)
+
+
+def _own(log_p_KJC: Tensor, labels_K: Tensor) -> Tensor:
+    """log p of the label, K×J."""
+    return log_p_KJC.gather(2, labels_K[:, None, None].expand(-1, log_p_KJC.shape[1], 1))[..., 0]
+
+
+def _simplex(log_p_KJC: Tensor, labels_K: Tensor, settings: Guarded) -> Tensor:
+    ones, count = torch.ones(1, len(labels_K)), torch.tensor([settings.prior_count])
+    return simplex_weights(log_p_KJC, labels_K, ones, count, "prob")[0]
 
 
 def _candidate(fusers: Mapping[str, Fuser], name: str) -> Fuser:
@@ -131,10 +204,92 @@ def _counted(fold_K: Tensor) -> range:
     return range(count if count > 1 else 0)
 
 
+def adapt(
+    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> State:
+    """Let unlabelled images teach, where text may be trusted and the support images do not speak against it."""
+    if not len(logits_NMC):
+        return state
+    settings, start_NC = state.settings.mixture, _text(logits_NMC)
+    reliable = transductive.reliability(start_NC, logits_NMC)
+    trust = transductive.trust_in(reliable, settings)
+    numbers = state.numbers | {"reliability": reliable, "trust": trust, "share": 0.0}
+    if trust <= 0:
+        return State(state.settings, state.tensors, numbers)
+
+    def taught(rows: Tensor | None) -> dict[str, Tensor]:
+        known = None
+        if rows is not None:
+            known = tuple(state.tensors[f"support/{name}"][rows] for name in ("x_KD", "labels_K"))
+        return transductive.learn(start_NC, embeddings, known, trust, settings)
+
+    share, beta = _judged(state, taught)
+    numbers["share"] = share
+    if not share:
+        return State(state.settings, state.tensors, numbers)
+    labels_K = state.tensors.get("support/labels_K")
+    learned = taught(None if labels_K is None else torch.ones_like(labels_K, dtype=torch.bool))
+    tensors = {f"mixture/{name}": tensor for name, tensor in learned.items()}
+    tensors["mixture/share_1"] = torch.tensor([share], dtype=torch.float64)
+    tensors["mixture/beta_1"] = torch.tensor([beta], dtype=torch.float64)
+    return State(state.settings, state.tensors | tensors, numbers)
+
+
+def _judged(state: State, taught: Any) -> tuple[float, float]:
+    """The share of what unlabelled images teach beside the other candidates, and its inverse temperature.
+
+    With folds both are fitted as for the other candidates, on support images that did not teach. With one image a
+    class all support images are held out: the mixture must be right on as many of them as text is. Without labels
+    nothing can be asked.
+    """
+    if "support/labels_K" not in state.tensors:
+        return 1.0, 1.0
+    settings, labels_K = state.settings, state.tensors["support/labels_K"]
+    start_KC, x_KD = state.tensors["support/start_KC"], state.tensors["support/x_KD"]
+    if "held/fold_K" not in state.tensors:
+        said_KC = transductive.say(taught(None), start_KC, [x_KD], settings.mixture)
+        right, before = ((log_p.argmax(1) == labels_K).sum() for log_p in (said_KC, start_KC))
+        return float(right >= before), 1.0
+    said_KC, fold_K = start_KC.clone(), state.tensors["held/fold_K"]
+    for k in _counted(fold_K):
+        held = fold_K == k
+        said_KC[held] = transductive.say(
+            taught(~held), start_KC[held], [x_KD[held]], settings.mixture
+        )
+    beta_1, said_K1C = _calibrated(said_KC[:, None].double(), labels_K, settings)
+    log_p_K2C = torch.cat([state.tensors["held/log_p_KC"][:, None], said_K1C], dim=1)
+    return float(_simplex(log_p_K2C, labels_K, settings)[1]), float(beta_1)
+
+
 def apply(
     fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 ) -> Tensor:
-    """log Σ_j w_j p_j over the calibrated candidates of any weight."""
+    """log Σ_j w_j p_j over the calibrated candidates of any weight, and what unlabelled images taught beside them."""
+    learned = _inside(state, "mixture")
+    share = float(learned["share_1"]) if learned else 0.0
+    plain_NC = _mixed(fusers, state, logits_NMC, embeddings) if share < 1 else None
+    if not share:
+        return plain_NC
+    said_NC = transductive.say(learned, _text(logits_NMC), embeddings, state.settings.mixture)
+    said_NC = torch.log_softmax(float(learned["beta_1"]) * said_NC, dim=1)
+    if plain_NC is None:
+        return said_NC.clamp_min(-87.0)
+    w_12 = torch.tensor([[1 - share, share]], dtype=plain_NC.dtype)
+    return log_mix(w_12, torch.stack([plain_NC, said_NC], 1), "prob")[:, 0].clamp_min(-87.0)
+
+
+def _inside(state: State, name: str) -> dict[str, Tensor]:
+    """The tensors of a part of the state."""
+    start = f"{name}/"
+    return {k.removeprefix(start): t for k, t in state.tensors.items() if k.startswith(start)}
+
+
+def _mixed(
+    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> Tensor:
+    """What the candidates say; without labels, what text says."""
+    if "w_J" not in state.tensors:
+        return _text(logits_NMC)
     fused, kept = [], []
     for fuser, inner, weight, beta in _parts(fusers, state):
         log_p_NC = fuser.apply(inner, logits_NMC, embeddings)
@@ -150,10 +305,17 @@ def flops(
     fusers: Mapping[str, Fuser], state: State, backbones: int, classes: int, dims: Sequence[int]
 ) -> float:
     """Those of the candidates of any weight, and of their mixture; see `fusers.flops`."""
+    learned = _inside(state, "mixture")
+    share = float(learned["share_1"]) if learned else 0.0
+    taught = class_vectors(state, backbones, classes, dims) if share else 0.0
+    if share == 1:
+        return taught
+    if "w_J" not in state.tensors:
+        return taught + logits_only(state, backbones, classes, dims)
     parts = [
         fuser.flops(inner, backbones, classes, dims) for fuser, inner, _, _ in _parts(fusers, state)
     ]
-    return sum(parts) + logits_only(state, len(parts), classes, dims)
+    return taught + sum(parts) + logits_only(state, len(parts), classes, dims)
 
 
 def _parts(
@@ -168,10 +330,5 @@ def _parts(
     )
     for name, weight, beta in every:
         if weight > 1e-6:
-            tensors = {
-                k.removeprefix(f"{name}/"): t
-                for k, t in state.tensors.items()
-                if k.startswith(f"{name}/")
-            }
             fuser = _candidate(fusers, name)
-            yield fuser, State(fuser.settings, tensors), weight, beta
+            yield fuser, State(fuser.settings, _inside(state, name)), weight, beta

@@ -111,16 +111,41 @@ def test_guarded_goes_with_the_good_candidates_and_states_its_weights():
     assert (
         stated["best_single_on_support"] + stated["c_log_avg"] < 0.2
     )  # the others see the embeddings
-    one_shot = f.fit([support(images=4)], f.settings)[0]
-    assert one_shot.numbers["weights"] == {
-        n: float(n == f.settings.otherwise) for n in f.settings.candidates
-    }
+
+
+def test_guarded_of_one_shot_trusts_text_that_is_right_on_the_support_images():
+    f, good = FUSERS["guarded"], support(images=4)
+    right = 5 * torch.nn.functional.one_hot(good.labels_K, 4)[:, None].expand(-1, 3, -1).float()
+    for text, taken in ((right, f.settings.with_text), (-right, (f.settings.otherwise,))):
+        state = f.fit([dataclasses.replace(good, logits_KMC=text)], f.settings)[0]
+        expected = {n: (n in taken) / len(taken) for n in f.settings.candidates}
+        assert state.numbers["weights"] == expected
+
+
+def test_guarded_without_labels_is_log_avg_until_unlabelled_images_teach():
+    f, (z, embeddings, _) = FUSERS["guarded_single"], problem(seed=2)
+    labels = torch.zeros(0, dtype=torch.int64)
+    nothing = Support(z[:0], tuple(e[:0] for e in embeddings), labels)
+    state = f.fit([nothing], f.settings)[0]
+    assert torch.equal(f.apply(state, z, embeddings), FUSERS["log_avg"].apply(state, z, embeddings))
+
+
+def test_guarded_gives_no_weight_to_a_candidate_that_only_guesses():
+    """Text that knows nothing: with ten images of prior, each candidate would keep a share."""
+    z, embeddings, y = problem(images=40, seed=3, noise=0.5)
+    useless = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    f = FUSERS["guarded"]
+    weights = f.fit([Support(useless, embeddings, y)], f.settings)[0].numbers["weights"]
+    assert weights["c_log_avg"] == weights["best_single_on_support"] == 0
+    assert sum(weights.values()) == pytest.approx(1)
 
 
 def test_guarded_of_one_candidate_ranks_as_that_one():
     s, test, name = support(seed=1), problem(seed=2), "c_log_avg"
     ours, alone = (
-        out("guarded", s, test, candidates=(name,), otherwise=name, blind=(name,)),
+        out(
+            "guarded", s, test, candidates=(name,), otherwise=name, blind=(name,), with_text=(name,)
+        ),
         out(name, s, test),
     )
     assert torch.equal(ours.argsort(1), alone.argsort(1))

@@ -1,0 +1,166 @@
+"""What fusion gains from the batch, on embeddings that are there: `python benchmarks/transductive.py FOLDER/SET`.
+
+FOLDER/SET holds `<backbone>.npz` (`image_features` N×D, `text_features` C×D) and `labels.npy`. Half of the images are
+the test images, the rest is where support images and unlabelled train images come from. Prints Markdown tables: without
+labels over batches of every kind, then over shots; means over splits with 95 % Student intervals.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from clipray.numerics.contracts import Support, unit
+from clipray.numerics.fusers import FUSERS
+
+SCALE = 100.0  # CLIP's own; the files hold none
+BLIND = ("log_avg", "ot", "transductive", "guarded")
+SHOTS = (1, 2, 4, 8, 16)
+SINGLE = (
+    *("linear_probe_concat", "proto_avg", "ncm_concat", "tip_adapter_avg", "c_log_avg"),
+    *("proto_fusion", "anchored", "nlc", "guarded_single"),
+)
+ADAPTED = ("guarded_pool", "transductive", "guarded")
+
+
+class Data(NamedTuple):
+    """Logits, embeddings and labels of some images, of some backbones."""
+
+    logits_NMC: Tensor
+    embeddings: tuple[Tensor, ...]
+    labels_N: Tensor
+
+    def take(self, rows: np.ndarray) -> "Data":
+        """These images only."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        spaces = tuple(e[rows] for e in self.embeddings)
+        return Data(self.logits_NMC[rows], spaces, self.labels_N[rows])
+
+
+def read(folder: Path, names: Sequence[str]) -> Data:
+    """The images of a folder as these backbones see them."""
+    logits, spaces = [], []
+    for name in names:
+        with np.load(folder / f"{name}.npz") as file:
+            image_ND, text_CD = (
+                unit(torch.from_numpy(file[f"{kind}_features"]).float())
+                for kind in ("image", "text")
+            )
+        logits.append(SCALE * image_ND @ text_CD.T)
+        spaces.append(image_ND)
+    labels_N = torch.from_numpy(np.load(folder / "labels.npy")).long()
+    return Data(torch.stack(logits, 1), tuple(spaces), labels_N)
+
+
+def batches(labels_N: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Batches of every kind, by name: a random half, few images a class, few classes, skewed shares."""
+    g = np.random.default_rng(seed)
+    order, classes = g.permutation(len(labels_N)), int(labels_N.max()) + 1
+    own = [order[labels_N[order] == c] for c in range(classes)]
+    yield "half of the images", order[: len(order) // 2]
+    for k in (1, 2, 5, 10):
+        yield f"{k} a class", np.concatenate([rows[:k] for rows in own])
+    for present in (1, 2, 3, 5, 10):
+        kept = g.permutation(classes)[:present]
+        yield f"{present} classes", np.concatenate([own[c][: len(own[c]) // 2] for c in kept])
+    for alpha in (0.1, 0.3, 1.0):
+        share_C = g.dirichlet(np.full(classes, alpha))
+        counts_C = (share_C * len(order) / 3).round().astype(int)
+        rows = [rows[:n] for rows, n in zip(own, counts_C, strict=True)]
+        yield f"Dirichlet {alpha}", np.concatenate(rows)
+
+
+def accuracy(log_probs_NC: Tensor, labels_N: Tensor) -> float:
+    """Top-1 in percent."""
+    return 100 * float((log_probs_NC.argmax(1) == labels_N).double().mean())
+
+
+def scored(name: str, support: Support, test: Data, pool: Data) -> float:
+    """Fit a fuser, let the images that its settings name teach it, and score it on the test images."""
+    fuser = FUSERS[name]
+    (state,) = fuser.fit([support], fuser.settings)
+    teacher = {"batch": test, "train": pool}.get(getattr(fuser.settings, "unlabelled", "none"))
+    if fuser.adapt and teacher is not None:
+        state = fuser.adapt(state, teacher.logits_NMC, teacher.embeddings)
+    return accuracy(fuser.apply(state, test.logits_NMC, test.embeddings), test.labels_N)
+
+
+def supported(data: Data, rows: np.ndarray, shots: int, seed: int) -> Support:
+    """The first `shots` of these images in each class."""
+    labels = data.labels_N.numpy()[rows]
+    kept = [rows[labels == c][:shots] for c in range(data.logits_NMC.shape[2])]
+    chosen = data.take(np.concatenate(kept))
+    return Support(chosen.logits_NMC, chosen.embeddings, chosen.labels_N, seed)
+
+
+def told(values: Sequence[float]) -> str:
+    """A mean and its interval."""
+    mean, count = np.mean(values), len(values)
+    half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5 if count > 1 else 0
+    return f"{mean:.1f} ± {half:.1f}"
+
+
+def blind_table(data: Data, seeds: Sequence[int]) -> None:
+    """Without labels, over kinds of batches."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for seed in seeds:
+        for kind, rows in batches(data.labels_N.numpy(), seed):
+            batch, row = data.take(rows), values.setdefault(kind, {})
+            nothing = supported(data, rows, 0, seed)
+            for name in BLIND:
+                row.setdefault(name, []).append(scored(name, nothing, batch, batch))
+    print(f"| batch | {' | '.join(f'`{n}`' for n in BLIND)} | `guarded` − `log_avg`, worst |")
+    print("|---" * (len(BLIND) + 2) + "|")
+    for kind, row in values.items():
+        gain = np.subtract(row["guarded"], row["log_avg"])
+        cells = [told(row[name]) for name in BLIND]
+        print(f"| {kind} | {' | '.join(cells)} | {told(gain)}, {gain.min():+.1f} |", flush=True)
+
+
+def shots_table(data: Data, seeds: Sequence[int]) -> None:
+    """With labels, over shots: each image by itself, with unlabelled train images, with the batch."""
+    methods = (*SINGLE, *ADAPTED)
+    values = {(name, k): [] for name in methods for k in SHOTS}
+    for seed in seeds:
+        order = np.random.default_rng(seed).permutation(len(data.labels_N))
+        test, rest = data.take(order[: len(order) // 2]), order[len(order) // 2 :]
+        for k in SHOTS:
+            support = supported(data, rest, k, seed)
+            for name in methods:
+                values[name, k].append(scored(name, support, test, data.take(rest)))
+    print(f"| method | {' | '.join(f'{k} shot' for k in SHOTS)} |")
+    print("|---" * (len(SHOTS) + 1) + "|")
+    for name in methods:
+        print(f"| `{name}` | {' | '.join(told(values[name, k]) for k in SHOTS)} |", flush=True)
+
+
+def main() -> None:
+    """Parse the arguments and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--backbones", nargs="*", help="names; default: all")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--subsets", type=int, default=0, help="random subsets of three instead")
+    args = parser.parse_args()
+    names = args.backbones or sorted(path.stem for path in args.folder.glob("*.npz"))
+    chosen = [names]
+    if args.subsets:
+        g = np.random.default_rng(args.first_seed)
+        chosen = [sorted(g.choice(names, 3, replace=False).tolist()) for _ in range(args.subsets)]
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    for subset in chosen:
+        print(f"\n### {', '.join(subset)}\n", flush=True)
+        data = read(args.folder, subset)
+        blind_table(data, seeds)
+        print()
+        shots_table(data, seeds)
+
+
+if __name__ == "__main__":
+    main()

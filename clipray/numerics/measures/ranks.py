@@ -97,3 +97,43 @@ def correlation(a_X: Tensor, b_X: Tensor, resamples: int = 2000, seed: int = 0) 
     return Interval(
         float(torch.corrcoef(pair)[0, 1]), *percentiles(product / (squares[0] * squares[1]).sqrt())
     )
+
+
+class Agreement(NamedTuple):
+    """How alike two orders are: Kendall's τ-b and Spearman's ρ, each with its bootstrap interval."""
+
+    kendall: Interval
+    spearman: Interval
+
+
+def agreement(a_X: Tensor, b_X: Tensor, resamples: int = 1000, seed: int = 0) -> Agreement:
+    """Compare the orders that two methods give to X cases; the interval resamples the cases.
+
+    >>> agreement(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])).spearman.value
+    0.5
+    """
+    pair = torch.stack([a_X.double(), b_X.double()])
+    cases = pair.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(cases, (resamples, cases), generator=generator)
+    every = torch.cat([torch.arange(cases)[None], drawn])
+    a_BX, b_BX = pair[:, every]
+    kendall_B, spearman_B = _kendall(a_BX, b_BX), _spearman(a_BX, b_BX)
+    return Agreement(
+        Interval(float(kendall_B[0]), *percentiles(kendall_B[1:])),
+        Interval(float(spearman_B[0]), *percentiles(spearman_B[1:])),
+    )
+
+
+def _kendall(a_BX: Tensor, b_BX: Tensor) -> Tensor:
+    """τ-b: pairs in the same order less those in opposite orders; ties are taken out of the bounds."""
+    signs = [torch.sign(x[:, :, None] - x[:, None, :]).flatten(1) for x in (a_BX, b_BX)]
+    lengths = [sign.square().sum(1) for sign in signs]
+    return (signs[0] * signs[1]).sum(1) / (lengths[0] * lengths[1]).sqrt()
+
+
+def _spearman(a_BX: Tensor, b_BX: Tensor) -> Tensor:
+    """Pearson's correlation of the ranks, equal values sharing theirs."""
+    both = [torch.from_numpy(stats.rankdata(x.numpy(), axis=1)) for x in (a_BX, b_BX)]
+    a, b = (x - x.mean(1, keepdim=True) for x in both)
+    return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()

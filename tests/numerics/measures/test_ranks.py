@@ -69,3 +69,18 @@ def test_backbones_that_run_are_those_that_the_state_names():
     single = FUSERS["best_single_on_support"].fit([s], None)[0]
     assert list(cost.backbones_used(single, 3)) == [int(single.tensors["backbone"])]
     assert list(cost.backbones_used(state, 3)) == [0, 1, 2]
+
+
+def test_agreement_is_scipys_with_an_interval_over_cases():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(6, (30,), generator=generator).double()  # with ties
+    b = a + torch.randn(30, generator=generator).round()
+    found = ranks.agreement(a, b, resamples=300)
+    assert found.kendall.value == pytest.approx(stats.kendalltau(a, b).statistic)
+    assert found.spearman.value == pytest.approx(stats.spearmanr(a, b).statistic)
+    for value, low, high in found:
+        assert low < value < high
+    same = ranks.agreement(a, a)
+    assert same.kendall == pytest.approx((1, 1, 1))
+    opposite = ranks.agreement(a, -a)
+    assert opposite.spearman == pytest.approx((-1, -1, -1))

@@ -8,16 +8,20 @@ The flow, which is also the table of contents (one word for a step in `jobs/`, `
 
 Shape suffixes of tensors and arrays: N images, M backbones, C classes, D embedding dimension, K support images,
 T templates, S support sets fitted at once. `logits_NMC` is images × backbones × classes.
+
+In a notebook: `clipray.load`, and `clipray.fit`, `clipray.complementarity` and all else of `clipray.notebook`.
 """  # noqa: E501
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "load": "clipray.fused"
-}  # names for notebooks, each in a module that is imported when it is first used
+_NOTEBOOK = ("apply", "by_backbone", "complementarity", "fit", "fusers", "metrics", "pairs")
+_NOTEBOOK += ("plot_pairs", "right", "scores")
+# Names for notebooks, each in a module that is imported when it is first used.
+_LAZY = {**dict.fromkeys(_NOTEBOOK, "clipray.notebook"), "load": "clipray.fused"}
 
 
 def __getattr__(name: str):
+    """Load what is asked for only then: importing clipray does nothing."""
     if name not in _LAZY:
         raise AttributeError(f"module 'clipray' has no attribute {name!r}")
     import importlib
@@ -26,4 +30,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
+    """What notebooks complete."""
     return sorted([*globals(), *_LAZY])

@@ -59,6 +59,7 @@ MAY: dict[str, tuple[str, str]] = {
     ),
     "clipray.steps.tune.space": ("optuna", "config numerics steps"),
     "clipray.steps.tune.studies": ("numpy optuna", "config steps"),
+    "clipray.notebook": ("numpy pandas torch matplotlib", "numerics report store"),
     "clipray.tracking": ("mlflow fsspec filelock pandas", "config secrets store"),
     "clipray.report": (
         "numpy pandas pyarrow scipy matplotlib jinja2 markupsafe rich yaml",

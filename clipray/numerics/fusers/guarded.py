@@ -239,8 +239,8 @@ def _judged(state: State, taught: Any) -> tuple[float, float]:
     """The share of what unlabelled images teach beside the other candidates, and its inverse temperature.
 
     With folds both are fitted as for the other candidates, on support images that did not teach. With one image a
-    class all support images are held out: the mixture must be right on as many of them as text is. Without labels
-    nothing can be asked.
+    class all support images are held out: the mixture must not lose more of them than chance would, one standard
+    deviation of a fair coin. Without labels nothing can be asked.
     """
     if "support/labels_K" not in state.tensors:
         return 1.0, 1.0
@@ -248,8 +248,9 @@ def _judged(state: State, taught: Any) -> tuple[float, float]:
     start_KC, x_KD = state.tensors["support/start_KC"], state.tensors["support/x_KD"]
     if "held/fold_K" not in state.tensors:
         said_KC = transductive.say(taught(None), start_KC, [x_KD], settings.mixture)
-        right, before = ((log_p.argmax(1) == labels_K).sum() for log_p in (said_KC, start_KC))
-        return float(right >= before), 1.0
+        right_K, before_K = (log_p.argmax(1) == labels_K for log_p in (said_KC, start_KC))
+        lost, won = int((before_K & ~right_K).sum()), int((right_K & ~before_K).sum())
+        return float(lost - won <= (lost + won) ** 0.5), 1.0
     said_KC, fold_K = start_KC.clone(), state.tensors["held/fold_K"]
     for k in _counted(fold_K):
         held = fold_K == k

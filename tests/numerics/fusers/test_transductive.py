@@ -172,3 +172,35 @@ def test_classes_that_nothing_tells_apart_stay_equal_when_images_teach():
     assert torch.equal(out[:, 0], out[:, 4])
     one = F.apply(state, z[:1], tuple(e[:1] for e in embeddings))
     assert torch.equal(one[:, 0], one[:, 4])
+
+
+def known(z, embeddings, labels, shots, seed=0):
+    """The first images of each class as a support set, and the rest."""
+    rank = torch.zeros(len(labels), dtype=torch.int64)
+    for c in labels.unique():
+        rank[labels == c] = torch.arange(int((labels == c).sum()))
+    few, rest = rank < shots, rank >= shots
+    support = Support(z[few], tuple(e[few] for e in embeddings), labels[few], seed)
+    return support, (z[rest], tuple(e[rest] for e in embeddings)), labels[rest]
+
+
+@pytest.mark.parametrize("shots", [0, 1, 2, 4])
+def test_guarded_learns_from_the_batch_at_any_number_of_labels(shots):
+    g = FUSERS["guarded"]
+    support, images, y = known(*rough(seed=3), shots)
+    (plain,) = g.fit([support], g.settings)
+    taught = g.adapt(plain, *images)
+    assert taught.numbers["share"] > 0
+    assert accuracy(g.apply(taught, *images), y) >= accuracy(g.apply(plain, *images), y) - 0.01
+    one = g.apply(taught, images[0][:1], tuple(e[:1] for e in images[1]))
+    torch.testing.assert_close(one[0], g.apply(taught, *images)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_guarded_takes_nothing_from_a_batch_that_text_only_guesses_at():
+    g, noise = FUSERS["guarded"], torch.Generator().manual_seed(5)
+    z, embeddings, y = rough(seed=3)
+    support, images, _ = known(torch.randn(z.shape, generator=noise), embeddings, y, 2)
+    (plain,) = g.fit([support], g.settings)
+    taught = g.adapt(plain, *images)
+    assert taught.numbers["share"] == 0
+    assert torch.equal(g.apply(taught, *images), g.apply(plain, *images))

@@ -19,6 +19,7 @@ from clipray.sources.chunks import SPLITS, folder_named
 from clipray.sources.storage import entries, is_folder, join, resolve, shown
 
 YAML = (".yaml", ".yml")
+GIVEN = "given"  # among a campaign's backbones: all of each data set's own
 
 
 def dataset_names() -> list[str]:
@@ -72,8 +73,10 @@ def detect(uri: str, data_root: str = "") -> Dataset | None:
     return None
 
 
-def backbones(names: Iterable[str]) -> list[Backbone]:
+def backbones(names: Iterable[str], datasets: Sequence[Dataset] = ()) -> list[Backbone]:
     """The backbones a campaign names, in its order, each once.
+
+    Names that only data sets of given vectors know (see `own_backbones`) are theirs, and left out here.
 
     Args:
         names: each a name of `configs/backbones.yaml`; a group of it, which stands for its members; or the path of a
@@ -84,7 +87,11 @@ def backbones(names: Iterable[str]) -> list[Backbone]:
     """
     known, groups = _backbones()
     found: dict[str, Backbone] = {}
+    own = {GIVEN, *(name for dataset in datasets for name in dataset.backbones)}
+    own = own if any(dataset.given for dataset in datasets) else set()
     for text in names:
+        if text in own and text not in known:
+            continue
         if text.endswith(YAML):
             own = _backbone_from_yaml(text)
             if found.setdefault(own.name, own) != own or known.get(own.name, own) != own:
@@ -100,6 +107,25 @@ def backbones(names: Iterable[str]) -> list[Backbone]:
         for name in groups.get(text, (text,)):
             found[name] = known[name]
     return list(found.values())
+
+
+def own_backbones(dataset: Dataset, names: Iterable[str]) -> list[str]:
+    """The backbones of a data set of given vectors that a campaign names, in its order; `given` names all of them.
+
+    Raises:
+        ConfigError: none.
+    """
+    names, (_, groups) = list(names), _backbones()
+    if GIVEN in names:
+        return list(dataset.backbones)
+    asked = {name for text in names for name in groups.get(text, (text,))}
+    found = [name for name in dataset.backbones if name in asked]
+    if not found:
+        raise ConfigError(
+            f"dataset {dataset.name}: `backbones` names none of those it has vectors of"
+            f" ({', '.join(dataset.backbones)}).\n  Add some of them, or `{GIVEN}` for all."
+        )
+    return found
 
 
 def backbone_names() -> tuple[list[str], dict[str, tuple[str, ...]]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipray.backbones import Encoder
 
 NOT_FINITE = "the embedding is not finite"
+ALL_ZERO = "the embedding is all zero"
 TOO_LARGE = "the embedding is too large for float16: --set precision=fp32 keeps it"
 FAILS = "the model fails on it: "
 

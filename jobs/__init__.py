@@ -119,11 +119,11 @@ def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
     Args:
         show: tells a person of the result.
     """
-    from clipray.steps import campaign as steps
+    from clipray.steps import evaluations
     from clipray.steps.publish import publish
 
     try:
-        places = steps.evaluate_datasets(todo)
+        places = evaluations.evaluate_datasets(todo)
     except ErrorBudget as error:
         return nothing_left(todo, error)
     with working("writing the report and MLflow's records"):

@@ -22,7 +22,7 @@ def main() -> None:
     known, groups = catalog.backbone_names()
     if campaign:
         datasets = catalog.datasets(campaign.datasets, campaign.data_root)
-        backbones = catalog.backbones(campaign.backbones)
+        backbones = catalog.backbones(campaign.backbones, datasets)
     else:
         datasets = catalog.datasets(catalog.dataset_names())
         backbones = catalog.backbones(known)
@@ -45,6 +45,9 @@ def main() -> None:
             backbone.pretrained or redacted(backbone.weights) or backbone.revision or "(its own)",
             within,
         )
+    for dataset in datasets:
+        for name in dataset.backbones:
+            table.add_row(name, "(given)", f"of {dataset.name}", "given")
     screen.print(table)
     finish(
         {

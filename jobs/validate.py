@@ -41,7 +41,7 @@ def main() -> int:
     from clipray.steps.index import validate
 
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
-    catalog.backbones(campaign.backbones)  # only their names are checked
+    catalog.backbones(campaign.backbones, datasets)  # only their names are checked
 
     table, reports = Table(*COLUMNS, title="Datasets"), []
     for report in validate.validate(campaign, datasets, given.sample):

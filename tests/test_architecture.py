@@ -22,7 +22,7 @@ MAY: dict[str, tuple[str, str]] = {
     "clipray.schema": ("pyarrow", ""),
     "clipray.progress": ("rich", "secrets"),
     "clipray.catalog": ("", "config sources"),
-    "clipray.sources": ("numpy PIL pyarrow fsspec sklearn matplotlib", "config schema"),
+    "clipray.sources": ("numpy torch PIL pyarrow fsspec sklearn matplotlib", "config schema"),
     "clipray.images": ("numpy PIL", ""),
     "clipray.perturbations": ("numpy scipy PIL", ""),
     "clipray.contact_sheet": ("numpy PIL", "perturbations"),

@@ -18,6 +18,7 @@ from clipray import catalog, fingerprint
 from clipray.config import Backbone, Campaign, Dataset, Fuser, Head, How, Strict
 from clipray.reach import closure
 from clipray.steps import campaign as run
+from clipray.steps import evaluations
 from clipray.steps.embed import measure as cards
 from clipray.steps.evaluate import plan as evaluate
 from tests.steps.worlds import World
@@ -350,7 +351,7 @@ def addresses(campaign: Campaign, workspace: Path, monkeypatch, replaced=None) -
     for work in todo.works.values():
         found |= set(work.addresses.values())
     indices = Path(workspace).rglob("index.parquet")
-    for task in run.tasks(todo):
+    for task in evaluations.tasks(todo):
         found |= {*task.classifiers, evaluate.address(todo.store, task)}
     monkeypatch.undo()
     return found | {str(path.parent.relative_to(workspace)) for path in indices}

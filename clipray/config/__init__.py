@@ -33,6 +33,29 @@ class Strict(BaseModel):
     )
 
 
+class GivenBackbone(Strict):
+    """What a person has of one backbone on a data set: `<file>` or `<file>#<key or column>` each.
+
+    `{split}` in a file's name stands for the split's name there, and `*` for parts in the order of their numbers.
+    """
+
+    images: str = ""  # image vectors, N×D
+    classes: str = ""  # class vectors, C×D, in label order
+    logits: str = ""  # or, with `format: logits`, N×C
+    labels: str = ""  # of these rows, to be checked against the set's
+    ids: str = ""  # of these rows, by which they are brought into the set's order
+    scale: float | None = Field(None, gt=0)  # of cosines; 100 is CLIP's own
+    bias: float = 0.0
+
+
+class HashSplit(Strict):
+    """A split that the data do not have: images whose id hashes below a share are for test, the others for train."""
+
+    test: float = Field(gt=0, lt=1)
+    by: Literal["hash"] = "hash"
+    seed: int = 0
+
+
 class Dataset(Strict):
     """One labelled image set: what a file of `configs/datasets/` holds."""
 
@@ -43,6 +66,30 @@ class Dataset(Strict):
     classnames: tuple[str, ...] | str = "classnames.txt"
     templates: tuple[str, ...] | str = "zeroshot_classification_templates.txt"
     options: dict[str, Any] = {}
+    # of `format: embeddings` and `format: logits`; see `GivenBackbone` for how files are named
+    backbones: dict[Name, GivenBackbone] = {}
+    labels: str = ""  # numbers of classes, or their names
+    ids: str = ""  # one an image; by default its number
+    split: HashSplit | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether it is embeddings or logits that a person brings, and no images."""
+        return self.format in ("embeddings", "logits")
+
+    @model_validator(mode="after")
+    def _given_or_not(self) -> Self:
+        if not self.given:
+            if self.backbones or self.labels or self.ids or self.split:
+                raise ValueError(
+                    "`backbones`, `labels`, `ids` and `split` are for `format: embeddings` and `format: logits`"
+                )
+            return self
+        if not self.backbones or not self.labels:
+            raise ValueError(f"`format: {self.format}` needs `labels` and `backbones`")
+        for name, backbone in self.backbones.items():
+            _check_given(name, backbone, self.format)
+        return self
 
     @field_validator("splits", mode="before")
     @classmethod
@@ -55,6 +102,24 @@ class Dataset(Strict):
         if "test" not in splits or set(splits) - {"train", "test"}:
             raise ValueError("splits are 'test' and, for few-shot methods, 'train'")
         return splits
+
+
+def _check_given(name: str, backbone: GivenBackbone, layout: str) -> None:
+    """`ValueError` unless a backbone has the files that the format needs, and no others."""
+    if layout == "logits":
+        if not backbone.logits or backbone.images or backbone.classes:
+            raise ValueError(f"backbones.{name}: `format: logits` needs `logits`, and nothing else")
+        if backbone.scale is not None or backbone.bias:
+            raise ValueError(
+                f"backbones.{name}: leave out `scale` and `bias`, for logits are scaled already"
+            )
+        return
+    if not (backbone.images and backbone.classes) or backbone.logits:
+        raise ValueError(f"backbones.{name}: `format: embeddings` needs `images` and `classes`")
+    if backbone.scale is None:
+        raise ValueError(
+            f"backbones.{name}: say by what cosines are multiplied: `scale: 100` is CLIP's own"
+        )
 
 
 class Preprocessing(Strict):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from clipray.config import Dataset, fingerprint
 from clipray.errors import ConfigError
 from clipray.schema import INDEX
-from clipray.sources import bundled, drawn, folder, names, parquet, pointers, texts, wds
+from clipray.sources import bundled, drawn, folder, given, names, parquet, pointers, texts, wds
 from clipray.sources.chunks import VALIDATION, Chunk, Sample
 from clipray.sources.storage import is_remote, local, resolve, shown
 
@@ -294,3 +294,4 @@ def _refuse_swapped(dataset: Dataset, known: Sequence[str], given: Sequence[str]
 
 
 FORMATS = {"folder": folder, "parquet": parquet, "wds": wds, "drawn": drawn, "sklearn": bundled}
+FORMATS |= {"embeddings": given, "logits": given}

@@ -9,11 +9,10 @@ from clipray.config import names as config_names
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.progress import progress
 from clipray.steps import checks, cluster, failures, resources
+from clipray.steps.embed import given as brought
 from clipray.steps.embed import measure as cards
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts as classifiers
-from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.evaluate import teach as meta
 from clipray.steps.index.build import in_threads, reader
 from clipray.steps.splits import Looker, look, needs_whole
 from clipray.steps.tally import Tally
@@ -32,6 +31,7 @@ class Plan:
     works: dict[tuple[str, str], embed.Work]  # by (dataset, split)
     classifiers: dict[str, dict]  # by backbone with something missing: the datasets' prompts
     looker: Looker  # what the datasets were looked at with
+    given: dict[str, brought.Given] = field(default_factory=dict)  # by dataset of given vectors
     verbose: bool = False
     failures: list[dict] = field(default_factory=list)  # `failures.failure` rows
     remarks: list[str] = field(default_factory=list)  # on the data, for a person
@@ -42,13 +42,16 @@ class Plan:
         """What failed as a whole and is left out: datasets, backbones, and backbones on one dataset."""
         return [row for row in self.failures if row["image_id"] is None]
 
-    def usable(self, dataset: str) -> list[Backbone]:
+    def usable(self, dataset: str) -> list[str]:
         """The backbones that a dataset is evaluated with; none where the dataset itself has failed."""
-        here = [row for row in self.failed if row["dataset"] in (None, dataset)]
+        own = self.given.get(dataset)
+        places = (dataset,) if own else (None, dataset)  # given vectors need no model to load
+        here = [row for row in self.failed if row["dataset"] in places]
         if any(row["backbone"] is None for row in here):
             return []
         out = {row["backbone"] for row in here}
-        return [spec for spec in self.specs if spec.name not in out]
+        names = own.facts if own else [spec.name for spec in self.specs]
+        return [name for name in names if name not in out]
 
     @property
     def images(self) -> int:
@@ -78,23 +81,49 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bo
     """
     checks.check(campaign)
     store = Store(campaign.workspace)
-    specs = [backbones.pinned(spec) for spec in catalog.backbones(campaign.backbones)]
-    config_names.refuse_merged((spec.name for spec in specs), "backbones")
     datasets = catalog.datasets(campaign.datasets, campaign.data_root)
     config_names.refuse_merged((dataset.name for dataset in datasets), "datasets")
+    specs = _models(campaign, datasets)
     mapper = in_threads if dry else reader(campaign.compute)
     looker = Looker(store, specs, campaign, mapper, whole or needs_whole(campaign))
     prompts: dict[str, dict] = {}
     works: dict[tuple[str, str], embed.Work] = {}
     remarks: list[str] = []
+    given: dict[str, brought.Given] = {}
     for dataset, found in zip(datasets, look(looker, datasets), strict=True):
         prompts[dataset.name] = found.prompts
         works |= {(dataset.name, split): work for split, work in found.works.items()}
         remarks += found.remarks
-    missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
+        if found.given:
+            given[dataset.name] = found.given
+    with_images = [dataset for dataset in datasets if not dataset.given]
     return Plan(
-        campaign, store, specs, datasets, prompts, works, missing, looker, verbose, remarks=remarks
+        campaign,
+        store,
+        specs,
+        datasets,
+        prompts,
+        works,
+        classifiers.missing(store, specs, campaign.precision, with_images, prompts),
+        looker,
+        given,
+        verbose,
+        remarks=remarks,
     )
+
+
+def _models(campaign: Campaign, datasets: list[Dataset]) -> list[Backbone]:
+    """The backbones that images are embedded with; none where all vectors are given."""
+    named = catalog.backbones(campaign.backbones, datasets)
+    with_images = [dataset.name for dataset in datasets if not dataset.given]
+    if not with_images:
+        return []
+    if not named:
+        raise ConfigError(
+            f"dataset {with_images[0]} has images, but `backbones` names no model: add one, such as `shipped`"
+        )
+    config_names.refuse_merged((spec.name for spec in named), "backbones")
+    return [backbones.pinned(spec) for spec in named]
 
 
 def prepare(todo: Plan) -> None:
@@ -102,6 +131,7 @@ def prepare(todo: Plan) -> None:
 
     A backbone that does not load is a recorded failure, as is one that cannot embed the class names of a dataset.
     """
+    _take_given(todo)
     if not todo.classifiers:
         return
     compute = todo.campaign.compute
@@ -124,6 +154,14 @@ def prepare(todo: Plan) -> None:
                 _unnamed(todo, dataset, backbone, reason)
                 failures.mark(todo.store, _text_place(todo, items[position][1], dataset), reason)
             advance(1)
+
+
+def _take_given(todo: Plan) -> None:
+    """Write what is missing of given vectors, which needs no model."""
+    for name, given in todo.given.items():
+        todo.given[name] = brought.write(todo.store, given)
+        for split, work in todo.given[name].works.items():
+            todo.works[name, split] = work
 
 
 def _card_place(todo: Plan, spec: Backbone) -> str:
@@ -177,6 +215,8 @@ def _grow(todo: Plan) -> bool:
 
 def _unprepared(todo: Plan, dataset: str) -> set[str]:
     """Backbones that do not load, or have no classifier of a dataset: nobody would look at their embeddings of it."""
+    if dataset in todo.given:
+        return set()
     rows = [row for row in todo.failed if row["step"] in ("load", "text")]
     return {row["backbone"] for row in rows if row["dataset"] in (None, dataset)}
 
@@ -187,6 +227,7 @@ def recall(todo: Plan) -> None:
     Raises:
         ConfigError: something is missing that no run has tried to embed.
     """
+    _take_given(todo)
     specs, known = {spec.name: spec for spec in todo.specs}, known_cards(todo)
     untried = 0
     for name, prompts in todo.classifiers.items():
@@ -283,92 +324,3 @@ def told(failed: list[dict]) -> list[str]:
         f"{backbone + ' on ' if backbone else ''}{', '.join(where)}: {error}"
         for (backbone, error), where in places.items()
     ]
-
-
-def tasks(todo: Plan) -> list[evaluate.Task]:
-    """The evaluation of each dataset that has not failed, on the backbones that have not failed there."""
-    heads, fusers = checks.named_heads(todo.campaign.heads), checks.entries(todo.campaign)
-    known = known_cards(todo)
-    found = []
-    for dataset in todo.datasets:
-        specs = todo.usable(dataset.name)
-        names = [spec.name for spec in specs]
-        if not specs:
-            continue
-        prompts = todo.prompts[dataset.name]
-        precision = todo.campaign.precision
-        found.append(
-            evaluate.Task(
-                dataset=dataset.name,
-                backbones=tuple(names),
-                classifiers=tuple(
-                    classifiers.address(todo.store, spec, precision, dataset.name, prompts)
-                    for spec in specs
-                ),
-                scales=tuple((known[name]["scale"], known[name]["bias"]) for name in names),
-                embeddings={
-                    split: tuple(todo.works[dataset.name, split].addresses[name] for name in names)
-                    for split in dataset.splits
-                },
-                expected=len(todo.works[dataset.name, "test"].index),
-                heads=tuple(head.on(dataset.name) for head in heads),
-                fusers=tuple(fuser.on(dataset.name) for fuser in fusers),
-                shots=todo.campaign.shots,
-                seeds=todo.campaign.seeds,
-                folds=todo.campaign.folds,
-                save_fusers=todo.campaign.save_fusers,
-                alone=todo.campaign.alone,
-                costs=tuple(cards.cost(known[name]) for name in names),
-            )
-        )
-    return found
-
-
-def evaluate_datasets(todo: Plan) -> dict[str, str]:
-    """Evaluate the datasets in parallel; the address of the scores of each one that did not fail.
-
-    Raises:
-        ErrorBudget: none is left.
-    """
-    compute = todo.campaign.compute
-    every, unlearned = meta.taught(todo.store, tasks(todo), compute, todo.verbose)
-    _record(todo, "teach", unlearned)
-    places = {task.dataset: evaluate.address(todo.store, task) for task in every}
-    known = todo.store.manifests(places.values())
-    missing = [task for task, done in zip(every, known, strict=True) if done is None]
-    if missing:
-        compute = todo.campaign.compute
-        cluster.connect(compute, todo.verbose)
-        # the longest first, or one long evaluation begun last would keep a single worker busy at the end
-        missing.sort(key=lambda task: -_size(todo, task))
-        items = [(todo.store, task, places[task.dataset]) for task in missing]
-        failed = {}
-        with progress("evaluation", len(items), "datasets") as advance:
-            attempts = cluster.attempts(evaluate.evaluate, items, 1, 0, compute.max_retries)
-            for position, _, error in attempts:
-                if error is not None:
-                    failed[missing[position].dataset] = cluster.reason(error)
-                advance(1)
-        _record(todo, "evaluate", failed)
-        places = {name: place for name, place in places.items() if name not in failed}
-    if not places:
-        raise ErrorBudget("no dataset could be evaluated.\n  " + "\n  ".join(told(todo.failed)))
-    return places
-
-
-def _record(todo: Plan, step: str, failed: dict[str, str]) -> None:
-    """Add datasets that failed, with the reasons, in the order of the campaign."""
-    for dataset in todo.datasets:
-        if dataset.name in failed:
-            row = failures.failure(step, failed[dataset.name], dataset=dataset.name)
-            todo.failures.append(row)
-
-
-def _size(todo: Plan, task: evaluate.Task) -> int:
-    """How long an evaluation takes, roughly: support images × classes, for every logit is looked at."""
-    train, classes = (
-        todo.works.get((task.dataset, "train")),
-        len(todo.prompts[task.dataset]["classnames"]),
-    )
-    support = min(len(train.index), classes * max(task.shots)) if train and task.shots else 0
-    return (support + 1) * classes

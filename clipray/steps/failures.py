@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clipray.artefacts.index import keys
-from clipray.encoding import FAILS, NOT_FINITE, TOO_LARGE
+from clipray.encoding import ALL_ZERO, FAILS, NOT_FINITE, TOO_LARGE
 from clipray.steps.tally import Tally
 from clipray.store import Store
 
@@ -112,7 +112,7 @@ def _over(failed: int, images: int, allowed: float, words: str) -> str:
 
 def _of_model(error: str) -> bool:
     """Whether an image's error is a backbone's own, and not that it cannot be read."""
-    return error in (NOT_FINITE, TOO_LARGE) or error.startswith(FAILS)
+    return error in (NOT_FINITE, ALL_ZERO, TOO_LARGE) or error.startswith(FAILS)
 
 
 def _errors(store: Store, work: "Work", backbone: str, known: Tally) -> dict[str, str]:

@@ -6,10 +6,11 @@ from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
 from clipray.numerics import declared
 from clipray.steps import checks
-from clipray.steps.campaign import Plan, tasks
+from clipray.steps.campaign import Plan
 from clipray.steps.embed import measure as cards
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
+from clipray.steps.evaluations import tasks
 
 Facts = dict[str, Any]
 UNKNOWN = None  # in JSON; a number that nobody can give yet never is 0
@@ -136,7 +137,9 @@ def describe_search(facts: Facts) -> list[str]:
 def _images_by_backbone(todo: Plan) -> dict[str, int]:
     """Images that each backbone has still to see."""
     counts = {spec.name: 0 for spec in todo.specs}
-    for work in todo.works.values():
+    for (dataset, _), work in todo.works.items():
+        if dataset in todo.given:
+            continue
         for shard in work.shards():
             for name in work.todo[shard.name]:
                 counts[name] += shard.rows

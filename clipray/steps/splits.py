@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from clipray import sources
+from clipray import catalog, sources
 from clipray.artefacts.index import Index
 from clipray.config import Backbone, Campaign, Dataset
 from clipray.progress import doing, progress
+from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.index.build import Mapper, drawable, few_images, index
@@ -24,11 +25,13 @@ class Found(NamedTuple):
         prompts: its class names and templates.
         works: by split, what it lacks.
         remarks: for a person.
+        given: what is told of vectors that come with the dataset; None where it has images.
     """
 
     prompts: dict[str, list[str]]
     works: dict[str, embed.Work]
     remarks: list[str]
+    given: brought.Given | None = None
 
 
 class Looker(NamedTuple):
@@ -80,6 +83,8 @@ def needs_whole(campaign: Campaign) -> bool:
 
 
 def _look(looker: Looker, dataset: Dataset) -> Found:
+    if dataset.given:
+        return _look_given(looker, dataset)
     store, campaign, root = looker.store, looker.campaign, looker.campaign.data_root
     prompts = {
         "classnames": sources.classnames(dataset, root),
@@ -104,6 +109,21 @@ def _look(looker: Looker, dataset: Dataset) -> Found:
         works["train"] = _train(looker, indices, len(names))
     in_order = {split: works[split] for split in dataset.splits}
     return Found(prompts, in_order, [f"{dataset.name}: {text}" for text in remarks])
+
+
+def _look_given(looker: Looker, dataset: Dataset) -> Found:
+    """Vectors that come with the dataset are checked here, and written by the campaign."""
+    store, campaign = looker.store, looker.campaign
+    names = sources.classnames(dataset, campaign.data_root)
+    own = catalog.own_backbones(dataset, campaign.backbones)
+    given = brought.plan(store, dataset, own, campaign, names)
+    remarks = brought.remarks(given, campaign)
+    if "train" in given.works and campaign.shots:
+        indices = [given.works[split].index for split in ("train", "test")]
+        labels = drawable(store, *indices, looker.mapper)
+        remarks += few_images(labels, len(names), campaign.shots)
+    prompts = {"classnames": names, "templates": []}
+    return Found(prompts, given.works, [f"{dataset.name}: {text}" for text in remarks], given)
 
 
 def _train(looker: Looker, indices: dict[str, Index], classes: int) -> embed.Work:

@@ -16,12 +16,13 @@ SECRET = "s3cr3t-pass"
 
 def finish(small) -> dict:
     from clipray.steps import campaign as run
+    from clipray.steps import evaluations
     from clipray.steps.publish import publish
 
     todo = run.plan(small)
     run.prepare(todo)
     run.embed_images(todo)
-    return publish.publish(todo, run.evaluate_datasets(todo))
+    return publish.publish(todo, evaluations.evaluate_datasets(todo))
 
 
 def track(monkeypatch, capsys, *arguments: str) -> tuple[int, dict]:

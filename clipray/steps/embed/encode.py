@@ -59,7 +59,7 @@ class Embedder:
         embeddings_ND, errors = encode(self.encoder, crops_NHWC, self.batch_size)
         if errors and all(errors):
             return f"it fails on images: {errors[0]}"
-        rows = _with_errors(task["rows"], errors)
+        rows = with_errors(task["rows"], errors)
         kept = [error is None for error in errors]
         part = embedded(rows, embeddings_ND[kept], self.encoder.dim, self.precision)
         self.store.write_table(task["places"][self.spec.name], part)
@@ -67,7 +67,7 @@ class Embedder:
         return None
 
 
-def _with_errors(rows: pa.Table, errors: list[str | None]) -> pa.Table:
+def with_errors(rows: pa.Table, errors: list[str | None]) -> pa.Table:
     """Rows of a shard with one backbone's errors in place where the image itself has none."""
     own = iter(errors)
     every = [known or next(own) for known in rows["error"].to_pylist()]

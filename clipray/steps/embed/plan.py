@@ -66,7 +66,11 @@ def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
 
 def plan(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> Work:
     """What is left to do for a split; complete artefacts are not looked into, save their manifests."""
-    whats = {spec.name: what(spec, campaign, index) for spec in specs}
+    return work(store, index, {spec.name: what(spec, campaign, index) for spec in specs})
+
+
+def work(store: Store, index: Index, whats: dict[str, dict]) -> Work:
+    """What is left to do for a split, given each backbone's WHAT."""
     addresses = {
         name: store.address("embeddings", index.dataset, index.split, name, what=whats[name])
         for name in whats

@@ -56,12 +56,13 @@ def prepare(
             failed[dataset] = "the embeddings of its class names are not finite"
             continue
         place = address(store, spec, precision, dataset, texts)
-        store.write_table(f"{place}/{PART}", _table(texts["classnames"], weights_CD))
+        store.write_table(f"{place}/{PART}", table(texts["classnames"], weights_CD))
         store.finish(place, what(spec, precision, texts))
     return failed
 
 
-def _table(names: list[str], weights_CD: np.ndarray) -> pa.Table:
+def table(names: list[str], weights_CD: np.ndarray) -> pa.Table:
+    """Class names with their vectors, as a classifier's file has them."""
     flat = pa.array(weights_CD.astype(np.float32).ravel())
     return pa.table(
         {"name": names, "weight": pa.FixedSizeListArray.from_arrays(flat, weights_CD.shape[1])}

@@ -63,7 +63,8 @@ def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
 
     scores = Scores(task.dataset, split.image_ids, split.labels_N, task.expected)
     score_support(scores, drawn, task.seeds)
-    score_spaces(scores, test)
+    if task.spaces:
+        score_spaces(scores, test)
     for head in named_heads(task.heads):
         fitted = score_head(scores, head, task, drawn, problems, test, pool)
         if task.save_fusers:

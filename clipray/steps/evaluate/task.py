@@ -25,6 +25,7 @@ class Task:
     folds: int
     save_fusers: bool = False
     alone: bool = True  # whether every fuser with labels is fitted on each backbone alone, too
+    spaces: bool = True  # whether the embeddings are a model's, so that measures of their spaces mean something
     costs: tuple[dict, ...] = field(  # of each backbone, see `cost.method_cost`
         default=(), metadata={"how": fingerprint.How("measured on some machine, not asked for")}
     )

@@ -37,7 +37,7 @@ def taught(
         known = {
             task.dataset: task
             for task in tasks
-            if "train" in task.embeddings and task.dataset not in failed
+            if "train" in task.embeddings and task.spaces and task.dataset not in failed
         }
         weights[name] = _weights(store, entry, known, compute, verbose, failed)
     left = [task for task in tasks if task.dataset not in failed]

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clipray import images, sources
+import pyarrow as pa
+
+from clipray import catalog, images, sources
 from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
+from clipray.steps import fits
 from clipray.steps.index.build import counted, few_images, label_remedy
 
 SPREAD = 16  # files that a sample is spread over at least, if there are as many
@@ -41,6 +44,8 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
         "repeats": None,
     }
     report |= {"classes": None, "templates": None, "errors": [], "warnings": []}
+    if dataset.given:
+        return _given(campaign, dataset, report)
     try:
         # a set that is not there at all is told before its missing class names
         for split in dataset.splits:
@@ -74,6 +79,51 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
     elif campaign.shots:
         report["warnings"].append("no train split: label-free methods only")
     return report
+
+
+def _given(campaign: Campaign, dataset: Dataset, report: dict[str, Any]) -> dict[str, Any]:
+    """The report of given vectors: all rows are looked at, for that is a matter of seconds."""
+    try:
+        names = sources.classnames(dataset, campaign.data_root)
+        uri = sources.location(dataset, campaign.data_root)
+        report |= {"classes": len(names), "templates": 0}
+        tables = fits.splits(dataset, uri, names)
+        for split, table in tables.items():
+            report["splits"][split] = _given_split(table, len(names))
+            _judge(campaign, report, split)
+        if not report["errors"]:
+            for backbone in catalog.own_backbones(dataset, campaign.backbones):
+                fits.facts(dataset, uri, backbone, names)
+    except (ConfigError, OSError) as error:
+        report["errors"].append(str(error).removeprefix(f"dataset {dataset.name}: "))
+        return report
+    if "train" in tables:
+        ids = [set(table["image_id"].to_pylist()) for table in tables.values()]
+        report["repeats"] = {"count": len(ids[0] & ids[1]), "keys": []}
+        _judge_shots(campaign, report, tables["train"]["label"].drop_null().to_pylist())
+    return report
+
+
+def _given_split(table: pa.Table, n_classes: int) -> dict[str, Any]:
+    """What `_split` tells, of the rows of given vectors."""
+    bad = table.filter(table["error"].is_valid())["key"].to_pylist()
+    labels = Counter(table["label"].drop_null().to_pylist())
+    inside = [count for label, count in labels.items() if 0 <= label < n_classes]
+    return {
+        "files": 0,
+        "images": len(table),
+        "read": len(table),
+        "corrupt": len(bad),
+        "corrupt_keys": [f"{key}: {fits.NO_LABEL}" for key in bad[:LISTED]],
+        "label_range": [min(labels), max(labels)] if labels else None,
+        "labels_out_of_range": labels.total() - sum(inside),
+        "per_class": [min(inside), max(inside)] if inside else None,
+        "classes_seen": len(inside),
+        "repeats": 0,
+        "sizes": None,
+        "left_out": {},
+        "whole": True,
+    }
 
 
 def _split(

@@ -14,7 +14,7 @@ from clipray.config.predict import ALL, Fit
 from clipray.errors import ConfigError
 from clipray.numerics import declared
 from clipray.steps import campaign as steps
-from clipray.steps import checks
+from clipray.steps import checks, evaluations
 from clipray.steps.embed import texts as classifiers
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach
@@ -111,7 +111,11 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
             raise ConfigError(
                 f"dataset {dataset.name} has no train split to learn from: write `shots: 0` to use its class names only"
             )
-        tested = frozenset(todo.works[dataset.name, "test"].index.table["image_id"].to_pylist())
+        tested = frozenset(
+            todo.works[dataset.name, "test"]
+            .index.table(todo.store, ["image_id"])["image_id"]
+            .to_pylist()
+        )
         todo.works = {key: work for key, work in todo.works.items() if key[1] == "train"}
     steps.prepare(todo)
     steps.embed_images(todo)
@@ -156,7 +160,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
         raise ConfigError(
             f"shots: the campaign has {', '.join(map(str, campaign.shots))}; `all` and 0 do, too"
         )
-    every, unlearned = teach.taught(todo.store, steps.tasks(todo), campaign.compute, verbose)
+    every, unlearned = teach.taught(todo.store, evaluations.tasks(todo), campaign.compute, verbose)
     own = [task for task in every if task.dataset == name]
     if not own:
         raise ConfigError(f"dataset {name}: it failed ({unlearned.get(name, 'see the report')})")
@@ -170,8 +174,11 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
             )
     place = evaluate.address(todo.store, task)
     done = todo.store.manifest(place) is not None
-    specs = todo.usable(name)
-    tested = frozenset(todo.works[name, "test"].index.table["image_id"].to_pylist())
+    usable = todo.usable(name)
+    specs = [spec for spec in todo.specs if spec.name in usable]
+    tested = frozenset(
+        todo.works[name, "test"].index.table(todo.store, ["image_id"])["image_id"].to_pylist()
+    )
     found = Lesson(
         **_common(todo, name, specs),
         train=task.embeddings["train"] if shots != 0 else (),
@@ -192,6 +199,12 @@ def needs_labels(method: choose.Candidate) -> bool:
     """Whether the head or the fuser learns from labels."""
     head, fuser = declared.heads()[method.head.head], declared.fusers()[method.fuser.fuser]
     return head.needs_labels or fuser.needs_labels
+
+
+def _image_ids(todo: steps.Plan, dataset: str) -> frozenset[str]:
+    """The ids of a dataset's test images, from which nothing may learn."""
+    table = todo.works[dataset, "test"].index.table(todo.store, ["image_id"])
+    return frozenset(table["image_id"].to_pylist())
 
 
 def _common(todo: steps.Plan, dataset: str, specs: list[Backbone]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from clipray.config.search import Tune
 from clipray.errors import ConfigError
 from clipray.progress import board, progress
 from clipray.steps import campaign as run
-from clipray.steps import cluster
+from clipray.steps import cluster, evaluations
 from clipray.steps.evaluate.plan import Task
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune import space as spaces
@@ -78,7 +78,7 @@ def prepare(config: Tune, verbose: bool, forget: bool = False) -> Search:
     run.prepare(todo)
     run.embed_images(todo)
     run.require_all(todo)
-    tasks = [task for task in run.tasks(todo) if "train" in task.embeddings]
+    tasks = [task for task in evaluations.tasks(todo) if "train" in task.embeddings]
     if not tasks:
         raise ConfigError(
             "datasets: none has a train split, and there is nothing else to choose settings on"

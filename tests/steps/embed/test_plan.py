@@ -21,6 +21,7 @@ from clipray.artefacts import index as parts
 from clipray.config import Campaign, Dataset
 from clipray.errors import ErrorBudget
 from clipray.steps import campaign as run
+from clipray.steps import evaluations
 from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed.decode import decode
@@ -104,7 +105,7 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     assert reworded.images == 0
     assert list(reworded.classifiers) == ["vit-p6-36"]
 
-    result = publish.publish(todo, run.evaluate_datasets(todo))
+    result = publish.publish(todo, evaluations.evaluate_datasets(todo))
     scores = Store(result["workspace"]).read_table("reports/small/scores.parquet").to_pandas()
     assert set(scores["n_expected"]) == {9}
     assert set(scores["n_scored"]) == {7}
@@ -129,7 +130,7 @@ def test_too_many_failures_are_recorded_whichever_run_wrote_the_shards(
         assert "compute.error_budget" in row["error"]
         assert todo.store.manifest(todo.works["pets", "test"].addresses["vit-p6-36"]) is None
         with pytest.raises(ErrorBudget, match="no dataset could be evaluated"):
-            run.evaluate_datasets(todo)
+            evaluations.evaluate_datasets(todo)
     assert todo.images == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from clipray import sources
 from clipray.artefacts import index as parts
-from clipray.config import Compute, Dataset, fingerprint
+from clipray.config import Compute, Dataset, GivenBackbone, HashSplit, fingerprint
 from clipray.errors import ConfigError
 from clipray.sources import folder as layout
 from clipray.steps.index.build import TEXTS, evenly, in_threads, index, reader, what
@@ -147,6 +147,10 @@ CHANGES = {  # another value of each field of a dataset
     "classnames": ("x", "y"),
     "templates": ("a {c}",),
     "options": {"label": "kind"},
+    "backbones": {"a": GivenBackbone(images="a.npy")},
+    "labels": "labels.npy",
+    "ids": "ids.npy",
+    "split": HashSplit(test=0.5),
 }
 
 

@@ -13,6 +13,7 @@ from clipray.config import parse
 from clipray.config.predict import Fit, Predict
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.steps import campaign as run
+from clipray.steps import evaluations
 from clipray.steps.embed import plan as embed
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.predict import apply, fit, lesson, register
@@ -36,7 +37,7 @@ def world(tmp_path_factory, local_ray):
     todo = run.plan(lesson.campaign_of(wanted))
     run.prepare(todo)
     run.embed_images(todo)
-    places = run.evaluate_datasets(todo)
+    places = evaluations.evaluate_datasets(todo)
     store, told = lesson.lesson(wanted)
     address = lesson.address(store, wanted.name, told)
     fit.make(store, wanted.name, address, told)

@@ -153,7 +153,9 @@ def test_the_demo_runs_as_a_submitted_job(head, tmp_path):
     (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"name"')]
     result = json.loads(line)
     assert result["workspace"] == f"{tmp_path}/ws"
-    assert result["headline"]["images"] == 80
+    assert (
+        result["headline"]["images"] == 40 + 30
+    )  # of the train split, one shot and two spare ones a class
     assert result["headline"]["failed_images"] == 0
     assert Path(result["report"]).is_file()
     assert Path(result["scores"]).is_file()

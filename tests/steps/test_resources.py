@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own: the other tests of a session share a Ray that has CPUs from the start.
 LATE = """
-import sys, threading, time
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.cluster_utils import Cluster
 from clipray.config import Campaign, Compute
@@ -22,19 +23,27 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR",
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
 assert "CPU" not in ray.cluster_resources()
-with heartbeat():
-    try:
-        resources.wait({"CPU": 1}, patience=1)
-    except ClusterError as error:
-        print("TOLD", error)
-    threading.Timer(3, lambda: cluster.add_node(num_cpus=2)).start()
+
+
+def work():
     values = {"workspace": sys.argv[1], "datasets": ["colours"], "backbones": ["vit-p6-36"]}
     todo = run.plan(Campaign(**values, precision="fp32", shots=(1,), seeds=1))
     run.prepare(todo)
     run.embed_images(todo)
     assert todo.failures == [], todo.failures
     assert run.plan(todo.campaign).images == 0
-    own = resources.obtain(Compute(), False, cpus=1)
+    return resources.obtain(Compute(), False, cpus=1)
+
+
+with heartbeat(), ThreadPoolExecutor(1) as threads:
+    try:
+        resources.wait({"CPU": 1}, patience=1)
+    except ClusterError as error:
+        print("TOLD", error)
+    working = threads.submit(work)
+    time.sleep(3)
+    cluster.add_node(num_cpus=2)  # here, for a node starts in the main thread alone
+    own = working.result()
 print("OWN", own.device, own.cpus)
 ray.shutdown()
 cluster.shutdown()

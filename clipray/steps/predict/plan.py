@@ -64,6 +64,8 @@ def plan(wanted: Predict, about: dict[str, Any], digest: str) -> Work:
     found = index(store, dataset, split, wanted.data_root, mapper, wanted.limit, labelled=False)
     if not len(found):
         raise ConfigError(f"images: {wanted.images} holds no image")
+    if targets and (odd := outside(found.table["label"], len(about["classnames"]))):
+        targets, remarks = False, [odd]
     what = {
         "model": digest,
         "images": found.content,
@@ -151,6 +153,21 @@ def _targets(wanted: Predict, dataset: Dataset, classnames: list[str]) -> tuple[
     return False, [
         f"{dataset.name} has other class names than the model, so its labels are not compared"
     ]
+
+
+def outside(labels: pa.ChunkedArray, classes: int) -> str:
+    """What to say of labels that are no class's number, for then the others may be off by one; "" where all are.
+
+    >>> outside(pa.chunked_array([[1, None, 2]]), 2)
+    "the images' labels are 1 to 2, the model's classes 0 to 1, so they are not compared"
+    >>> outside(pa.chunked_array([[0, None, 1]]), 2)
+    ''
+    """
+    bounds = pa.compute.min_max(labels)
+    low, high = bounds["min"].as_py(), bounds["max"].as_py()
+    if low is None or (low >= 0 and high < classes):
+        return ""
+    return f"the images' labels are {low} to {high}, the model's classes 0 to {classes - 1}, so they are not compared"
 
 
 def _names(dataset: Dataset, data_root: str) -> list[str]:

@@ -121,7 +121,29 @@ def _fitted(
         state = states[group.index(draw)]
     learned = head.needs_labels
     problem = views.shots(draw, train, weights, told.scales) if learned else [None] * len(weights)
-    return head, head.fit(problem, head.settings), state
+    heads = head.fit(problem, head.settings)
+    return head, heads, _taught(fuser, state, head, heads, train, weights, told.scales)
+
+
+def _taught(
+    fuser: Any,
+    state: Any,
+    head: Any,
+    heads: list,
+    train: "Split | None",
+    weights: tuple,
+    scales: tuple,
+) -> Any:
+    """The fuser's state as unlabelled images teach it, where it has an `adapt` and its settings want some.
+
+    They are those of the train split, also where an evaluation takes the very images to be labelled: these are not
+    known when a model is fitted, and a state that they change would label no single image.
+    """
+    adapt = getattr(fuser, "adapt", None)
+    if adapt is None or train is None or getattr(state.settings, "unlabelled", "none") == "none":
+        return state
+    logits_NMC = views.logits(head, heads, train.embeddings, weights, scales)
+    return adapt(state, logits_NMC, train.embeddings)
 
 
 def _parts(

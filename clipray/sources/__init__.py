@@ -16,8 +16,20 @@ import pyarrow.compute as pc
 from clipray.config import Dataset, fingerprint
 from clipray.errors import ConfigError
 from clipray.schema import INDEX
-from clipray.sources import bundled, drawn, folder, given, names, parquet, pointers, texts, wds
-from clipray.sources.chunks import VALIDATION, Chunk, Sample
+from clipray.sources import (
+    bundled,
+    drawn,
+    flat,
+    folder,
+    given,
+    listed,
+    names,
+    parquet,
+    pointers,
+    texts,
+    wds,
+)
+from clipray.sources.chunks import LENIENT, VALIDATION, Chunk, Sample
 from clipray.sources.storage import is_remote, local, resolve, shown
 
 __all__ = [
@@ -25,6 +37,7 @@ __all__ = [
     *(
         "contents",
         "left_out",
+        "lenient",
         "listing",
         "location",
         "numbered",
@@ -60,6 +73,11 @@ def scan(chunk: Chunk, left: Counter | None = None) -> Iterator[Sample]:
     for sample in FORMATS[chunk.format].scan(chunk, Counter() if left is None else left):
         reason = None if sample.data is None else pointers.reason(sample.data)
         yield sample._replace(data=None, error=reason) if reason else sample
+
+
+def lenient(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Chunks of which a sample without a label is none the worse."""
+    return [chunk._replace(options={**chunk.options, LENIENT: True}) for chunk in chunks]
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
@@ -293,5 +311,16 @@ def _refuse_swapped(dataset: Dataset, known: Sequence[str], given: Sequence[str]
         )
 
 
-FORMATS = {"folder": folder, "parquet": parquet, "wds": wds, "drawn": drawn, "sklearn": bundled}
-FORMATS |= {"embeddings": given, "logits": given}
+FORMATS = {
+    "folder": folder,
+    "parquet": parquet,
+    "wds": wds,
+    "drawn": drawn,
+    "sklearn": bundled,
+    # vectors of models that clipray need not load
+    "embeddings": given,
+    "logits": given,
+    # images without labels, to predict on
+    "flat": flat,
+    "listed": listed,
+}

@@ -10,6 +10,8 @@ from clipray.sources.storage import entries, shown
 VALIDATION = ("validation", "valid", "val", "dev", "eval")
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", *VALIDATION)}
 
+LENIENT = "lenient"  # an option of chunks: a sample without a label is none the worse
+
 
 class Chunk(NamedTuple):
     """A deterministic group of samples that is read as one: JSON can hold it and a worker can unpickle it.

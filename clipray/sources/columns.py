@@ -39,13 +39,19 @@ def chosen(dataset: Dataset, schema: pa.Schema, path: str) -> Columns:
             "  For strings write `options: {labels: [<each string, in label order>]}`, or name another column:"
             " `options: {label: …}`."
         )
-    kind = schema.field(image).type
-    if not _holds_images(kind):
-        raise ConfigError(
-            f"dataset {dataset.name}: column {image!r} of {shown(path)} holds {kind}, not image bytes,"
-            " struct<bytes, path> or paths.\n  Name another column: `options: {image: …}`."
-        )
+    _check_images(dataset, schema, image, path)
     return Columns(image, label, labels)
+
+
+def image_of(dataset: Dataset, schema: pa.Schema, usual: tuple[str, ...], path: str) -> str:
+    """The image column of a file that need not have labels; raises as `chosen` does.
+
+    Args:
+        usual: the names that it may have, unless `options: {image: …}` says it.
+    """
+    image = _column(dataset, schema, "image", usual, path)
+    _check_images(dataset, schema, image, path)
+    return image
 
 
 def class_names(schema: pa.Schema, columns: Columns) -> list[str] | None:
@@ -86,6 +92,15 @@ def paths_to_follow(footer: pq.FileMetaData, group: int, image: str) -> str | No
             if counts is not None and counts.has_null_count and not counts.null_count:
                 return None
     return f"{image}.path"
+
+
+def _check_images(dataset: Dataset, schema: pa.Schema, image: str, path: str) -> None:
+    kind = schema.field(image).type
+    if not _holds_images(kind):
+        raise ConfigError(
+            f"dataset {dataset.name}: column {image!r} of {shown(path)} holds {kind}, not image bytes,"
+            " struct<bytes, path> or paths.\n  Name another column: `options: {image: …}`."
+        )
 
 
 def _labels(dataset: Dataset) -> list[str]:

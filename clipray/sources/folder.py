@@ -64,7 +64,7 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     found = []
     for label, name in enumerate(classes(dataset, uri)):
         for real in folders.get(name, ()):
-            inner = _files(join(folder, real), present[real], left)
+            inner = files_below(join(folder, real), present[real], left)
             found += [(f"{real}/{path}", label, info) for path, info in inner]
     if not found:
         wanted = f"{dataset.splits[split]}/<class folder>/<image>"
@@ -131,7 +131,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _files(uri: str, info: dict, left: Counter) -> list[tuple[str, dict]]:
+def files_below(uri: str, info: dict, left: Counter) -> list[tuple[str, dict]]:
     """(path below `uri`, info) of every sample, however deep, sorted; counts what is left out."""
     if is_remote(uri):
         return _remote_files(uri, left)

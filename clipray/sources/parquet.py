@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from clipray.config import Dataset
 from clipray.errors import ConfigError
 from clipray.sources import columns, pointers
-from clipray.sources.chunks import Chunk, Sample, folder_named, nothing_for
+from clipray.sources.chunks import LENIENT, Chunk, Sample, folder_named, nothing_for
 from clipray.sources.storage import (
     entries,
     is_folder,
@@ -47,7 +47,7 @@ _kept: dict[tuple, pa.ChunkedArray] = {}
 def classes(dataset: Dataset, uri: str) -> list[str] | None:
     """The strings of `options: {labels: […]}`, or the names in the first file's schema (as the hub writes them)."""
     for split in dataset.splits:
-        for path, info in _files(dataset, split, uri)[:1]:
+        for path, info in files_of(dataset, split, uri)[:1]:
             schema = _footer(dataset, path, info).schema.to_arrow_schema()
             return columns.class_names(schema, columns.chosen(dataset, schema, path))
     return None
@@ -55,7 +55,7 @@ def classes(dataset: Dataset, uri: str) -> list[str] | None:
 
 def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
     """One chunk per row group, in the order of the files' names."""
-    files = _files(dataset, split, uri)
+    files = files_of(dataset, split, uri)
     if not files:
         raise nothing_for(dataset, split, uri, f"{dataset.splits[split]}-*.parquet")
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -67,15 +67,16 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
         for group in range(footer.num_row_groups):
             count = footer.row_group(group).num_rows
             chunk = Chunk("parquet", path, group, count, (), options, state([info]))
-            chunks.append(_with_targets(chunk, footer))
+            chunks.append(with_targets(chunk, footer))
     return chunks
 
 
 def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every row of a row group in order."""
     name = f"{shown(chunk.uri.rpartition('/')[2])}#{chunk.start}"
+    wanted = chunk.options["label"]  # None in a list of images without labels
     try:
-        table = _read(chunk, [chunk.options["image"], chunk.options["label"]])
+        table = _read(chunk, [each for each in (chunk.options["image"], wanted) if each])
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -85,7 +86,9 @@ def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
             )
         return
     for row in range(table.num_rows):
-        label, error = _label(chunk, table[chunk.options["label"]][row].as_py())
+        label, error = _label(chunk, table[wanted][row].as_py()) if wanted else (None, None)
+        if chunk.options.get(LENIENT):
+            error = None
         data = _bytes(chunk, table[chunk.options["image"]][row].as_py())
         if isinstance(data, Exception):
             data, error = None, str(data)
@@ -99,7 +102,7 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
         yield _bytes(chunk, column[row].as_py())
 
 
-def _files(dataset: Dataset, split: str, uri: str) -> list[tuple[str, dict]]:
+def files_of(dataset: Dataset, split: str, uri: str) -> list[tuple[str, dict]]:
     """Path and facts of each file of a split, from the first place that has any; empty where none has.
 
     The places, in this order: files in the dataset's folder whose names are the split's, a folder of the split's name
@@ -171,7 +174,7 @@ def _footer(dataset: Dataset, path: str, info: dict) -> pq.FileMetaData:
         ) from error
 
 
-def _with_targets(chunk: Chunk, footer: pq.FileMetaData) -> Chunk:
+def with_targets(chunk: Chunk, footer: pq.FileMetaData) -> Chunk:
     """A chunk whose state has that of the files that its rows name by path."""
     column = columns.paths_to_follow(footer, chunk.start, chunk.options["image"])
     if column is None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from clipray.config import Dataset
 from clipray.errors import ConfigError
 from clipray.sources import pointers, tars
-from clipray.sources.chunks import Chunk, Sample, folder_named, nothing_for
+from clipray.sources.chunks import LENIENT, Chunk, Sample, folder_named, nothing_for
 from clipray.sources.storage import entries, join, opened, read_ranges, shown, state
 from clipray.sources.tars import Member
 from clipray.sources.texts import lines
@@ -74,7 +74,7 @@ def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
         for key, group in itertools.groupby(members, key=lambda member: member.key):
             for stem, parts in _samples(list(group), left):
                 name = f"{tar_name}/{shown(key)}{'.' if stem else ''}{shown(stem)}"
-                yield _sample(row, name, parts)
+                yield _sample(row, name, parts, chunk.options.get(LENIENT, False))
                 row += 1
     for reason in broken:
         yield Sample(row, f"{tar_name}/(the rest)", None, None, error=reason)
@@ -117,10 +117,12 @@ def _samples(members: Sequence[Member], left: Counter) -> list[tuple[str, list[M
     return list(stems.items())
 
 
-def _sample(row: int, key: str, members: Sequence[Member]) -> Sample:
+def _sample(row: int, key: str, members: Sequence[Member], lenient: bool) -> Sample:
     images = [member for member in members if _kind(member) == "image"]
     labels = [member for member in members if _kind(member) == "cls"]
     label, error = None, None
+    if lenient and len(images) == 1 and not labels and images[0].data is not None:
+        return Sample(row, key, images[0].data, None, images[0].offset)
     if len(images) != 1 or len(labels) != 1:
         error = (
             f"{len(images)} images and {len(labels)} .cls under one key; one of each is needed, side by side in the tar"

@@ -30,6 +30,7 @@ def index(
     mapper: Mapper,
     limit: int = 0,
     names: Sequence[str] | None = None,
+    labelled: bool = True,
 ) -> Index:
     """The index of a split, looked up in the store if its source has not changed, else made and kept there.
 
@@ -41,13 +42,18 @@ def index(
         mapper: how the parts are made: `in_threads`, or Ray tasks.
         limit: images to take of it, evenly over classes; 0 for all.
         names: the class names, where they are known already.
+        labelled: whether images without a label are of no use; else labels are taken as they are.
 
     Raises:
         ConfigError: no image can be read, or a label is of no class.
     """
-    names = sources.classnames(dataset, data_root) if names is None else names
+    if labelled and names is None:
+        names = sources.classnames(dataset, data_root)
     chunks = sources.listing(dataset, split, data_root)
     made_of = what(dataset, split, chunks)
+    if not labelled:
+        chunks = sources.lenient(chunks)
+        made_of |= {"labels": "not needed"}
     address = store.address("index", dataset.name, split, what=made_of)
     location = parts.location_name(sources.location(dataset, data_root))
     manifest = store.manifest(address)
@@ -56,8 +62,10 @@ def index(
     elif location not in manifest["locations"]:
         manifest = _also_at(store, address, made_of, location, chunks, manifest)
     counts = Counts(**manifest["counts"])
-    check(dataset.name, split, counts, len(names))
-    remarks = tuple(_remarks(split, counts, len(names)))
+    remarks: tuple[str, ...] = ()
+    if labelled:
+        check(dataset.name, split, counts, len(names))
+        remarks = tuple(_remarks(split, counts, len(names)))
     found = Index(
         dataset=dataset.name,
         split=split,

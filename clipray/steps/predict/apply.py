@@ -10,7 +10,7 @@ from clipray.config.predict import Predict
 from clipray.errors import ConfigError
 from clipray.numerics import declared
 from clipray.progress import progress
-from clipray.steps import cluster, failures
+from clipray.steps import failures, resources
 from clipray.steps.embed import plan as embed
 from clipray.steps.predict import plan as plans
 from clipray.store import Store
@@ -123,12 +123,10 @@ def _run(job: Job, work: plans.Work, kept: embed.Work | None, verbose: bool) -> 
     compute = job.wanted.compute
     fusion = Fusion(job.folder)
     fusion.specs  # noqa: B018 - other weights than the model's are told before Ray starts
-    resources = cluster.connect(compute, verbose)
-    device = cluster.device(compute, resources)
     used = fusion.stages[-1].backbones
     costs = {fusion.backbones[m]: fusion.cards[m]["seconds_per_image"] for m in used}
-    gpus = resources.get("GPU", 0) if device == "cuda" else 0
-    pools = share(costs, resources["CPU"], gpus, compute)
+    own = resources.obtain(compute, verbose, len(costs) + 1, len(costs))
+    pools = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
     keep = {m: kept.addresses[fusion.backbones[m]] for m in used} if kept is not None else {}
     with progress("images", work.images, "images") as advance:
         done = write.run(
@@ -141,7 +139,7 @@ def _run(job: Job, work: plans.Work, kept: embed.Work | None, verbose: bool) -> 
             keep,
             compute,
             pools,
-            device,
+            own.device,
         )
         for one in done:
             advance(one["images"])

@@ -4,18 +4,19 @@ A shard of images is one file of predictions with a name of its own, written who
 the shards that lack one.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from clipray import catalog, fingerprint, sources
+from clipray.artefacts.index import Index, Shard, read
 from clipray.config import Dataset, names
 from clipray.config.predict import Predict
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.sources import storage
-from clipray.steps.index.build import Index, index, reader
+from clipray.steps.index.build import index, reader
 from clipray.store import Store
 
 FOLDER = "predictions"
@@ -37,15 +38,15 @@ class Work:
     targets: bool  # whether labels are known, and are of the model's classes
     remarks: tuple[str, ...] = ()
 
-    def shards(self) -> Iterator[tuple[str, pa.Table]]:
-        """File name and index rows of every shard."""
+    def shards(self) -> Iterator[Shard]:
+        """Every shard, in order."""
         return self.index.shards(SHARD_ROWS)
 
     @property
     def images(self) -> int:
         """Images in shards with something to do."""
         wanted = set(self.todo)
-        return sum(len(rows) for name, rows in self.shards() if name in wanted)
+        return sum(shard.rows for shard in self.shards() if shard.name in wanted)
 
 
 def plan(wanted: Predict, about: dict[str, Any], digest: str) -> Work:
@@ -64,7 +65,7 @@ def plan(wanted: Predict, about: dict[str, Any], digest: str) -> Work:
     found = index(store, dataset, split, wanted.data_root, mapper, wanted.limit, labelled=False)
     if not len(found):
         raise ConfigError(f"images: {wanted.images} holds no image")
-    if targets and (odd := outside(found.table["label"], len(about["classnames"]))):
+    if targets and (odd := outside(_labels(store, found), len(about["classnames"]))):
         targets, remarks = False, [odd]
     what = {
         "model": digest,
@@ -80,8 +81,15 @@ def plan(wanted: Predict, about: dict[str, Any], digest: str) -> Work:
     there = set() if store.manifest(address) else store.names(address)
     todo = ()
     if store.manifest(address) is None:
-        todo = tuple(name for name, _ in found.shards(SHARD_ROWS) if name not in there)
+        names_of = (shard.name for shard in found.shards(SHARD_ROWS))
+        todo = tuple(name for name in names_of if name not in there)
     return Work(store, dataset, found, address, what, todo, targets, tuple(remarks))
+
+
+def _labels(store: Store, found: Index) -> list[int]:
+    """The labels that stand in a collection, from the counts of its index."""
+    counts = store.manifest(found.address)["counts"]
+    return sorted(int(label) for label in counts["labels"])
 
 
 def only(work: Work, names: Collection[str]) -> Work:
@@ -155,18 +163,17 @@ def _targets(wanted: Predict, dataset: Dataset, classnames: list[str]) -> tuple[
     ]
 
 
-def outside(labels: pa.ChunkedArray, classes: int) -> str:
+def outside(labels: Sequence[int], classes: int) -> str:
     """What to say of labels that are no class's number, for then the others may be off by one; "" where all are.
 
-    >>> outside(pa.chunked_array([[1, None, 2]]), 2)
+    >>> outside([1, 2], 2)
     "the images' labels are 1 to 2, the model's classes 0 to 1, so they are not compared"
-    >>> outside(pa.chunked_array([[0, None, 1]]), 2)
+    >>> outside([0, 1], 2)
     ''
     """
-    bounds = pa.compute.min_max(labels)
-    low, high = bounds["min"].as_py(), bounds["max"].as_py()
-    if low is None or (low >= 0 and high < classes):
+    if not labels or (labels[0] >= 0 and labels[-1] < classes):
         return ""
+    low, high = labels[0], labels[-1]
     return f"the images' labels are {low} to {high}, the model's classes 0 to {classes - 1}, so they are not compared"
 
 
@@ -194,12 +201,13 @@ def finish(work: Work, budget: float, **facts: Any) -> dict[str, Any]:
         return done["counts"]
     counts = {"images": 0, "labelled": 0, "failed": 0, "scored": 0, "right": 0, "gflops": 0.0}
     columns = ["image_id", "class", "target", "gflops", "error"]
-    for name, rows in work.shards():
-        table = work.store.read_table(f"{work.address}/{name}", columns)
+    for shard in work.shards():
+        table = work.store.read_table(f"{work.address}/{shard.name}", columns)
+        rows, _ = read(work.store, work.index.place, *shard[1:])
         if table["image_id"].to_pylist() != rows["image_id"].to_pylist():
             raise ConfigError(
-                f"{work.store.place(work.address)}/{name} holds other images than its index: remove that folder and "
-                "run again"
+                f"{work.store.place(work.address)}/{shard.name} holds other images than its index: remove that folder "
+                "and run again"
             )
         _count(counts, table)
     told = _told(counts)
@@ -210,7 +218,7 @@ def finish(work: Work, budget: float, **facts: Any) -> dict[str, Any]:
             f"({allowed:g}); their reasons are in {work.store.place(work.address)}. Mend the images, or raise "
             "compute.error_budget (a fraction below 1, or a count)"
         )
-    shards = [name for name, _ in work.shards()]
+    shards = [shard.name for shard in work.shards()]
     work.store.finish(work.address, work.what, counts=told, shards=shards, **facts)
     return told
 
@@ -238,14 +246,8 @@ def _told(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def items(work: Work) -> Iterator[dict[str, Any]]:
-    """The shards that lack predictions, each with all that a worker needs to read it."""
+    """The shards that lack predictions, by their numbers; a worker looks up their images."""
     wanted = set(work.todo)
-    for name, rows in work.shards():
-        if name not in wanted:
-            continue
-        numbers = sorted(set(rows["chunk"].to_pylist()))
-        yield {
-            "shard": name,
-            "chunks": {number: work.index.chunks[number] for number in numbers},
-            "rows": rows,
-        }
+    for shard in work.shards():
+        if shard.name in wanted:
+            yield {"shard": shard.name, "index": work.index.place, "piece": tuple(shard[1:])}

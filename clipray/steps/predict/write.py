@@ -13,33 +13,36 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import backbones, encoding, images, schema, sources
-from clipray.artefacts import fused_model
+from clipray.artefacts import fused_model, index
 from clipray.config import Compute, Pool
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
-from clipray.steps.embed.plan import embedded
+from clipray.steps.embed.encode import embedded
 from clipray.store import Store
 
 RUNNING = ("image_id", "key", "label")  # what of an index's row a prediction needs
 
 
-def decode(table: pa.Table, groups: list[images.Preprocess], max_pixels: int) -> pa.Table:
+def decode(
+    table: pa.Table, store: Store, groups: list[images.Preprocess], max_pixels: int
+) -> pa.Table:
     """One shard: read, decode, and crop for every preprocess group.
 
     Args:
         table: one row with the pickled `task`.
+        store: where the index lies.
         groups: those of the backbones that run. max_pixels: larger images are refused before they are decoded.
 
     Returns:
         One row: the task with each image's error, and per group the uint8 crops of the readable images as bytes.
     """
     task = pickle.loads(table["task"][0].as_py())
-    known = task["rows"]["error"].to_pylist()
-    data = sources.contents(task["chunks"], task["rows"])
+    rows, chunks = index.read(store, task["index"], *task["piece"])
+    known = rows["error"].to_pylist()
+    data = sources.contents(chunks, rows)
     crops, errors = encoding.cropped(data, known, groups, max_pixels)
-    task |= {"rows": task["rows"].select(RUNNING), "errors": errors, "embeddings": {}}
+    task |= {"rows": rows.select(RUNNING), "errors": errors, "embeddings": {}}
     task["cropped"] = [row for row, error in enumerate(errors) if error is None]
-    del task["chunks"]
     columns = {
         column(group): pa.array([b"".join(parts)], pa.large_binary())
         for group, parts in crops.items()
@@ -193,7 +196,7 @@ def run(
     numbers = sorted(fusion.stages[-1].backbones, key=lambda m: (fusion.group(m), m))
     groups = sorted({fusion.group(m) for m in numbers})
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        partial(decode, groups=groups, max_pixels=fusion.about["max_pixels"]),
+        partial(decode, store=store, groups=groups, max_pixels=fusion.about["max_pixels"]),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=compute.decode_cpus,

@@ -96,8 +96,8 @@ class Fusion:
     def gflops(self, ran: Sequence[int]) -> float:
         """10⁹ floating-point operations of one image, if these backbones ran."""
         costs = [{"gflops": card.get("image_gflops", float("nan"))} for card in self.cards]
-        shape = len(self.backbones), len(self.classnames)
-        added = cost.fuser_flops(self.state, *shape) / 1e9
+        shape = len(self.backbones), len(self.classnames), [card["dim"] for card in self.cards]
+        added = self.fuser.flops(self.state, *shape) / 1e9
         return cost.method_cost(ran, costs, added)["gflops"]
 
     def group(self, number: int) -> images.Preprocess:

@@ -17,13 +17,13 @@ from clipray.config.predict import ALL
 from clipray.errors import ConfigError
 from clipray.steps.embed import texts as classifiers
 from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.evaluate import score as views
 from clipray.steps.predict import choose
 from clipray.steps.predict.lesson import Lesson, needs_labels
 from clipray.store import Store, provenance
 
 if TYPE_CHECKING:
-    from clipray.steps.evaluate.plan import Split
+    from clipray.numerics.heads.cross_fit import View
+    from clipray.steps.evaluate.read import Split
 
 FILES = ("weights", "config")  # of a backbone's entry
 
@@ -53,11 +53,12 @@ def _train(store: Store, told: Lesson, classes: int) -> "Split":
     import torch
 
     from clipray.numerics import draws
+    from clipray.steps.evaluate import read
 
-    train = evaluate.read_split(store, told.train, classes)
+    train = read.read_split(store, told.train, classes)
     rows = np.flatnonzero(draws.apart(train.image_ids, told.test_ids))
     rows_N = torch.from_numpy(rows)
-    return evaluate.Split(
+    return read.Split(
         [train.image_ids[row] for row in rows],
         train.labels_N[rows_N],
         tuple(e_ND[rows_N] for e_ND in train.embeddings),
@@ -94,8 +95,10 @@ def _fitted(
     import torch
 
     from clipray.numerics.fusers import FUSERS, settings_of
-    from clipray.numerics.heads import head_of
+    from clipray.numerics.heads import cross_fit, head_of
+    from clipray.steps.evaluate import score
 
+    views = None if train is None else _views(told, weights, train)
     fuser, entry = FUSERS[method.fuser.fuser], method.fuser
     own = (0, 0) if draw is None else (draw.shots, draw.seed)
     head = head_of(method.head.head, method.head.settings_for(*own))
@@ -105,7 +108,7 @@ def _fitted(
         settings = settings_of(entry.fuser, entry.settings_for(0, 0))
         empty = torch.zeros(0, len(weights), len(weights[0]))
         nothing = tuple(torch.zeros(0, card["dim"]) for card in told.cards)
-        (state,) = fuser.fit([views.nothing(empty, nothing)], settings)
+        (state,) = fuser.fit([score.nothing(empty, nothing)], settings)
     else:
         group = [
             one
@@ -114,36 +117,39 @@ def _fitted(
         ]
         supports = []
         for one in group:
-            problem = views.shots(one, train, weights, told.scales)
+            problem = cross_fit.shots_of(views, train.labels_N, one.rows_K, one.seed)
             kind = head_of(method.head.head, method.head.settings_for(one.shots, one.seed))
-            supports.append(views.support(kind, problem, told.folds))
+            supports.append(cross_fit.support(kind, problem, told.folds))
         states = fuser.fit(supports, settings_of(entry.fuser, entry.settings_for(*own)))
         state = states[group.index(draw)]
-    learned = head.needs_labels
-    problem = views.shots(draw, train, weights, told.scales) if learned else [None] * len(weights)
+    problem: list = [None] * len(weights)
+    if head.needs_labels:
+        problem = cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed)
     heads = head.fit(problem, head.settings)
-    return head, heads, _taught(fuser, state, head, heads, train, weights, told.scales)
+    return head, heads, _taught(fuser, state, head, heads, views)
 
 
-def _taught(
-    fuser: Any,
-    state: Any,
-    head: Any,
-    heads: list,
-    train: "Split | None",
-    weights: tuple,
-    scales: tuple,
-) -> Any:
+def _views(told: Lesson, weights: tuple, train: "Split") -> "list[View]":
+    """Each backbone as it sees the train split."""
+    from clipray.numerics.heads.cross_fit import View
+
+    every = zip(told.backbones, weights, told.scales, train.embeddings, strict=True)
+    return [View(name, w_CD, *scale, e_ND) for name, w_CD, scale, e_ND in every]
+
+
+def _taught(fuser: Any, state: Any, head: Any, heads: list, views: "list[View] | None") -> Any:
     """The fuser's state as unlabelled images teach it, where it has an `adapt` and its settings want some.
 
     They are those of the train split, also where an evaluation takes the very images to be labelled: these are not
     known when a model is fitted, and a state that they change would label no single image.
     """
-    adapt = getattr(fuser, "adapt", None)
-    if adapt is None or train is None or getattr(state.settings, "unlabelled", "none") == "none":
+    from clipray.numerics.heads import cross_fit
+
+    wants = getattr(state.settings, "unlabelled", "none") != "none"
+    if fuser.adapt is None or views is None or not wants:
         return state
-    logits_NMC = views.logits(head, heads, train.embeddings, weights, scales)
-    return adapt(state, logits_NMC, train.embeddings)
+    logits_NMC = cross_fit.logits(head, heads, views)
+    return fuser.adapt(state, logits_NMC, tuple(view.embeddings_ND for view in views))
 
 
 def _parts(

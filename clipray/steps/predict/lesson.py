@@ -23,7 +23,7 @@ from clipray.store import Store
 
 FIT = "clipray.steps.predict.fit:make"  # that fits it
 SHOTS = 16  # where a config does not say
-WITH_LABELS, WITHOUT = "guarded", "log_avg"  # the fusers where a config does not say
+WITH_LABELS, WITHOUT = "guarded_pool", "log_avg"  # the fusers where a config does not say
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,7 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
             raise ConfigError(
                 f"dataset {dataset.name} has no train split to learn from: write `shots: 0` to use its class names only"
             )
-        tested = frozenset(
-            todo.works[dataset.name, "test"]
-            .index.table(todo.store, ["image_id"])["image_id"]
-            .to_pylist()
-        )
+        tested = _image_ids(todo, dataset.name)
         todo.works = {key: work for key, work in todo.works.items() if key[1] == "train"}
     steps.prepare(todo)
     steps.embed_images(todo)
@@ -176,9 +172,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
     done = todo.store.manifest(place) is not None
     usable = todo.usable(name)
     specs = [spec for spec in todo.specs if spec.name in usable]
-    tested = frozenset(
-        todo.works[name, "test"].index.table(todo.store, ["image_id"])["image_id"].to_pylist()
-    )
+    tested = _image_ids(todo, name)
     found = Lesson(
         **_common(todo, name, specs),
         train=task.embeddings["train"] if shots != 0 else (),

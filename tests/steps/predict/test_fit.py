@@ -17,7 +17,15 @@ from clipray.steps.predict.lesson import Lesson
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
 
 HEADS = ("zero_shot", "tip_adapter", "linear_probe")
-FUSERS = ("log_avg", "c_log_avg", "weighted", "nlc", "guarded", "best_single_on_support")
+FUSERS = (
+    "log_avg",
+    "c_log_avg",
+    "weighted",
+    "nlc",
+    "guarded_pool",
+    "guarded_single",
+    "best_single_on_support",
+)
 CARD = {
     "dim": DIM,
     "image_gflops": 1.0,

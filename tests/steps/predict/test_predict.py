@@ -106,7 +106,7 @@ def test_predict_says_what_the_evaluation_says_and_keeps_embeddings(world):
     # the same command again does nothing; what is lost is made anew, and only that
     again = apply.prepare(wanted(world, "own", keep_embeddings=True))
     assert (again.work.images, apply.label(again)) == (0, told)
-    files = {name: store.read(f"{job.work.address}/{name}") for name, _ in job.work.shards()}
+    files = {name: store.read(f"{job.work.address}/{name}") for name, *_ in job.work.shards()}
     for name in ("manifest.json", "000000256.parquet"):
         store.fs.rm(f"{store.root}/{job.work.address}/{name}")
     part = apply.prepare(wanted(world, "own"))

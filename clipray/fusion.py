@@ -15,6 +15,8 @@ from clipray.artefacts.fused_model import Folder
 from clipray.config import Backbone
 from clipray.errors import ConfigError
 from clipray.fingerprint import plain
+from clipray.numerics.cascade.fitted import Stage as LeftAt
+from clipray.numerics.cascade.fitted import apply_stage, cascade_from_parts
 from clipray.numerics.contracts import State
 from clipray.numerics.fusers import FUSERS, from_parts
 from clipray.numerics.heads import FITTED_HEADS, head_of
@@ -58,6 +60,8 @@ class Fusion:
         self.state = from_parts(
             about["fuser"]["fuser"], _below(tensors, "fuser/"), about["fuser"]["state"]
         )
+        told = about["cascade"]
+        self.cascade = told and cascade_from_parts(_below(tensors, "cascade/"), told)
 
     @cached_property
     def specs(self) -> list[Backbone]:
@@ -86,11 +90,16 @@ class Fusion:
     @property
     def used(self) -> list[int]:
         """Numbers of the backbones that have a say; those that a fuser gives no weight need not run."""
+        if self.cascade:
+            return sorted(self.cascade.order)
         return list(cost.backbones_used(self.state, len(self.backbones)))
 
     @property
     def stages(self) -> list[Stage]:
         """What runs, in order; one stage where there is no cascade."""
+        if self.cascade:
+            order = self.cascade.order
+            return [Stage(order[: end + 1]) for end in range(len(order))]
         return [Stage(tuple(self.used))]
 
     def gflops(self, ran: Sequence[int]) -> float:
@@ -142,8 +151,59 @@ class Fusion:
         )
         return self.fuser.apply(self.state, logits_NMC, filled)
 
-    def answers(self, embeddings: Sequence[np.ndarray | None]) -> list[dict[str, Any]]:
-        """What the model says of N images: `label`, `class`, `probability`, `top5`, `backbones_used`, `gflops`."""
+    def leaves(self, stage: int, embeddings: Sequence[np.ndarray | None]) -> np.ndarray:
+        """Which images need no more than the backbones of a stage of the cascade, bool N.
+
+        Args:
+            embeddings: M arrays N×D_m; those of later stages may be None.
+        """
+        return self._stage(stage, embeddings).leaves_N.numpy()
+
+    def _stage(self, stage: int, embeddings: Sequence[np.ndarray | None]) -> LeftAt:
+        members = self.cascade.members(stage)
+        own = [e_ND if m in members else None for m, e_ND in enumerate(embeddings)]
+        logits_NMC = self.logits(own)[:, members]
+        parts = [torch.from_numpy(np.ascontiguousarray(own[m], np.float32)) for m in members]
+        return apply_stage(self.cascade, stage, logits_NMC, parts)
+
+    def _staged(
+        self, embeddings: Sequence[np.ndarray | None], stage_N: np.ndarray | None
+    ) -> list[dict[str, Any]]:
+        """As `answers`, of a cascade."""
+        count = next(len(e_ND) for e_ND in embeddings if e_ND is not None)
+        rows: list[dict[str, Any]] = [{}] * count
+        left_N = np.arange(count)
+        for stage, about in enumerate(self.stages):
+            if not len(left_N):
+                break
+            there = [
+                e_ND[left_N] if m in about.backbones else None for m, e_ND in enumerate(embeddings)
+            ]
+            said = self._stage(stage, there)
+            gone_N = said.leaves_N.numpy() if stage_N is None else stage_N[left_N] == stage
+            more = {
+                "backbones_used": [self.backbones[m] for m in about.backbones],
+                "gflops": self.cascade.gflops[stage],
+            }
+            found = best(said.log_probs_NC, self.classnames)
+            for row, answer, gone in zip(left_N, found, gone_N, strict=True):
+                if gone:
+                    rows[row] = answer | more
+            left_N = left_N[~gone_N]
+        return rows
+
+    def answers(
+        self, embeddings: Sequence[np.ndarray | None], stage_N: np.ndarray | None = None
+    ) -> list[dict[str, Any]]:
+        """What the model says of N images: `label`, `class`, `probability`, `top5`, `backbones_used`, `gflops`.
+
+        Args:
+            embeddings: M arrays N×D_m; None for backbones that did not run.
+            stage_N: of a cascade, the stage at which each image has left, so that rows of later stages' embeddings are
+                not looked at; None: as the thresholds say, of images that every backbone has seen.
+        """
+        if self.cascade:
+            return self._staged(embeddings, stage_N)
         ran = [m for m, e_ND in enumerate(embeddings) if e_ND is not None]
         names, gflops = [self.backbones[m] for m in ran], self.gflops(ran)
         answers = best(self.fuse(self.logits(embeddings), embeddings), self.classnames)

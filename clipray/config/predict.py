@@ -10,6 +10,22 @@ from clipray.fingerprint import How
 ALL = "all"  # every labelled image of the train split
 
 
+class Cascade(Strict):
+    """Backbones run in order of cost, and sure images leave, by thresholds from the support set alone."""
+
+    max_accuracy_drop: float | None = Field(
+        None, ge=0, lt=1
+    )  # of top-1 against the full fusion, a fraction
+    max_gflops: float | None = Field(None, gt=0)  # per image on average
+    confidence: float = Field(0.9, gt=0, lt=1)  # that the promise holds, over support sets
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.max_accuracy_drop is None) == (self.max_gflops is None):
+            raise ValueError("give either `max_accuracy_drop` or `max_gflops`")
+        return self
+
+
 class Fit(Strict):
     """What `jobs.fit` takes: a fusion of one's own, or a campaign to take the best one of."""
 
@@ -30,6 +46,7 @@ class Fit(Strict):
     shots: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
     seed: int = Field(0, ge=0)  # number of the support set
     folds: int = Field(5, ge=2)
+    cascade: Cascade | None = None  # by default every image sees every backbone
     max_pixels: int = Field(100_000_000, ge=1)
     limit: int = Field(0, ge=0)
     alias: Annotated[str, How("what a version is called in the registry")] = "champion"

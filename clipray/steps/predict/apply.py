@@ -47,6 +47,10 @@ def prepare(wanted: Predict) -> Job:
             f"model: its fuser {fuser} labels a whole set of images at once and gives no single image a label of its "
             "own: fit one with another fuser, such as log_avg"
         )
+    if wanted.keep_embeddings and folder.about["cascade"]:
+        raise ConfigError(
+            "keep_embeddings: the model is a cascade, whose later backbones see some images only: leave it out"
+        )
     return Job(wanted, model, folder, plans.plan(wanted, folder.about, folder.digest))
 
 

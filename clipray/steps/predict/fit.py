@@ -42,6 +42,10 @@ def make(store: Store, name: str, place: str, told: Lesson) -> None:
     method = choose.best(told.methods, held, told.by) if several else told.methods[0]
     head, heads, fuser = _fitted(method, train, drawn, draw, weights, told)
     about, tensors = _parts(told, method, (head, heads, fuser), weights)
+    if told.cascade is not None:
+        own, mapping = _cascade(told, method, head, train, draw, weights)
+        tensors |= {f"cascade/{key}": tensor.numpy() for key, tensor in own.items()}
+        about["cascade"] = mapping
     about = {"name": name, **about, "support": _support(train, draw)}
     about["figures"] = _figures(store, told, method, held, draw)
     about["provenance"] = provenance()
@@ -150,6 +154,41 @@ def _taught(fuser: Any, state: Any, head: Any, heads: list, views: "list[View] |
         return state
     logits_NMC = cross_fit.logits(head, heads, views)
     return fuser.adapt(state, logits_NMC, tuple(view.embeddings_ND for view in views))
+
+
+def _cascade(
+    told: Lesson,
+    method: choose.Candidate,
+    head: Any,
+    train: "Split",
+    draw: Any,
+    weights: tuple,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stages, backbones in order of cost, and the thresholds between them: tensors and a mapping.
+
+    Raises:
+        ConfigError: the cost of a backbone is not known.
+    """
+    from clipray.numerics.cascade.fitted import cascade_to_parts, fit_cascade
+    from clipray.numerics.cascade.thresholds import Target
+    from clipray.numerics.fusers import settings_of
+    from clipray.numerics.heads import cross_fit
+
+    gflops_M = [card.get("image_gflops") for card in told.cards]
+    if None in gflops_M:
+        raise ConfigError(
+            "cascade: the cost of a backbone is not known, so they cannot be put in order"
+        )
+    views = _views(told, weights, train)
+    problem = cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed)
+    support = cross_fit.support(head, problem, told.folds)
+    entry = method.fuser
+    settings = settings_of(entry.fuser, entry.settings_for(draw.shots, draw.seed))
+    order = sorted(range(len(gflops_M)), key=lambda m: (gflops_M[m], m))
+    wanted = told.cascade
+    target = Target(wanted.max_accuracy_drop, wanted.max_gflops, wanted.confidence)
+    fitted = fit_cascade(support, entry.fuser, settings, order, gflops_M, target, told.folds)
+    return cascade_to_parts(fitted)
 
 
 def _parts(

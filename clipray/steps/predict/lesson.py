@@ -10,7 +10,7 @@ from typing import Any
 from clipray import backbones, config, fingerprint
 from clipray.artefacts import fused_model
 from clipray.config import Backbone, Campaign, Fuser, Head
-from clipray.config.predict import ALL, Fit
+from clipray.config.predict import ALL, Cascade, Fit
 from clipray.errors import ConfigError
 from clipray.numerics import declared
 from clipray.steps import campaign as steps
@@ -18,12 +18,18 @@ from clipray.steps import checks, evaluations
 from clipray.steps.embed import texts as classifiers
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach
+from clipray.steps.index.build import in_threads
 from clipray.steps.predict import choose
+from clipray.steps.splits import Looker
 from clipray.store import Store
 
 FIT = "clipray.steps.predict.fit:make"  # that fits it
 SHOTS = 16  # where a config does not say
-WITH_LABELS, WITHOUT = "guarded_pool", "log_avg"  # the fusers where a config does not say
+WITH_LABELS, IN_STAGES, WITHOUT = (
+    "guarded_pool",
+    "guarded_single",
+    "log_avg",
+)  # the fusers where a config does not say
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Lesson:
     seed: int
     seeds: int  # that are fitted together, as an evaluation does
     folds: int
+    cascade: Cascade | None = None
     specs: tuple[Backbone, ...] = field(
         default=(), metadata={"how": fingerprint.How("where weights lie; `origins` has what")}
     )
@@ -69,6 +76,8 @@ class Lesson:
 
 def check(wanted: Fit) -> None:
     """`ConfigError` for what is wrong with a config, found without torch, data or Ray."""
+    if wanted.cascade and wanted.shots == 0:
+        raise ConfigError("cascade: its thresholds come from labelled images, and `shots` is 0")
     if wanted.from_campaign:
         checks.check(campaign_of(wanted))
         return
@@ -80,11 +89,22 @@ def check(wanted: Fit) -> None:
                 raise ConfigError(
                     f"{key}: it learns from labels, and `shots` is 0: name one that does not, or give labels"
                 )
+    if wanted.cascade and _unlabelled_of(_fuser(wanted)) != "none":
+        raise ConfigError(
+            f"cascade: {_fuser(wanted).fuser} is taught by unlabelled images that every backbone has seen, so no image "
+            "could leave early: name guarded_single, anchored, or another fuser"
+        )
     if fuser.transductive:
         raise ConfigError(
             f"fuser: {_fuser(wanted).fuser} labels a whole set of images at once and gives no single image a label of "
             "its own: name another one, such as log_avg"
         )
+
+
+def _unlabelled_of(entry: Fuser) -> str:
+    """Which unlabelled images a fuser learns from."""
+    settings = declared.settings_of(declared.fusers()[entry.fuser], entry.settings_for(0, 0))
+    return getattr(settings, "unlabelled", "none")
 
 
 def workspace(wanted: Fit) -> str:
@@ -130,6 +150,7 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
         seeds=wanted.seed + 1,
         folds=wanted.folds,
         test_ids=tested,
+        cascade=wanted.cascade,
     )
     return todo.store, found
 
@@ -184,6 +205,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
         seeds=max(campaign.seeds, wanted.seed + 1),
         folds=campaign.folds,
         test_ids=tested,
+        cascade=wanted.cascade,
         evaluation=place if done else "",
     )
     return todo.store, found
@@ -278,7 +300,8 @@ def _unlabelled(wanted: Fit, campaign: Campaign) -> steps.Plan:
         for one in datasets
     }
     missing = classifiers.missing(store, specs, campaign.precision, datasets, prompts)
-    return steps.Plan(campaign, store, specs, datasets, prompts, {}, missing)
+    looker = Looker(store, specs, campaign, in_threads, whole=False)
+    return steps.Plan(campaign, store, specs, datasets, prompts, {}, missing, looker)
 
 
 def _shots(wanted: Fit) -> int | str:
@@ -290,7 +313,8 @@ def _head(wanted: Fit) -> Head:
 
 
 def _fuser(wanted: Fit) -> Fuser:
-    given = wanted.fuser or (WITHOUT if _shots(wanted) == 0 else WITH_LABELS)
+    usual = IN_STAGES if wanted.cascade else WITH_LABELS
+    given = wanted.fuser or (WITHOUT if _shots(wanted) == 0 else usual)
     return Fuser(name=given, fuser=given) if isinstance(given, str) else given
 
 

@@ -162,20 +162,34 @@ class Front:
         )
         good = [number for number, error in enumerate(errors) if error is None]
         embeddings: list[Any] = [None] * len(fusion.backbones)
-        for stage in fusion.stages:
-            new = [m for m in stage.backbones if embeddings[m] is None]
-            calls = [self._embedded(m, crops[fusion.group(m)]) for m in new]
-            for m, found in zip(new, await asyncio.gather(*calls), strict=True):
-                embeddings[m] = [vector_D for vector_D, _ in found]
-                for number, (_, error) in zip(good, found, strict=True):
-                    errors[number] = errors[number] or error
-        left = [place for place, number in enumerate(good) if errors[number] is None]
-        kept = [
-            None if e is None else np.stack([e[place] for place in left]) if left else None
-            for e in embeddings
-        ]
-        answers = iter(fusion.answers(kept) if left else ())
+        stage_N = np.full(len(good), len(fusion.stages) - 1)
+        left = list(range(len(good)))  # places of images that still run
+        for number, stage in enumerate(fusion.stages):
+            for m in (m for m in stage.backbones if embeddings[m] is None):
+                embeddings[m] = await self._tower(m, crops[fusion.group(m)], left, errors, good)
+            left = [place for place in left if errors[good[place]] is None]
+            if number == len(fusion.stages) - 1 or not left:
+                break
+            there = [None if e_ND is None else e_ND[left] for e_ND in embeddings]
+            gone = fusion.leaves(number, there)
+            stage_N[[place for place, goes in zip(left, gone, strict=True) if goes]] = number
+            left = [place for place, goes in zip(left, gone, strict=True) if not goes]
+        whole = [place for place, number in enumerate(good) if errors[number] is None]
+        kept = [None if e_ND is None else e_ND[whole] for e_ND in embeddings]
+        answers = iter(fusion.answers(kept, stage_N[whole]) if whole else ())
         return [{"error": error, **({} if error else next(answers))} for error in errors]
+
+    async def _tower(
+        self, number: int, crops: list[bytes], left: list[int], errors: list, good: list[int]
+    ) -> np.ndarray:
+        """A backbone's embeddings of all images, zeros for those that have left; its errors are put into `errors`."""
+        found = await self._embedded(number, [crops[place] for place in left])
+        values_ND = np.zeros((len(crops), self.fusion.cards[number]["dim"]), np.float32)
+        for place, (vector_D, error) in zip(left, found, strict=True):
+            errors[good[place]] = errors[good[place]] or error
+            if error is None:
+                values_ND[place] = vector_D
+        return values_ND
 
     async def _embedded(self, number: int, crops: list[bytes]) -> list[tuple]:
         tower = self.towers[number]

@@ -43,6 +43,9 @@ def decode(
     crops, errors = encoding.cropped(data, known, groups, max_pixels)
     task |= {"rows": rows.select(RUNNING), "errors": errors, "embeddings": {}}
     task["cropped"] = [row for row, error in enumerate(errors) if error is None]
+    task["stages"] = [None] * len(
+        task["cropped"]
+    )  # of a cascade, the stage at which an image has left
     columns = {
         column(group): pa.array([b"".join(parts)], pa.large_binary())
         for group, parts in crops.items()
@@ -79,6 +82,7 @@ class Encode:
         keep: tuple[Store, str] | None,
     ):
         fusion = Fusion(fused_model.read(fused_model.fetched(model)))
+        self.fusion = fusion
         self.number, self.batch_size, self.last, self.keep = number, batch_size, last, keep
         self.group, self.dim = fusion.group(number), fusion.cards[number]["dim"]
         self.precision, self.broken = fusion.about["precision"], None
@@ -96,17 +100,36 @@ class Encode:
         task = pickle.loads(table["task"][0].as_py())
         size = (*self.group.size, 3)
         crops_NHWC = np.frombuffer(table[column(self.group)][0].as_buffer(), np.uint8)
-        values_ND, own = encoding.encode(
-            self.encoder, crops_NHWC.reshape(-1, *size), self.batch_size
-        )
+        open_N = np.array([stage is None for stage in task["stages"]], bool)
+        crops_NHWC = crops_NHWC.reshape(-1, *size)[open_N]
+        values_ND, own = encoding.encode(self.encoder, crops_NHWC, self.batch_size)
         if self.keep:
             self.write(task, values_ND, own)
         kept_ND, beyond = encoding.stored(values_ND, self.precision)
-        for row, fails, large in zip(task["cropped"], own, beyond, strict=True):
+        running = [row for row, there in zip(task["cropped"], open_N, strict=True) if there]
+        for row, fails, large in zip(running, own, beyond, strict=True):
             task["errors"][row] = task["errors"][row] or fails or large
-        task["embeddings"][self.number] = kept_ND
+        filled_ND = np.zeros((len(open_N), kept_ND.shape[1]), kept_ND.dtype)
+        filled_ND[open_N] = kept_ND
+        task["embeddings"][self.number] = filled_ND
+        if self.fusion.cascade:
+            self.leave(task, open_N)
         table = _with_task(table, task)
         return table.drop_columns([column(self.group)]) if self.last else table
+
+    def leave(self, task: dict, open_N: np.ndarray) -> None:
+        """Let the images go that are sure after this backbone: the pools behind it see only what is left."""
+        stage = self.fusion.cascade.order.index(self.number)
+        good = [task["errors"][row] is None for row in task["cropped"]]
+        places = np.flatnonzero(open_N & np.array(good, bool))
+        if not len(places):
+            return
+        count = len(self.fusion.backbones)
+        there = [
+            task["embeddings"][m][places] if m in task["embeddings"] else None for m in range(count)
+        ]
+        for place in places[self.fusion.leaves(stage, there)]:
+            task["stages"][place] = stage
 
     def write(self, task: dict, values_ND: np.ndarray, own: list[str | None]) -> None:
         """Write the shard's embeddings as the step `embed` does, with this backbone's errors only."""
@@ -151,7 +174,9 @@ class Label:
             task["embeddings"][m][places] if m in task["embeddings"] else None
             for m in range(len(self.fusion.backbones))
         ]
-        answers = iter(self.fusion.answers(embeddings) if places else ())
+        stage_N = np.array([task["stages"][place] for place in places])
+        staged = stage_N if self.fusion.cascade else None
+        answers = iter(self.fusion.answers(embeddings, staged) if places else ())
         classes = len(self.fusion.classnames)
         rows = []
         for one, error in zip(task["rows"].to_pylist(), errors, strict=True):
@@ -193,7 +218,9 @@ def run(
     rows = [{"task": pickle.dumps(item)} for item in items]
     if not rows:
         return
-    numbers = sorted(fusion.stages[-1].backbones, key=lambda m: (fusion.group(m), m))
+    numbers = list(fusion.stages[-1].backbones)
+    if not fusion.cascade:  # whose order is that of its stages
+        numbers.sort(key=lambda m: (fusion.group(m), m))
     groups = sorted({fusion.group(m) for m in numbers})
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         partial(decode, store=store, groups=groups, max_pixels=fusion.about["max_pixels"]),
@@ -203,9 +230,10 @@ def run(
         memory=compute.decode_memory,
         max_retries=compute.max_retries,
     )
-    for m, following in zip(numbers, [*numbers[1:], None], strict=True):
+    for position, m in enumerate(numbers):
         pool = pools[fusion.backbones[m]]
-        last = following is None or fusion.group(following) != fusion.group(m)
+        later = {fusion.group(other) for other in numbers[position + 1 :]}
+        last = fusion.group(m) not in later
         own = (store, keep[m]) if m in keep else None
         dataset = _pooled(
             dataset, Encode, (model, m, device, compute.batch_size, last, own), pool, compute

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from clipray.artefacts import fused_model
-from clipray.config import Backbone, Fuser, Head
+from clipray.config import Backbone, Fuser, Head, parse
+from clipray.config.predict import Cascade, Fit
 from clipray.errors import ConfigError
 from clipray.fusion import Fusion
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.predict import choose, fit
-from clipray.steps.predict.lesson import Lesson
+from clipray.steps.predict.lesson import Lesson, check
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
 
 HEADS = ("zero_shot", "tip_adapter", "linear_probe")
@@ -95,6 +96,50 @@ def test_it_says_what_the_evaluation_says(tmp_path):
             assert [one["class"] for one in answers] == own["prediction"].tolist()
             got = np.array([one["probability"] for one in answers], np.float32)
             assert np.array_equal(got, own["confidence"].to_numpy()), (head, fuser)
+
+
+def test_a_cascade_runs_backbones_in_order_of_cost_and_lets_sure_images_go(tmp_path):
+    world = World(tmp_path, train=400)
+    task = world.task()
+    cards = tuple(CARD | {"image_gflops": cost} for cost in (4.0, 1.0, 2.0))
+    embeddings = [world.embeddings["test", name].astype(np.float32) for name in BACKBONES]
+    asked = {
+        "loose": Cascade(max_accuracy_drop=0.9),
+        "strict": Cascade(max_accuracy_drop=0.0),
+        None: None,
+    }
+    found = {}
+    for name, cascade in asked.items():
+        told = lesson(
+            world, task, [method("zero_shot", "c_log_avg")], cards=cards, cascade=cascade, shots=16
+        )
+        found[name] = Fusion(fused_model.read(made(world, told, name or "full")))
+    assert found["loose"].stages[0].backbones == (1,)
+    assert [len(stage.backbones) for stage in found["loose"].stages] == [1, 2, 3]
+    full = found[None].answers(embeddings)
+    # that nothing is lost cannot be promised by any support set, so nobody leaves: it is the full fusion, bit by bit
+    strict = found["strict"].answers(embeddings)
+    assert [row["probability"] for row in strict] == [row["probability"] for row in full]
+    loose = found["loose"].answers(embeddings)
+    first = [row for row in loose if row["backbones_used"] == [BACKBONES[1]]]
+    assert len(first) > 30
+    assert all(1 <= row["gflops"] < 2 for row in first)
+    assert all(row["gflops"] > 7 for row in full)
+    about = found["strict"].about["cascade"]["promise"]
+    assert not about["kept"]
+    assert "cannot be promised" in about["why"]
+
+
+def test_a_cascade_needs_labels_and_a_fuser_that_one_image_is_enough_for():
+    values = {"workspace": "w", "backbones": ["rn-32"], "dataset": "digits"}
+    cascade = {"max_accuracy_drop": 0.01}
+    with pytest.raises(ConfigError, match="taught by unlabelled images"):
+        check(parse(Fit, values | {"cascade": cascade, "fuser": "guarded_pool"}, "here"))
+    with pytest.raises(ConfigError, match="`shots` is 0"):
+        check(parse(Fit, values | {"cascade": cascade, "shots": 0}, "here"))
+    with pytest.raises(ConfigError, match="give either"):
+        parse(Fit, values | {"cascade": cascade | {"max_gflops": 1}}, "here")
+    check(parse(Fit, values | {"cascade": cascade}, "here"))
 
 
 def test_neither_batch_nor_order_changes_a_row(tmp_path):

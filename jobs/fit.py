@@ -41,6 +41,8 @@ def main() -> int:
     with working("recording it in MLflow"):
         result = register.register(wanted, store, address)
     say(f"model   {result['model']}")
+    if result["cascade"]:
+        say(f"cascade {result['cascade']['why']}")
     code = tracked(result)
     finish(result)
     return code

@@ -27,8 +27,8 @@ def register(wanted: Fit, store: Store, address: str) -> dict[str, Any]:
     """Record a fitted model, and return what the job prints as its last line.
 
     Returns:
-        `model` (its folder), `name`, `head`, `fuser`, `backbones`, `classes`, `support`, `figures`, `registered` (name,
-        alias, version, uri; None without tracking) and `mlflow` (see `tracking.record`).
+        `model` (its folder), `name`, `head`, `fuser`, `backbones`, `classes`, `support`, `figures`, `cascade` (what it
+        promises), `registered` (name, alias, version, uri; None without tracking) and `mlflow` (see `tracking.record`).
     """
     about = store.read_json(f"{address}/{fused_model.ABOUT}")
     digest = fused_model.digest(store.manifest(address))
@@ -42,6 +42,7 @@ def register(wanted: Fit, store: Store, address: str) -> dict[str, Any]:
         "classes": len(about["classnames"]),
         "support": about["support"],
         "figures": about["figures"],
+        "cascade": about["cascade"] and about["cascade"]["promise"],
     }
     numbers = metrics(about["figures"])
     params = {

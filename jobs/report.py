@@ -56,7 +56,8 @@ def main() -> None:
         target, place = (
             (Store(given.out), name if len(found) > 1 else "") if given.out else (store, folder)
         )
-        made = files.draw(target, place, scores, failures, about, standings)
+        source = (store, folder)
+        made = files.draw(target, place, scores, failures, about, standings, source)
         told = headline(scores, failures, about.get("seen"))
         say("\n".join([*told["text"], f"report  {made['report']}"]))
         reports.append({"name": name, **made, "headline": told})

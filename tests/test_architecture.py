@@ -52,6 +52,10 @@ MAY: dict[str, tuple[str, str]] = {
         "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones encoding fused "
         "fusion store lock artefacts numerics progress tracking report",
     ),
+    "clipray.steps.robustness.decode": (
+        "numpy pyarrow PIL",
+        "images sources artefacts perturbations store steps",
+    ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
     "clipray.steps.predict.serve": (
         "numpy ray starlette",

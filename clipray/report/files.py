@@ -55,13 +55,20 @@ def draw(
     failures: pa.Table,
     about: dict,
     standings: pa.Table,
+    source: tuple[Store, str] | None = None,
 ) -> dict[str, str]:
-    """Write the page and the Markdown table into a folder of `store`; their addresses."""
+    """Write the page and the Markdown table into a folder of `store`; their addresses.
+
+    Args:
+        source: the store and folder of what `robustness` has written; by default the same.
+    """
+    from clipray.report import robustness
     from clipray.report.page import render
     from clipray.report.tables import markdown
 
+    withstood = robustness.section(*(source or (store, folder)))
     page, table = _within(folder, PAGE), _within(folder, TABLE)
-    store.write(page, render(scores, failures, about, standings).encode())
+    store.write(page, render(scores, failures, about, standings, withstood).encode())
     store.write(table, markdown(scores).encode())
     return {"report": store.place(page), "markdown": store.place(table)}
 

@@ -41,7 +41,11 @@ IN_WORDS = {
 
 
 def render(
-    scores: pa.Table, failures: pa.Table, about: dict, standings: pa.Table | None = None
+    scores: pa.Table,
+    failures: pa.Table,
+    about: dict,
+    standings: pa.Table | None = None,
+    robustness: dict | None = None,
 ) -> str:
     """The report as HTML that needs nothing from elsewhere.
 
@@ -52,6 +56,7 @@ def render(
             (since the last campaign, see `steps.publish`), and what else a reader may ask for (versions, commit,
             counts); all optional, shown as it is.
         standings: `schema.STANDINGS`; ranks and correlations are shown where it has them.
+        robustness: see `robustness.section`.
     """
     rows = summary.leaderboard(scores)
     seen = about.get("seen", {})
@@ -78,6 +83,7 @@ def render(
         "pairs": _pairs(scores, head),
         "backbones": _backbones(scores, head),
         "failures": _failures(failures),
+        "robustness": robustness,
         "methods": IN_WORDS | about.get("methods", {}),
         "changes": about.get("changes"),
         "settings": yaml.safe_dump(campaign, sort_keys=False) if campaign else "",

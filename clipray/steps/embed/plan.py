@@ -7,7 +7,7 @@ therefore loses at most the shards in flight.
 """
 
 import pickle
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -75,6 +75,11 @@ def work(store: Store, index: Index, whats: dict[str, dict]) -> Work:
         name: store.address("embeddings", index.dataset, index.split, name, what=whats[name])
         for name in whats
     }
+    return lacking(store, index, addresses, whats)
+
+
+def lacking(store: Store, index: Index, addresses: dict[str, str], whats: dict[str, dict]) -> Work:
+    """What is left to do for images that are embedded at some addresses, which are made of `whats`; by backbone."""
     shards = {shard.name for shard in index.shards(SHARD_ROWS)}
     manifests = dict(zip(addresses, store.manifests(addresses.values()), strict=True))
     # a pool that has grown since has shards that its manifest does not know
@@ -138,12 +143,34 @@ def run(
         cards: each backbone's card. pools: sizes and resources of the backbones with work to do; others have none.
         device: "cpu" or "cuda".
     """
+    others = {spec.name for spec in specs} - set(pools)
+    rows = [item for work in works for item in items(work.without(others))]
+    for task in passed(store, rows, decode, specs, campaign, cards, pools, device):
+        told = {key: task[key] for key in TOLD}
+        yield {**told, "images": len(task["rows"])}
+
+
+def passed(
+    store: Store,
+    rows: list[dict],
+    decode: Callable,
+    specs: list[Backbone],
+    campaign: Campaign,
+    cards: dict[str, dict],
+    pools: dict[str, Pool],
+    device: str,
+) -> Iterator[dict]:
+    """Send rows through decoding and a chain of pools; yields the tasks that come out, as they are done.
+
+    Args:
+        rows: of the Ray dataset, each with a pickled `task`.
+        decode: makes of each row one or several, as `decode.decode` does of one.
+        specs, campaign, cards, pools, device: see `run`.
+    """
     import ray
 
     from clipray.steps.embed import encode
 
-    others = {spec.name for spec in specs} - set(pools)
-    rows = [item for work in works for item in items(work.without(others))]
     if not rows:
         return
     compute, entries = campaign.compute, {spec.name: spec for spec in specs}
@@ -182,9 +209,7 @@ def run(
         )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:
-            task = pickle.loads(cell.as_py())
-            told = {key: task[key] for key in TOLD}
-            yield {**told, "images": len(task["rows"])}
+            yield pickle.loads(cell.as_py())
 
 
 def _group(card: dict) -> images.Preprocess:

@@ -55,7 +55,7 @@ def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
         sets = read.draw(store, task, train, classes, task.shots, task.seeds)
         drawn, facts = sets.draws, {"support_sets": sets.address}
         views = read.views_of(task, weights, train)
-        pool = views if _asks_for_pool(task) else None
+        pool = views if asks_for_pool(task) else None
         problems = [
             cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed) for draw in drawn
         ]
@@ -161,7 +161,7 @@ def score_without_support(
     score_fusers(scores, where, test, apply_label_free(task, batch, pool, fitted))
 
 
-def _asks_for_pool(task: Task) -> bool:
+def asks_for_pool(task: Task) -> bool:
     """Whether a fuser learns from unlabelled train images."""
     settings = (settings_of(one.fuser, one.settings_for(0, 0)) for one in task.fusers)
     return any(getattr(one, "unlabelled", "") == "train" for one in settings)
@@ -172,13 +172,14 @@ def _images(
 ) -> tuple[Images, Images | None]:
     """The test images and the pool, under a head that has learned from `problem`."""
     states = head.fit(problem, head.settings)
+    return seen(head, states, test), None if pool is None else seen(head, states, pool)
 
-    def seen(views: Sequence[View]) -> Images:
-        return Images(
-            cross_fit.logits(head, states, views), tuple(view.embeddings_ND for view in views)
-        )
 
-    return seen(test), None if pool is None else seen(pool)
+def seen(head: FittedHead, states: Sequence[State], views: Sequence[View]) -> Images:
+    """Images as fusers see them under a fitted head."""
+    return Images(
+        cross_fit.logits(head, states, views), tuple(view.embeddings_ND for view in views)
+    )
 
 
 def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[States]:

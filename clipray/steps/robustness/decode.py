@@ -1,0 +1,90 @@
+"""Decodes a shard once and gives its crops under one perturbation after the other."""
+
+import pickle
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from clipray import images, sources
+from clipray.artefacts import index
+from clipray.perturbations import CLEAN, PERTURBATIONS, bounded, disturbed
+from clipray.steps.embed.decode import column
+from clipray.store import Store
+
+
+def decode_variants(
+    table: pa.Table, store: Store, groups: dict[str, images.Preprocess], max_pixels: int
+) -> Iterator[pa.Table]:
+    """One shard: read and decode every image once; then, for each variant, perturb and crop.
+
+    Args:
+        table: one row with the pickled tasks of all variants of a shard.
+        store: where the index lies.
+        groups: backbone name → preprocess group. max_pixels: larger images are refused before they are decoded.
+
+    Yields:
+        for each variant one row, as `decode` of clean images gives.
+    """
+    tasks = pickle.loads(table["task"][0].as_py())
+    rows, chunks = index.read(store, tasks[0]["index"], *tasks[0]["piece"])
+    decoded = [
+        _decoded(data, known, max_pixels)
+        for data, known in zip(
+            sources.contents(chunks, rows), rows["error"].to_pylist(), strict=True
+        )
+    ]
+    ids = rows["image_id"].to_pylist()
+    for task in tasks:
+        wanted = sorted({groups[name] for name in task["todo"]})
+        crops: dict[images.Preprocess, list[bytes]] = {group: [] for group in wanted}
+        errors = []
+        for image_id, image in zip(ids, decoded, strict=True):
+            copy = perturbed(image, image_id, *task["variant"])
+            errors.append(copy if isinstance(copy, str) else None)
+            for group in wanted if errors[-1] is None else ():
+                crops[group].append(images.crop(copy, group).tobytes())
+        yield _row(task, rows, errors, crops, set(groups.values()))
+
+
+def perturbed(
+    image: Image.Image | str, image_id: str, name: str, severity: int
+) -> Image.Image | str:
+    """Perturb a decoded image; an error, or what goes wrong here, is passed on as its reason."""
+    if isinstance(image, str) or name == CLEAN:
+        return image
+    try:
+        pixels = np.asarray(bounded(image))
+        return Image.fromarray(disturbed(PERTURBATIONS[name], pixels, image_id, name, severity))
+    except Exception as error:  # one image that a library refuses must not cost the others
+        return f"{name} fails on it: {type(error).__name__}: {error}"[:300]
+
+
+def _decoded(
+    data: bytes | Exception | None, known: str | None, max_pixels: int
+) -> Image.Image | str:
+    """The image, or why there is none."""
+    if known or isinstance(data, Exception):
+        return known or str(data)
+    try:
+        return images.decode(data, max_pixels)
+    except images.ImageError as error:
+        return str(error)
+
+
+def _row(
+    task: dict,
+    rows: pa.Table,
+    errors: list[str | None],
+    crops: dict[images.Preprocess, list[bytes]],
+    groups: set[images.Preprocess],
+) -> pa.Table:
+    told = rows.select(["image_id", "label"])
+    task = task | {"rows": told.append_column("error", pa.array(errors, pa.string()))}
+    task["content"] = index.content_sum(rows["image_id"], rows["label"])
+    columns = {
+        column(group): pa.array([b"".join(crops.get(group, []))], pa.large_binary())
+        for group in sorted(groups)
+    }
+    return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})

@@ -1,0 +1,241 @@
+"""Embeddings of perturbed test images: what there is to make, and making it.
+
+A part is (dataset, "test", perturbation, severity); its embeddings are an artefact like any other, with the
+perturbation in its address, and are resumed shard by shard. One row of the Ray dataset is a shard of images with all
+its variants, so that an image is decoded once for all of them.
+"""
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clipray import fingerprint, perturbations
+from clipray.artefacts.index import Index
+from clipray.config import Backbone, Dataset, unknown
+from clipray.config.robustness import Robustness
+from clipray.errors import ConfigError
+from clipray.perturbations import CLEAN, PERTURBATIONS
+from clipray.progress import doing, progress
+from clipray.sources.storage import entries, is_folder, join, resolve, shown
+from clipray.steps import campaign as steps
+from clipray.steps import failures, resources
+from clipray.steps.embed import plan as embed
+from clipray.steps.index.build import in_threads, index, reader
+from clipray.steps.tally import Tally
+
+GIVEN = "given-"  # before the name of a corruption whose copies lie in a folder
+
+
+@dataclass(frozen=True)
+class Part:
+    """The test images of a dataset under one perturbation at one severity, and what of their embeddings is missing."""
+
+    dataset: str
+    perturbation: str
+    severity: int
+    work: embed.Work
+    variant: tuple[str, int]  # what is done to the pixels: nothing where they are copies already
+
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """Which part it is."""
+        return self.dataset, self.perturbation, self.severity
+
+
+def check(campaign: Robustness) -> None:
+    """`ConfigError` for a perturbation that there is not, or copies of a dataset that is not in the campaign."""
+    for number, name in enumerate(names(campaign)):
+        if name not in PERTURBATIONS:
+            raise ConfigError(f"perturbations.{number}: {unknown(name, PERTURBATIONS)}")
+
+
+def names(campaign: Robustness) -> list[str]:
+    """List the perturbations that a campaign asks for."""
+    every = campaign.perturbations
+    return list(PERTURBATIONS) if every == "all" else list(dict.fromkeys(every))
+
+
+def plan(todo: steps.Plan, campaign: Robustness) -> list[Part]:
+    """List the parts of all datasets of a campaign that did not fail.
+
+    Raises:
+        ConfigError: copies that are not laid out as they should be.
+    """
+    known = [dataset.name for dataset in todo.datasets]
+    for name in campaign.copies:
+        if name not in known:
+            raise ConfigError(f"copies: {unknown(name, known)}")
+    found = []
+    for dataset in todo.datasets:
+        if not todo.usable(dataset.name):
+            continue
+        with doing(f"looking at {dataset.name} and its perturbed copies"):
+            rows = _index(todo, campaign, dataset)
+            wanted = perturbations.variants(names(campaign), campaign.severities)
+            found += [_part(todo, campaign, rows, name, severity) for name, severity in wanted]
+            found += _copies(todo, campaign, dataset)
+    return found
+
+
+def _index(todo: steps.Plan, campaign: Robustness, dataset: Dataset) -> Index:
+    """The images to perturb: those that a `limit` of that number would take."""
+    limits = [number for number in (campaign.sample, campaign.limit) if number]
+    classes = todo.prompts[dataset.name]["classnames"]
+    mapper = reader(campaign.compute)
+    root = campaign.data_root
+    return index(todo.store, dataset, "test", root, mapper, min(limits, default=0), classes)
+
+
+def _copies(todo: steps.Plan, campaign: Robustness, dataset: Dataset) -> Iterator[Part]:
+    """The parts of a folder <corruption>/<severity>/<class>/<image>, as ImageNet-C is laid out."""
+    uri = campaign.copies.get(dataset.name)
+    if uri is None:
+        return
+    classes = todo.prompts[dataset.name]["classnames"]
+    for corruption, severity, folder in corrupted(resolve(uri, campaign.data_root)):
+        copy = Dataset(
+            name=dataset.name,
+            format="folder",
+            uri=folder,
+            splits={"test": severity},
+            classnames=tuple(classes),
+        )
+        _check_classes(dataset.name, join(folder, severity), len(classes))
+        limits = [number for number in (campaign.sample, campaign.limit) if number]
+        rows = index(todo.store, copy, "test", "", in_threads, min(limits, default=0), classes)
+        yield _part(todo, campaign, rows, GIVEN + corruption, int(severity), given=True)
+
+
+def corrupted(place: str) -> list[tuple[str, str, str]]:
+    """List (corruption, severity, the corruption's folder) of a folder of corrupted copies.
+
+    Raises:
+        ConfigError: it is not laid out as <corruption>/<severity>/<class>/<image>.
+    """
+    found = []
+    for corruption, info in sorted(entries(place).items()):
+        folder = join(place, corruption)
+        below = entries(folder) if is_folder(info) else {}
+        levels = [name for name, each in below.items() if is_folder(each) and name.isdigit()]
+        found += [(corruption, level, folder) for level in sorted(levels, key=int)]
+    if not found:
+        raise ConfigError(
+            f"copies: {shown(place)} holds no folders <corruption>/<severity>/<class>/<image>, such as"
+            " gaussian_noise/3/…; write the folder that the corruptions lie in"
+        )
+    return found
+
+
+def _check_classes(dataset: str, place: str, classes: int) -> None:
+    """Labels number the class folders in order, so that a missing one would shift those behind it."""
+    there = [
+        name
+        for name, info in entries(place).items()
+        if is_folder(info) and not name.startswith(".")
+    ]
+    if len(there) != classes:
+        raise ConfigError(
+            f"copies: {dataset} has {classes} classes, but {shown(place)} has {len(there)} class folders; make one"
+            " for each class, empty or not, of the same names as those of the clean images"
+        )
+
+
+def _part(
+    todo: steps.Plan,
+    campaign: Robustness,
+    rows: Index,
+    name: str,
+    severity: int,
+    given: bool = False,
+) -> Part:
+    variant = (CLEAN, 0) if given else (name, severity)
+    whats = {spec.name: what(spec, campaign, rows, *variant) for spec in todo.usable(rows.dataset)}
+    place = ("embeddings", rows.dataset, "test", f"{name}-{severity}")
+    addresses = {
+        backbone: todo.store.address(*place, backbone, what=whats[backbone]) for backbone in whats
+    }
+    work = embed.lacking(todo.store, rows, addresses, whats)
+    return Part(rows.dataset, name, severity, work, variant)
+
+
+def what(
+    spec: Backbone, campaign: Robustness, rows: Index, perturbation: str, severity: int
+) -> dict:
+    """The WHAT of a part's embeddings: that of clean ones, and the one perturbation with its code and its level."""
+    facts = embed.what(spec, campaign, rows)
+    if perturbation == CLEAN:
+        return facts
+    entry = PERTURBATIONS[perturbation]
+    return facts | {
+        "perturbation": perturbation,
+        "severity": severity,
+        "level": entry.levels[severity - 1],
+        "perturbing": fingerprint.code(entry.apply, perturbations.bounded, perturbations.disturbed),
+    }
+
+
+def items(parts: list[Part]) -> Iterator[dict]:
+    """Rows of the Ray dataset: a shard of images, and a task for each variant that lacks something."""
+    groups: dict[tuple, list[dict]] = {}
+    for part in parts:
+        for item in embed.items(part.work):
+            task = pickle.loads(item["task"])
+            task |= {"variant": part.variant, "part": part.name}
+            groups.setdefault((task["index"], task["piece"]), []).append(task)
+    for tasks in groups.values():
+        yield {"task": pickle.dumps(tasks)}
+
+
+def embed_parts(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> int:
+    """Embed what is missing, declare complete what is so, and record what failed; the number of copies embedded."""
+    broken: dict[tuple, dict[str, str]] = {}
+    told: dict[tuple, dict[str, Tally]] = {}
+    done = 0
+    total = sum(part.work.images for part in parts)
+    with progress("perturbed images", total, "images") as advance:
+        for task in _embedded(todo, campaign, parts):
+            broken.setdefault(task["part"], {}).update(task["broken"])
+            for backbone, errors in task["errors"].items():
+                tally = told.setdefault(task["part"], {}).setdefault(backbone, Tally())
+                tally.add(task["shard"], task["content"], errors)
+            done += len(task["rows"])
+            advance(len(task["rows"]))
+    for part in parts:
+        _settle(todo, campaign, part, broken.get(part.name, {}), told.get(part.name, {}))
+    return done
+
+
+def _embedded(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> Iterator[dict]:
+    """The tasks of all shards of all parts that lack something, as they are done."""
+    from clipray.steps.embed.pools import share
+    from clipray.steps.robustness.decode import decode_variants
+
+    busy = {name for part in parts for left in part.work.todo.values() for name in left}
+    if not busy:
+        return
+    compute, known = campaign.compute, steps.known_cards(todo)
+    names = [spec.name for spec in todo.specs if spec.name in busy]
+    costs = {name: known[name]["seconds_per_image"] for name in names}
+    own = resources.obtain(compute, todo.verbose, len(costs) + 1, len(costs))
+    pools = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
+    rows = list(items(parts))
+    yield from embed.passed(
+        todo.store, rows, decode_variants, todo.specs, campaign, known, pools, own.device
+    )
+
+
+def _settle(
+    todo: steps.Plan,
+    campaign: Robustness,
+    part: Part,
+    broken: dict[str, str],
+    told: dict[str, Tally],
+) -> None:
+    """Finish a part; its failures are named by it, save those of images that are told of among the clean ones."""
+    if len(part.work.done) == len(part.work.addresses):
+        return
+    budget = campaign.compute.error_budget
+    for row in failures.finish(todo.store, part.work, budget, broken, told):
+        if row["image_id"] is None:
+            name = f"{part.perturbation} {part.severity}"
+            todo.failures.append(row | {"split": f"test, {name}"})

@@ -1,0 +1,44 @@
+"""What the scoring of one dataset under shift reads, by address."""
+
+from dataclasses import dataclass
+
+from clipray import fingerprint
+from clipray.steps.evaluate.task import Task
+from clipray.store import Store
+
+FILE = "scores.parquet"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A part with its embeddings.
+
+    Attributes:
+        embeddings: an address for each backbone. expected: images, embedded or not.
+        given: the copies were there already, so their images have ids of their own.
+    """
+
+    perturbation: str
+    severity: int
+    embeddings: tuple[str, ...]
+    expected: int
+    given: bool
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The evaluation of a dataset, and its parts."""
+
+    task: Task
+    parts: tuple[Embedded, ...]
+
+    @property
+    def what(self) -> dict:
+        """The WHAT: tasks, parts, and the code that makes numbers of them."""
+        code = fingerprint.code("clipray.steps.robustness.score:score")
+        return {"task": self.task, "parts": self.parts, "code": code}
+
+
+def address(store: Store, shifted: Shifted) -> str:
+    """Where the scores lie."""
+    return store.address("robustness", shifted.task.dataset, what=shifted.what)

@@ -10,7 +10,7 @@ import torch
 from clipray.numerics.measures import ranks
 from clipray.perturbations import CLEAN
 
-ENOUGH = 0.02  # of top-1: below, a drop relative to it is noise
+ENOUGH = 0.05  # of top-1: a drop relative to less is noise
 KEYS = ["head", "method", "kind", "shots"]
 FOLLOWED = "followed"
 

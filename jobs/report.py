@@ -10,6 +10,7 @@ the headline of each report.
 """
 
 from clipray import config
+from clipray.config.robustness import Robustness
 from clipray.errors import ConfigError
 from clipray.report import files
 from clipray.store import Store
@@ -26,7 +27,7 @@ OUT = {
 def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
     """The store and the (folder, file) of each table of scores that an argument means."""
     if given.endswith((".yaml", ".yml")):
-        campaign = config.load(config.Campaign, given, sets)
+        campaign = config.load(Robustness, given, sets)
         store, names = Store(campaign.workspace), [campaign.name]
     elif given.endswith(".parquet"):
         folder, _, file = given.rpartition("/")

@@ -20,6 +20,7 @@ from clipray.config import (
     read_yaml,
 )
 from clipray.config.predict import Fit, Predict
+from clipray.config.robustness import Robustness
 from clipray.config.search import Tune
 from clipray.errors import ConfigError
 
@@ -303,6 +304,6 @@ def test_shipped_configs_are_valid_and_open_with_their_command(path):
     if path.name == "backbones.yaml":
         return
     assert "python -m jobs." in text.split("\n\n")[0]
-    kinds = {"fit": Fit, "predict": Predict}
+    kinds = {"fit": Fit, "predict": Predict, "robustness": Robustness}
     kind = Pretrain if path.parent.name == "pretrain" else kinds.get(path.stem, Campaign)
     load(kind, path)

@@ -39,6 +39,7 @@ def measure(todo, campaign) -> int:
     """Do all that is missing, and tell."""
     from clipray.report.robustness import sentences
     from clipray.steps import campaign as steps
+    from clipray.steps import evaluations
     from clipray.steps.publish import publish
     from clipray.steps.robustness import evaluate, plan
 
@@ -46,7 +47,7 @@ def measure(todo, campaign) -> int:
     steps.embed_images(todo)
     parts = plan.plan(todo, campaign)
     copies = plan.embed_parts(todo, campaign, parts)
-    result = publish.publish(todo, steps.evaluate_datasets(todo))
+    result = publish.publish(todo, evaluations.evaluate_datasets(todo))
     places = evaluate.score_datasets(todo, parts)
     made = evaluate.publish(todo, campaign, parts, places)
     told = sentences(made.pop("summary"))

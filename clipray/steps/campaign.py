@@ -53,6 +53,11 @@ class Plan:
         names = own.facts if own else [spec.name for spec in self.specs]
         return [name for name in names if name not in out]
 
+    def models(self, dataset: str) -> list[Backbone]:
+        """Those of `usable` that embed images; none of a dataset of given vectors."""
+        names = () if dataset in self.given else self.usable(dataset)
+        return [spec for spec in self.specs if spec.name in names]
+
     @property
     def images(self) -> int:
         """Images in shards that lack an embedding."""

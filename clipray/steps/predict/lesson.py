@@ -191,8 +191,11 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
             )
     place = evaluate.address(todo.store, task)
     done = todo.store.manifest(place) is not None
-    usable = todo.usable(name)
-    specs = [spec for spec in todo.specs if spec.name in usable]
+    specs = todo.models(name)
+    if not specs:
+        raise ConfigError(
+            f"dataset {name} has vectors and no images: a fused model runs backbones, so fit one on images"
+        )
     tested = _image_ids(todo, name)
     found = Lesson(
         **_common(todo, name, specs),

@@ -14,7 +14,7 @@ from clipray.report import files
 from clipray.report import robustness as report
 from clipray.sources import contents
 from clipray.steps import campaign as steps
-from clipray.steps import cluster
+from clipray.steps import cluster, evaluations
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.robustness.plan import GIVEN, Part
 from clipray.steps.robustness.task import FILE, Embedded, Shifted, address
@@ -24,7 +24,9 @@ LOOKED_AT = 8  # images that one for the contact sheet is looked for among
 
 def tasks(todo: steps.Plan, parts: list[Part]) -> list[Shifted]:
     """List the scoring of each dataset with what of its parts every backbone has embedded."""
-    taught, _ = meta.taught(todo.store, steps.tasks(todo), todo.campaign.compute, todo.verbose)
+    taught, _ = meta.taught(
+        todo.store, evaluations.tasks(todo), todo.campaign.compute, todo.verbose
+    )
     found = []
     for task in taught:
         own = []

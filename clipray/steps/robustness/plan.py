@@ -67,7 +67,7 @@ def plan(todo: steps.Plan, campaign: Robustness) -> list[Part]:
             raise ConfigError(f"copies: {unknown(name, known)}")
     found = []
     for dataset in todo.datasets:
-        if not todo.usable(dataset.name):
+        if not todo.models(dataset.name):
             continue
         with doing(f"looking at {dataset.name} and its perturbed copies"):
             rows = _index(todo, campaign, dataset)
@@ -149,7 +149,7 @@ def _part(
     given: bool = False,
 ) -> Part:
     variant = (CLEAN, 0) if given else (name, severity)
-    whats = {spec.name: what(spec, campaign, rows, *variant) for spec in todo.usable(rows.dataset)}
+    whats = {spec.name: what(spec, campaign, rows, *variant) for spec in todo.models(rows.dataset)}
     place = ("embeddings", rows.dataset, "test", f"{name}-{severity}")
     addresses = {
         backbone: todo.store.address(*place, backbone, what=whats[backbone]) for backbone in whats

@@ -339,7 +339,7 @@ def addresses(campaign: Campaign, workspace: Path, monkeypatch, replaced=None) -
         monkeypatch.setattr(catalog, "datasets", lambda names, root: [replaced])
     if isinstance(replaced, Backbone):
         kept = catalog.backbones(["rn-48"])
-        monkeypatch.setattr(catalog, "backbones", lambda names: [replaced, *kept])
+        monkeypatch.setattr(catalog, "backbones", lambda names, given=(): [replaced, *kept])
     campaign = campaign.model_copy(update={"workspace": str(workspace)})
     todo = run.plan(campaign)
     found = set()
@@ -349,16 +349,16 @@ def addresses(campaign: Campaign, workspace: Path, monkeypatch, replaced=None) -
         todo.store.finish(place, cards.what(spec, campaign.precision), card=card)
         found.add(place)
     for work in todo.works.values():
-        found |= set(work.addresses.values())
-    indices = Path(workspace).rglob("index.parquet")
+        found |= {work.index.address, *work.addresses.values()}
     for task in evaluations.tasks(todo):
         found |= {*task.classifiers, evaluate.address(todo.store, task)}
     monkeypatch.undo()
-    return found | {str(path.parent.relative_to(workspace)) for path in indices}
+    return found
 
 
 def test_every_field_of_a_campaign_moves_an_address(tmp_path, monkeypatch):
-    assert how_fields(Campaign) == {"name", "workspace", "data_root", "compute", "tracking"}
+    told = {"name", "workspace", "data_root", "compute", "tracking", "regression", "notify"}
+    assert how_fields(Campaign) == told
     before = addresses(BASE, tmp_path / "base", monkeypatch)
     for name, campaign in changes(BASE).items():
         after = addresses(campaign, tmp_path / name, monkeypatch)

@@ -39,7 +39,7 @@ def read(layout: str, uri: str, split: str = ".") -> list[sources.Sample]:
     dataset = Dataset(name="x", format=layout, uri=uri, splits={"test": split})
     chunks = sources.lenient(sources.listing(dataset, "test", ""))
     samples = [sample for chunk in chunks for sample in sources.scan(chunk)]
-    index = sources.number_repeats([sources.index(n, c) for n, c in enumerate(chunks)])
+    index = pa.concat_tables([sources.index(n, c) for n, c in enumerate(chunks)])
     fetched = list(sources.contents(dict(enumerate(chunks)), index))
     assert fetched == [sample.data for sample in samples]
     assert all(sample.label is None for sample in samples)

@@ -64,7 +64,9 @@ def accept_last(store: Store, folder: str) -> None:
     """Call the last publication good: what got worse in it is the new level."""
     for stamp in entries(store, folder)[-1:]:
         place = f"{folder}/{FOLDER}/{stamp}.json"
-        store.write_json(place, {**store.read_json(place), "good": True})
+        told = store.read_json(place)
+        if not told["good"]:
+            store.write_json(place, {**told, "good": True})
 
 
 def scores(store: Store, folder: str, entry: Entry) -> pa.Table:

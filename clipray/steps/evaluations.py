@@ -35,6 +35,8 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
                 embeddings={
                     split: tuple(todo.works[dataset.name, split].addresses[name] for name in names)
                     for split in dataset.splits
+                    # a train split of which nothing can be drawn has a pool without images
+                    if split == "test" or len(todo.works[dataset.name, split].index)
                 },
                 expected=len(todo.works[dataset.name, "test"].index),
                 heads=tuple(head.on(dataset.name) for head in heads),

@@ -70,7 +70,7 @@ class Index:
         chunk_parts: for each part, the number of the part in `chunks_at` whose chunks its rows lie in.
         content: a digest of all image hashes and labels, whatever their order.
         pool: the name of what grows, and has the same embeddings however much it has grown; empty for what does not.
-        of: the split that a pool is drawn from.
+        of: the split that a pool is drawn from. apart: the one whose images it never holds.
         remarks: what a person should know of the split: left out, not readable.
     """
 
@@ -85,6 +85,7 @@ class Index:
     remarks: tuple[str, ...] = ()
     pool: str = ""
     of: "Index | None" = None
+    apart: "Index | None" = None
 
     def __len__(self) -> int:
         return sum(self.parts)

@@ -212,7 +212,7 @@ def _grow(todo: Plan) -> bool:
     lost = {row["dataset"] for row in todo.failures if row["split"] == "train" and row["image_id"]}
     for name in lost - failed - {None}:
         before = todo.works[name, "train"]
-        work = todo.looker.train(before, todo.works[name, "test"].index, todo.prompts[name])
+        work = todo.looker.train(before, todo.prompts[name])
         todo.works[name, "train"] = work
         grown = grown or (work.images > 0 and work.index.parts != before.index.parts)
     return grown

@@ -49,11 +49,11 @@ class Looker(NamedTuple):
     mapper: Mapper
     whole: bool
 
-    def train(self, work: embed.Work, test: Index, prompts: dict[str, list[str]]) -> embed.Work:
+    def train(self, work: embed.Work, prompts: dict[str, list[str]]) -> embed.Work:
         """What a train split lacks now, as `work` told it before."""
         if work.index.of is None:
             return work
-        indices = {"train": work.index.of, "test": test}
+        indices = {"train": work.index.of, "test": work.index.apart}
         return _train(self, indices, len(prompts["classnames"]))
 
 

@@ -61,6 +61,7 @@ def pool(
         content=known["content"],
         pool=address,
         of=train,
+        apart=test,
     )
 
 

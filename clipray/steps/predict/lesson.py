@@ -123,7 +123,10 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
         return _from_campaign(wanted, verbose)
     campaign = _campaign(wanted)
     shots = _shots(wanted)
-    todo = _unlabelled(wanted, campaign) if shots == 0 else steps.plan(campaign, verbose)
+    whole = shots == ALL
+    todo = (
+        _unlabelled(wanted, campaign) if shots == 0 else steps.plan(campaign, verbose, whole=whole)
+    )
     (dataset,) = todo.datasets
     tested = frozenset()
     if shots != 0:
@@ -137,7 +140,7 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
     steps.embed_images(todo)
     steps.require_all(todo)
     method = choose.Candidate(_head(wanted).on(dataset.name), _fuser(wanted).on(dataset.name))
-    train = tuple(todo.works[dataset.name, "train"].addresses.values()) if shots != 0 else ()
+    train = _train(todo, dataset.name) if shots != 0 else ()
     common = _common(todo, dataset.name, todo.specs)
     found = Lesson(
         **common,
@@ -157,13 +160,12 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
 
 def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
     campaign = campaign_of(wanted)
-    todo = steps.plan(campaign, verbose)
-    try:
-        steps.recall(todo)
-    except ConfigError as error:
-        raise ConfigError(
-            f"from_campaign: {error}: run `python -m jobs.run {wanted.from_campaign}` first"
-        ) from None
+    todo = steps.plan(campaign, verbose, whole=wanted.shots == ALL)
+    if wanted.shots == ALL:  # a campaign embeds what its support sets may hold, and no more
+        steps.prepare(todo)
+        steps.embed_images(todo)
+    else:
+        _recall(todo, wanted)
     names = [dataset.name for dataset in todo.datasets]
     name = wanted.dataset or names[0]
     if name not in names or (len(names) > 1 and not wanted.dataset):
@@ -199,7 +201,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
     tested = _image_ids(todo, name)
     found = Lesson(
         **_common(todo, name, specs),
-        train=task.embeddings["train"] if shots != 0 else (),
+        train=_train(todo, name) if shots != 0 else (),
         tested=_tested(tested if shots != 0 else ()),
         methods=tuple(methods),
         by=wanted.choose_by,
@@ -212,6 +214,31 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
         evaluation=place if done else "",
     )
     return todo.store, found
+
+
+def _recall(todo: steps.Plan, wanted: Fit) -> None:
+    """Take what the campaign has embedded."""
+    try:
+        steps.recall(todo)
+    except ConfigError as error:
+        raise ConfigError(
+            f"from_campaign: {error}: run `python -m jobs.run {wanted.from_campaign}` first"
+        ) from None
+
+
+def _train(todo: steps.Plan, dataset: str) -> tuple[str, ...]:
+    """Where the train split's embeddings lie.
+
+    Raises:
+        ConfigError: none of its images can be learned from.
+    """
+    work = todo.works[dataset, "train"]
+    if not len(work.index):
+        raise ConfigError(
+            f"dataset {dataset}: no image of its train split can be learned from: those that can be used stand in "
+            "its test split too"
+        )
+    return tuple(work.addresses.values())
 
 
 def needs_labels(method: choose.Candidate) -> bool:

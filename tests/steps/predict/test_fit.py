@@ -14,6 +14,7 @@ from clipray.errors import ConfigError
 from clipray.fusion import Fusion
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.predict import choose, fit
+from clipray.steps.predict import lesson as lessons
 from clipray.steps.predict.lesson import Lesson, check
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
 
@@ -140,6 +141,24 @@ def test_a_cascade_needs_labels_and_a_fuser_that_one_image_is_enough_for():
     with pytest.raises(ConfigError, match="give either"):
         parse(Fit, values | {"cascade": cascade | {"max_gflops": 1}}, "here")
     check(parse(Fit, values | {"cascade": cascade}, "here"))
+
+
+def test_all_shots_take_the_whole_train_split_and_few_what_may_be_drawn(tmp_path, monkeypatch):
+    class Planned(Exception):
+        """Stops before anything is embedded."""
+
+    def stop(todo):
+        raise Planned(len(todo.works["digits", "train"].index))
+
+    monkeypatch.setattr(lessons.steps, "prepare", stop)
+    values = {"workspace": str(tmp_path), "backbones": ["rn-32"], "dataset": "digits"}
+    values |= {"fuser": "c_log_avg", "limit": 200}
+    sizes = {}
+    for shots in (1, "all"):
+        with pytest.raises(Planned) as found:
+            lessons.lesson(parse(Fit, values | {"shots": shots}, "here"))
+        sizes[shots] = found.value.args[0]
+    assert sizes == {1: 30, "all": 200}  # one of each class, and two to spare
 
 
 def test_neither_batch_nor_order_changes_a_row(tmp_path):

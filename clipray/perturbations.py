@@ -150,14 +150,13 @@ def _affine(image: Image.Image, matrix: np.ndarray, shift: np.ndarray) -> Image.
     """The image whose pixel at x shows what stood at matrix·x + shift, measured from the middle."""
     middle = np.array(image.size) / 2
     offset = middle - matrix @ middle + shift
-    numbers = (*matrix[0], offset[0], *matrix[1], offset[1])
-    return image.transform(
-        image.size,
-        Image.Transform.AFFINE,
-        numbers,
-        Image.Resampling.BICUBIC,
-        fillcolor=_mean_colour(image),
-    )
+    return _mapped(image, Image.Transform.AFFINE, (*matrix[0], offset[0], *matrix[1], offset[1]))
+
+
+def _mapped(image: Image.Image, kind: Image.Transform, numbers: tuple[float, ...]) -> Image.Image:
+    """The image under one of Pillow's maps; what comes in from outside has its mean colour."""
+    colour = _mean_colour(image)
+    return image.transform(image.size, kind, numbers, Image.Resampling.BICUBIC, fillcolor=colour)
 
 
 def translation(image: Image.Image, share: float, generator: np.random.Generator) -> Image.Image:
@@ -187,13 +186,7 @@ def perspective(image: Image.Image, share: float, generator: np.random.Generator
     moved = corners + inwards * generator.uniform(0, share, (4, 2))
     size = np.array(image.size)
     numbers = _homography(moved * size, corners * size)
-    return image.transform(
-        image.size,
-        Image.Transform.PERSPECTIVE,
-        numbers,
-        Image.Resampling.BICUBIC,
-        fillcolor=_mean_colour(image),
-    )
+    return _mapped(image, Image.Transform.PERSPECTIVE, numbers)
 
 
 def _homography(shown: np.ndarray, stood: np.ndarray) -> tuple[float, ...]:

@@ -157,7 +157,9 @@ def prepare(todo: Plan) -> None:
                 failures.mark(todo.store, _card_place(todo, items[position][1]), reason)
             for dataset, reason in (unnamed or {}).items():
                 _unnamed(todo, dataset, backbone, reason)
-                failures.mark(todo.store, _text_place(todo, items[position][1], dataset), reason)
+                failures.mark(
+                    todo.store, classifier_place(todo, items[position][1], dataset), reason
+                )
             advance(1)
 
 
@@ -173,7 +175,8 @@ def _card_place(todo: Plan, spec: Backbone) -> str:
     return cards.address(todo.store, spec, todo.campaign.precision)
 
 
-def _text_place(todo: Plan, spec: Backbone, dataset: str) -> str:
+def classifier_place(todo: Plan, spec: Backbone, dataset: str) -> str:
+    """Where a backbone's class vectors of a dataset lie."""
     prompts, precision = todo.prompts[dataset], todo.campaign.precision
     return classifiers.address(todo.store, spec, precision, dataset, prompts)
 
@@ -243,7 +246,7 @@ def recall(todo: Plan) -> None:
                 _unloaded(todo, name, reason)
             continue
         for dataset in prompts:
-            reason = failures.marked(todo.store, _text_place(todo, specs[name], dataset))
+            reason = failures.marked(todo.store, classifier_place(todo, specs[name], dataset))
             untried += reason is None
             if reason:
                 _unnamed(todo, dataset, name, reason)
@@ -286,8 +289,6 @@ def _settle(
 
 def _embed(todo: Plan) -> tuple[dict, dict]:
     """Run the pools; by (dataset, split) and backbone, why there are shards without a file, and what others hold."""
-    from clipray.steps.embed.pools import share
-
     compute, known = todo.campaign.compute, known_cards(todo)
     works = [work.without(_unprepared(todo, work.index.dataset)) for work in todo.works.values()]
     busy = {name for work in works for names in work.todo.values() for name in names}
@@ -296,13 +297,9 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
     told: dict[tuple[str, str], dict[str, Tally]] = {}
     if not costs:
         return broken, told
-    # an actor of each backbone and a decoder can work at once
-    own = resources.obtain(compute, todo.verbose, len(costs) + 1, len(costs))
-    pools = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
+    pools, device = resources.pools(costs, compute, todo.verbose)
     with progress("images", sum(work.images for work in works), "images") as advance:
-        for done in embed.run(
-            todo.store, works, todo.specs, todo.campaign, known, pools, own.device
-        ):
+        for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
             place = done["dataset"], done["split"]
             broken.setdefault(place, {}).update(done["broken"])
             for backbone, errors in done["errors"].items():

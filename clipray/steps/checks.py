@@ -19,6 +19,12 @@ def entries(campaign: Campaign) -> tuple[Fuser, ...]:
     return (reference, *(fuser for fuser in named if fuser != reference))
 
 
+def unlabelled(entry: Fuser) -> str:
+    """Which unlabelled images a fuser learns from: "batch", "train" or "none"."""
+    settings = declared.settings_of(declared.fusers()[entry.fuser], entry.settings_for(0, 0))
+    return getattr(settings, "unlabelled", "none")
+
+
 def named_heads(heads: tuple[str | Head, ...]) -> tuple[Head, ...]:
     """The config's heads, each with its name and settings."""
     return tuple(Head(name=h, head=h) if isinstance(h, str) else h for h in heads)

@@ -1,13 +1,11 @@
 """The evaluations of a campaign: one task a dataset, those that are missing in parallel."""
 
-from clipray.config import Backbone
 from clipray.errors import ErrorBudget
 from clipray.progress import progress
 from clipray.steps import cluster, failures
-from clipray.steps.campaign import Plan, known_cards, told
+from clipray.steps.campaign import Plan, classifier_place, known_cards, told
 from clipray.steps.embed import given as brought
 from clipray.steps.embed import measure as cards
-from clipray.steps.embed import texts as classifiers
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
 
@@ -24,7 +22,7 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
         if given:
             classes, scales = given.classifiers, given.scales
         else:
-            classes = {name: _classifier(todo, specs[name], dataset.name) for name in names}
+            classes = {name: classifier_place(todo, specs[name], dataset.name) for name in names}
             scales = {name: (known[name]["scale"], known[name]["bias"]) for name in names}
         found.append(
             evaluate.Task(
@@ -51,11 +49,6 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
             )
         )
     return found
-
-
-def _classifier(todo: Plan, spec: Backbone, dataset: str) -> str:
-    prompts, precision = todo.prompts[dataset], todo.campaign.precision
-    return classifiers.address(todo.store, spec, precision, dataset, prompts)
 
 
 def evaluate_datasets(todo: Plan) -> dict[str, str]:

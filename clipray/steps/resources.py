@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from clipray.config import Compute
+from clipray.config import Compute, Pool
 from clipray.errors import ClusterError
 from clipray.progress import doing, say
 
@@ -54,6 +54,19 @@ def obtain(compute: Compute, verbose: bool, cpus: float = 1.0, gpus: float = 0.0
     own = wait(floor)
     gpu = own.get("GPU", 0.0) if device == "cuda" else 0.0
     return Resources(device, own["CPU"], gpu, max(own["CPU"], most["CPU"]), max(gpu, most["GPU"]))
+
+
+def pools(costs: dict[str, float], compute: Compute, verbose: bool) -> tuple[dict[str, Pool], str]:
+    """Obtain an actor of each backbone and a decoder, and share them out: pools by backbone, and the device.
+
+    Args:
+        costs: measured seconds per image of each backbone that has work to do.
+    """
+    from clipray.steps.embed.pools import share
+
+    own = obtain(compute, verbose, len(costs) + 1, len(costs))
+    shared = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
+    return shared, own.device
 
 
 def _at_most(wanted: float, most: float) -> float:

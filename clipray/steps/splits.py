@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from clipray import catalog, sources
 from clipray.artefacts.index import Index
-from clipray.config import Backbone, Campaign, Dataset, Fuser
-from clipray.numerics import declared
+from clipray.config import Backbone, Campaign, Dataset
 from clipray.progress import doing, progress
 from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
@@ -83,14 +82,7 @@ def needs_whole(campaign: Campaign) -> bool:
     entries = checks.entries(campaign)
     if not campaign.shots or any(meta.is_untaught(one) for one in entries):
         return True
-    return any(_unlabelled(one) == "train" for one in entries)
-
-
-def _unlabelled(entry: Fuser) -> str:
-    """Which unlabelled images a fuser learns from."""
-    method = declared.fusers()[entry.fuser]
-    settings = declared.settings_of(method, entry.settings_for(0, 0))
-    return getattr(settings, "unlabelled", "none")
+    return any(checks.unlabelled(one) == "train" for one in entries)
 
 
 def _look(looker: Looker, dataset: Dataset) -> Found:

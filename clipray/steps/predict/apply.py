@@ -121,7 +121,6 @@ def _kept(job: Job) -> embed.Work:
 
 def _run(job: Job, work: plans.Work, kept: embed.Work | None, verbose: bool) -> None:
     from clipray.fusion import Fusion
-    from clipray.steps.embed.pools import share
     from clipray.steps.predict import write
 
     compute = job.wanted.compute
@@ -129,8 +128,7 @@ def _run(job: Job, work: plans.Work, kept: embed.Work | None, verbose: bool) -> 
     fusion.specs  # noqa: B018 - other weights than the model's are told before Ray starts
     used = fusion.stages[-1].backbones
     costs = {fusion.backbones[m]: fusion.cards[m]["seconds_per_image"] for m in used}
-    own = resources.obtain(compute, verbose, len(costs) + 1, len(costs))
-    pools = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
+    pools, device = resources.pools(costs, compute, verbose)
     keep = {m: kept.addresses[fusion.backbones[m]] for m in used} if kept is not None else {}
     with progress("images", work.images, "images") as advance:
         done = write.run(
@@ -143,7 +141,7 @@ def _run(job: Job, work: plans.Work, kept: embed.Work | None, verbose: bool) -> 
             keep,
             compute,
             pools,
-            own.device,
+            device,
         )
         for one in done:
             advance(one["images"])

@@ -170,6 +170,7 @@ def _cascade(
         ConfigError: the cost of a backbone is not known.
     """
     from clipray.numerics.cascade.fitted import cascade_to_parts, fit_cascade
+    from clipray.numerics.cascade.search import by_cost
     from clipray.numerics.cascade.thresholds import Target
     from clipray.numerics.fusers import settings_of
     from clipray.numerics.heads import cross_fit
@@ -184,7 +185,7 @@ def _cascade(
     support = cross_fit.support(head, problem, told.folds)
     entry = method.fuser
     settings = settings_of(entry.fuser, entry.settings_for(draw.shots, draw.seed))
-    order = sorted(range(len(gflops_M)), key=lambda m: (gflops_M[m], m))
+    order = by_cost(range(len(gflops_M)), gflops_M)
     wanted = told.cascade
     target = Target(wanted.max_accuracy_drop, wanted.max_gflops, wanted.confidence)
     fitted = fit_cascade(support, entry.fuser, settings, order, gflops_M, target, told.folds)

@@ -89,7 +89,7 @@ def check(wanted: Fit) -> None:
                 raise ConfigError(
                     f"{key}: it learns from labels, and `shots` is 0: name one that does not, or give labels"
                 )
-    if wanted.cascade and _unlabelled_of(_fuser(wanted)) != "none":
+    if wanted.cascade and checks.unlabelled(_fuser(wanted)) != "none":
         raise ConfigError(
             f"cascade: {_fuser(wanted).fuser} is taught by unlabelled images that every backbone has seen, so no image "
             "could leave early: name guarded_single, anchored, or another fuser"
@@ -99,12 +99,6 @@ def check(wanted: Fit) -> None:
             f"fuser: {_fuser(wanted).fuser} labels a whole set of images at once and gives no single image a label of "
             "its own: name another one, such as log_avg"
         )
-
-
-def _unlabelled_of(entry: Fuser) -> str:
-    """Which unlabelled images a fuser learns from."""
-    settings = declared.settings_of(declared.fusers()[entry.fuser], entry.settings_for(0, 0))
-    return getattr(settings, "unlabelled", "none")
 
 
 def workspace(wanted: Fit) -> str:
@@ -262,9 +256,7 @@ def _common(todo: steps.Plan, dataset: str, specs: list[Backbone]) -> dict[str, 
         "prompts": prompts,
         "backbones": tuple(spec.name for spec in specs),
         "origins": tuple(fingerprint.plain(backbones.origin(spec)) for spec in specs),
-        "classifiers": tuple(
-            classifiers.address(todo.store, spec, precision, dataset, prompts) for spec in specs
-        ),
+        "classifiers": tuple(steps.classifier_place(todo, spec, dataset) for spec in specs),
         "scales": tuple((known[s.name]["scale"], known[s.name]["bias"]) for s in specs),
         "precision": precision,
         "max_pixels": todo.campaign.max_pixels,

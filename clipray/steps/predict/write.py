@@ -17,6 +17,7 @@ from clipray.artefacts import fused_model, index
 from clipray.config import Compute, Pool
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
+from clipray.steps.embed.decode import column
 from clipray.steps.embed.encode import embedded
 from clipray.store import Store
 
@@ -51,11 +52,6 @@ def decode(
         for group, parts in crops.items()
     }
     return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})
-
-
-def column(group: images.Preprocess) -> str:
-    """The name of a group's column of crops."""
-    return "crops " + " ".join(str(part) for part in group)
 
 
 def _with_task(table: pa.Table, task: dict) -> pa.Table:

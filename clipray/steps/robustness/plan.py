@@ -207,7 +207,6 @@ def embed_parts(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> in
 
 def _embedded(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> Iterator[dict]:
     """The tasks of all shards of all parts that lack something, as they are done."""
-    from clipray.steps.embed.pools import share
     from clipray.steps.robustness.decode import decode_variants
 
     busy = {name for part in parts for left in part.work.todo.values() for name in left}
@@ -216,11 +215,10 @@ def _embedded(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> Iter
     compute, known = campaign.compute, steps.known_cards(todo)
     names = [spec.name for spec in todo.specs if spec.name in busy]
     costs = {name: known[name]["seconds_per_image"] for name in names}
-    own = resources.obtain(compute, todo.verbose, len(costs) + 1, len(costs))
-    pools = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
+    pools, device = resources.pools(costs, compute, todo.verbose)
     rows = list(items(parts))
     yield from embed.passed(
-        todo.store, rows, decode_variants, todo.specs, campaign, known, pools, own.device
+        todo.store, rows, decode_variants, todo.specs, campaign, known, pools, device
     )
 
 

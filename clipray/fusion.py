@@ -15,8 +15,7 @@ from clipray.artefacts.fused_model import Folder
 from clipray.config import Backbone
 from clipray.errors import ConfigError
 from clipray.fingerprint import plain
-from clipray.numerics.cascade.fitted import Stage as LeftAt
-from clipray.numerics.cascade.fitted import apply_stage, cascade_from_parts
+from clipray.numerics.cascade.fitted import apply_cascade, apply_stage, cascade_from_parts
 from clipray.numerics.contracts import State
 from clipray.numerics.fusers import FUSERS, from_parts
 from clipray.numerics.heads import FITTED_HEADS, head_of
@@ -143,13 +142,16 @@ class Fusion:
         Args:
             embeddings: M arrays N×D_m, as `encoding.stored` keeps them; None for backbones that did not run.
         """
-        filled = tuple(
-            torch.zeros(len(logits_NMC), card["dim"])
+        return self.fuser.apply(self.state, logits_NMC, self._filled(embeddings, len(logits_NMC)))
+
+    def _filled(self, embeddings: Sequence[np.ndarray | None], count: int) -> tuple[Tensor, ...]:
+        """The embeddings as tensors; zeros of backbones that did not run."""
+        return tuple(
+            torch.zeros(count, card["dim"])
             if e_ND is None
             else torch.from_numpy(np.ascontiguousarray(e_ND, np.float32))
             for e_ND, card in zip(embeddings, self.cards, strict=True)
         )
-        return self.fuser.apply(self.state, logits_NMC, filled)
 
     def leaves(self, stage: int, embeddings: Sequence[np.ndarray | None]) -> np.ndarray:
         """Which images need no more than the backbones of a stage of the cascade, bool N.
@@ -157,40 +159,28 @@ class Fusion:
         Args:
             embeddings: M arrays N×D_m; those of later stages may be None.
         """
-        return self._stage(stage, embeddings).leaves_N.numpy()
-
-    def _stage(self, stage: int, embeddings: Sequence[np.ndarray | None]) -> LeftAt:
-        members = self.cascade.members(stage)
-        own = [e_ND if m in members else None for m, e_ND in enumerate(embeddings)]
-        logits_NMC = self.logits(own)[:, members]
-        parts = [torch.from_numpy(np.ascontiguousarray(own[m], np.float32)) for m in members]
-        return apply_stage(self.cascade, stage, logits_NMC, parts)
+        logits_NMC, members = self.logits(embeddings), self.cascade.members(stage)
+        parts = self._filled(embeddings, len(logits_NMC))
+        own = [parts[m] for m in members]
+        return apply_stage(self.cascade, stage, logits_NMC[:, members], own).leaves_N.numpy()
 
     def _staged(
         self, embeddings: Sequence[np.ndarray | None], stage_N: np.ndarray | None
     ) -> list[dict[str, Any]]:
         """As `answers`, of a cascade."""
-        count = next(len(e_ND) for e_ND in embeddings if e_ND is not None)
-        rows: list[dict[str, Any]] = [{}] * count
-        left_N = np.arange(count)
-        for stage, about in enumerate(self.stages):
-            if not len(left_N):
-                break
-            there = [
-                e_ND[left_N] if m in about.backbones else None for m, e_ND in enumerate(embeddings)
-            ]
-            said = self._stage(stage, there)
-            gone_N = said.leaves_N.numpy() if stage_N is None else stage_N[left_N] == stage
-            more = {
-                "backbones_used": [self.backbones[m] for m in about.backbones],
-                "gflops": self.cascade.gflops[stage],
+        logits_NMC = self.logits(embeddings)
+        parts = self._filled(embeddings, len(logits_NMC))
+        known_N = None if stage_N is None else torch.as_tensor(stage_N)
+        log_probs_NC, left_N = apply_cascade(self.cascade, logits_NMC, parts, known_N)
+        stages = [
+            {
+                "backbones_used": [self.backbones[m] for m in stage.backbones],
+                "gflops": self.cascade.gflops[number],
             }
-            found = best(said.log_probs_NC, self.classnames)
-            for row, answer, gone in zip(left_N, found, gone_N, strict=True):
-                if gone:
-                    rows[row] = answer | more
-            left_N = left_N[~gone_N]
-        return rows
+            for number, stage in enumerate(self.stages)
+        ]
+        answers = best(log_probs_NC, self.classnames)
+        return [one | stages[n] for one, n in zip(answers, left_N.tolist(), strict=True)]
 
     def answers(
         self, embeddings: Sequence[np.ndarray | None], stage_N: np.ndarray | None = None

@@ -114,9 +114,17 @@ def apply_stage(
 
 
 def apply_cascade(
-    cascade: Cascade, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+    cascade: Cascade,
+    logits_NMC: Tensor,
+    embeddings: Sequence[Tensor],
+    left_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All stages, for images of which every backbone's logits are there.
+    """All stages.
+
+    Args:
+        logits_NMC, embeddings: of all backbones. What belongs to a backbone that an image has not reached is not
+            looked at.
+        left_N: the stage at which each image has left, int64, where that is known; None: as the thresholds say.
 
     Returns:
         log_probs_NC of each image at the stage at which it left, and that stage, int64 N.
@@ -129,10 +137,11 @@ def apply_cascade(
         members = cascade.members(stage)
         own = [embeddings[m][left] for m in members] if embeddings else []
         found = apply_stage(cascade, stage, logits_NMC[left][:, members], own)
-        gone = left[found.leaves_N]
-        fused_NC[gone] = found.log_probs_NC[found.leaves_N].to(fused_NC)
+        leaves = found.leaves_N if left_N is None else left_N[left] == stage
+        gone = left[leaves]
+        fused_NC[gone] = found.log_probs_NC[leaves].to(fused_NC)
         stage_N[gone] = stage
-        left = left[~found.leaves_N]
+        left = left[~leaves]
     return fused_NC, stage_N
 
 

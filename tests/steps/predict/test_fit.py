@@ -1,19 +1,23 @@
 """A fused model says what the evaluation of the same method says, and is what was written or nothing."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from clipray import images
 from clipray.artefacts import fused_model
 from clipray.config import Backbone, Fuser, Head, parse
 from clipray.config.predict import Cascade, Fit
 from clipray.errors import ConfigError
 from clipray.fusion import Fusion
+from clipray.steps.embed.decode import column
 from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.predict import choose, fit
+from clipray.steps.predict import choose, fit, write
 from clipray.steps.predict import lesson as lessons
 from clipray.steps.predict.lesson import Lesson, check
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
@@ -129,6 +133,65 @@ def test_a_cascade_runs_backbones_in_order_of_cost_and_lets_sure_images_go(tmp_p
     about = found["strict"].about["cascade"]["promise"]
     assert not about["kept"]
     assert "cannot be promised" in about["why"]
+
+
+class Looked:
+    """An encoder of crops that are numbers of images; counts how many it is given."""
+
+    def __init__(self, embeddings_ND):
+        self.embeddings_ND, self.images_seen = embeddings_ND, 0
+
+    def images(self, crops_NHWC, batch_size):
+        self.images_seen += len(crops_NHWC)
+        return self.embeddings_ND[crops_NHWC[:, 0, 0, 0]]
+
+
+def test_later_backbones_see_only_what_is_left_and_rows_are_those_of_a_cascade_in_one_piece(
+    tmp_path,
+):
+    world = World(tmp_path, train=400)
+    cards = tuple(CARD | {"image_gflops": cost} for cost in (4.0, 1.0, 2.0))
+    told = lesson(
+        world,
+        world.task(),
+        [method("zero_shot", "c_log_avg")],
+        cards=cards,
+        cascade=Cascade(max_accuracy_drop=0.3),
+        shots=16,
+    )
+    fusion = Fusion(fused_model.read(made(world, told)))
+    ids = [f"image{n}" for n in range(60)]
+    rows = pa.table({"image_id": ids, "key": ids, "label": pa.nulls(60, pa.int64())})
+    task = {"rows": rows, "errors": [None] * 60, "cropped": list(range(60)), "embeddings": {}}
+    task["stages"] = [None] * 60
+    crops = np.arange(60, dtype=np.uint8)[:, None].repeat(3, 1)  # one pixel each
+    group = images.Preprocess((1, 1), "bicubic", "shortest", 0)
+    table = pa.table(
+        {
+            "task": [pickle.dumps(task)],
+            column(group): pa.array([crops.tobytes()], pa.large_binary()),
+        }
+    )
+    seen = []
+    for number in fusion.cascade.order:
+        actor = object.__new__(write.Encode)  # without loading a model
+        actor.fusion, actor.number, actor.group, actor.last = fusion, number, group, False
+        actor.keep, actor.broken, actor.precision, actor.batch_size = None, None, "fp32", 7
+        actor.encoder = Looked(world.embeddings["test", BACKBONES[number]].astype(np.float32))
+        table = actor(table)
+        seen.append(actor.encoder.images_seen)
+    label = object.__new__(write.Label)
+    label.fusion, label.targets = fusion, False
+    found = label.label(pickle.loads(table["task"][0].as_py())).to_pylist()
+
+    whole = [world.embeddings["test", name].astype(np.float32) for name in BACKBONES]
+    expected = fusion.answers(whole)
+    stages = [len(row["backbones_used"]) for row in expected]
+    assert seen == [60, sum(n > 1 for n in stages), sum(n > 2 for n in stages)]
+    assert 0 < seen[1] < 60
+    for row, other in zip(found, expected, strict=True):
+        assert (row["label"], row["backbones_used"]) == (other["label"], other["backbones_used"])
+        assert row["probability"] == pytest.approx(other["probability"], abs=1e-6)
 
 
 def test_a_cascade_needs_labels_and_a_fuser_that_one_image_is_enough_for():

@@ -264,12 +264,16 @@ def read(
         index: its `place`.
     """
     address, chunks_at, location = index
-    table = _rows(store.uri, address, part)
+    own = rows_of(store, address, part, start, rows)
     chunks = _chunks(store.uri, chunks_at, chunk_part, location)
-    # a slice would carry its whole part along wherever it is sent
-    own = table.take(pa.array(range(start, start + rows)))
     numbers = pc.unique(own["chunk"]).to_pylist()
     return own, {number: chunks[number] for number in sorted(numbers)}
+
+
+def rows_of(store: Store, address: str, part: int, start: int, rows: int) -> pa.Table:
+    """The rows of a shard, copied: a slice would carry its whole part along wherever it is sent."""
+    table = _rows(store.uri, address, part)
+    return table.take(pa.array(range(start, start + rows)))
 
 
 @functools.lru_cache(CACHED)

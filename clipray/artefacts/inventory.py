@@ -58,13 +58,13 @@ def read(store: Store) -> list[Artefact]:
 def used(store: Store, artefacts: Iterable[Artefact], keep: int) -> set[str]:
     """The addresses that the last `keep` publications of every campaign stand on, through all manifests."""
     known = {one.address for one in artefacts}
-    todo = [place for place in _published(store, keep) if place in known]
+    todo = {place for place in _published(store, keep) if place in known}
     found = set(todo)
     while todo:
-        text = json.dumps(store.manifest(todo.pop()))
-        for address in _named(text) & known - found:
-            found.add(address)
-            todo.append(address)
+        texts = [json.dumps(manifest) for manifest in store.manifests(sorted(todo))]
+        named = set().union(*(_named(text) for text in texts))
+        todo = named & known - found
+        found |= todo
     return found
 
 

@@ -75,12 +75,12 @@ def _embedding(
     """
     cards = _cards(store, artefacts)
     found: dict[str, dict[str, Any]] = {}
-    for one in artefacts:
-        if one.kind != "embeddings" or not one.whole:
-            continue
+    whole = [one for one in artefacts if one.kind == "embeddings" and one.whole]
+    manifests = store.manifests(one.address for one in whole)
+    for one, manifest in zip(whole, manifests, strict=True):
         backbone = one.address.rpartition("/")[2].rpartition("-")[0]
         row = found.setdefault(backbone, {"images": 0, "bytes": 0})
-        row["images"] += store.manifest(one.address)["images"]
+        row["images"] += manifest["images"]
         row["bytes"] += one.bytes
     for backbone, row in found.items():
         seconds, device = cards.get(backbone, (None, None))

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 
 from clipray import fingerprint, sources
 from clipray.artefacts import index as parts
-from clipray.artefacts.index import Index, Shard
+from clipray.artefacts.index import Index
 from clipray.config import Campaign, Dataset, Fuser, Head
 from clipray.encoding import ALL_ZERO
 from clipray.errors import ConfigError
@@ -174,7 +173,7 @@ def _write_split(store: Store, given: Given, split: str, work: Work, name: str) 
     for shard in work.shards():
         if name not in work.todo[shard.name]:
             continue
-        rows = _rows(store, work.index, shard)
+        rows = parts.rows_of(store, work.index.address, shard.part, shard.start, shard.rows)
         good = rows["error"].is_null().to_numpy(zero_copy_only=False)
         values_ND = matrix.take(order_N[rows["row"].to_numpy()[good]])
         errors = [None] * len(values_ND)
@@ -186,12 +185,6 @@ def _write_split(store: Store, given: Given, split: str, work: Work, name: str) 
         kept = [error is None for error in errors]
         table = embedded(told, values_ND[kept], values_ND.shape[1], facts["precision"])
         store.write_table(f"{work.addresses[name]}/{shard.name}", table)
-
-
-def _rows(store: Store, index: Index, shard: Shard) -> pa.Table:
-    """A shard's rows of the index."""
-    table = store.read_table(f"{index.address}/{parts.part_name(shard.part)}")
-    return table.slice(shard.start, shard.rows)
 
 
 def on_sphere(logits_NC: np.ndarray, radius: float) -> np.ndarray:

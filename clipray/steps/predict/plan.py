@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipray import catalog, fingerprint, sources
-from clipray.artefacts.index import Index, Shard, read
+from clipray.artefacts.index import Index, Shard, rows_of
 from clipray.config import Dataset, names
 from clipray.config.predict import Predict
 from clipray.errors import ConfigError, ErrorBudget
@@ -203,7 +203,7 @@ def finish(work: Work, budget: float, **facts: Any) -> dict[str, Any]:
     columns = ["image_id", "class", "target", "gflops", "error"]
     for shard in work.shards():
         table = work.store.read_table(f"{work.address}/{shard.name}", columns)
-        rows, _ = read(work.store, work.index.place, *shard[1:])
+        rows = rows_of(work.store, work.index.address, shard.part, shard.start, shard.rows)
         if table["image_id"].to_pylist() != rows["image_id"].to_pylist():
             raise ConfigError(
                 f"{work.store.place(work.address)}/{shard.name} holds other images than its index: remove that folder "

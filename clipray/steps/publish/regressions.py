@@ -1,8 +1,9 @@
 """What changed since the last successful campaign of that name, and what of it got worse."""
 
+import functools
 import json
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -92,6 +93,8 @@ def _changes(
     new: Mapping[str, str],
     rule: Regression,
 ) -> Iterator[Change]:
+    # the rows come dataset by dataset, and many of them want the same two tables
+    outcomes = functools.lru_cache(2)(functools.partial(_outcomes, store))
     for metric in rule.metrics:
         pair = [_means(table, metric, rule) for table in (before, after)]
         joined = pair[0].join(pair[1], how="outer", lsuffix="_before", rsuffix="_after")
@@ -106,7 +109,7 @@ def _changes(
             if same or abs(values[1] - values[0]) <= rule.tolerance:
                 yield Change(*place, metric, "same", *values)
                 continue
-            interval = _interval(store, place, metric, row, old, new)
+            interval = _interval(outcomes, place, metric, row, old, new)
             yield Change(*place, metric, _verdict(metric, values, interval), *values, *interval)
 
 
@@ -134,12 +137,20 @@ def _verdict(metric: str, values: list[float], interval: tuple) -> str:
     return "worse" if grew == (metric in LOWER_IS_BETTER) else "better"
 
 
+def _outcomes(store: Store, address: str) -> pa.Table | None:
+    """What every method said of the images of an evaluation; None where `jobs.gc` has removed it."""
+    try:
+        return store.read_table(f"{address}/{compare.OUTCOMES}", compare.COLUMNS)
+    except FileNotFoundError:
+        return None
+
+
 def _interval(
-    store: Store, place: tuple, metric: str, row: pd.Series, old: Mapping, new: Mapping
+    outcomes: Callable, place: tuple, metric: str, row: pd.Series, old: Mapping, new: Mapping
 ) -> tuple[float | None, float | None]:
     """The 95 % interval of after − before."""
     if metric == "top1":
-        paired = _paired(store, place, old, new)
+        paired = _paired(outcomes, place, old, new)
         if paired:
             return paired
     halves = [_number(row["half_before"]), _number(row["half_after"])]
@@ -152,7 +163,9 @@ def _interval(
     return float(middle - half), float(middle + half)
 
 
-def _paired(store: Store, place: tuple, old: Mapping, new: Mapping) -> tuple[float, float] | None:
+def _paired(
+    outcomes: Callable, place: tuple, old: Mapping, new: Mapping
+) -> tuple[float, float] | None:
     """The bootstrap interval over the images that both campaigns scored; None where they share none any more."""
     from clipray.numerics.measures.intervals import paired_bootstrap
 
@@ -160,10 +173,9 @@ def _paired(store: Store, place: tuple, old: Mapping, new: Mapping) -> tuple[flo
     chosen = compare.Choice(head, method, int(shots))
     means = []
     for places in (old, new):
-        try:
-            table = store.read_table(f"{places[dataset]}/{compare.OUTCOMES}", compare.COLUMNS)
-        except FileNotFoundError:
-            return None  # removed by `jobs.gc`
+        table = outcomes(places[dataset])
+        if table is None:
+            return None
         means.append(compare.mean_correctness(table, chosen))
     shared = sorted(set(means[0]) & set(means[1]))
     if not shared:

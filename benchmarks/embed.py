@@ -20,7 +20,7 @@ from clipray.steps import campaign as run
 from clipray.steps import cluster
 from clipray.steps.embed import measure as cards
 from clipray.steps.embed import plan as embed
-from clipray.steps.embed.pools import share
+from clipray.steps.embed.pools import cost_of, share
 
 DATASETS = ("digits", "textures", "glyph-letters", "coloured-shapes")
 
@@ -43,7 +43,7 @@ def pipeline(workspace: str) -> tuple[int, float, float]:
     run.prepare(todo)
     resources = cluster.connect(todo.campaign.compute, verbose=False)
     known = run.known_cards(todo)
-    costs = {name: known[name]["seconds_per_image"] for name in todo.busy}
+    costs = {name: cost_of(known[name]) for name in todo.busy}
     pools = share(costs, resources["CPU"], 0, todo.campaign.compute)
     start, first, rest = time.perf_counter(), None, 0
     for done in embed.run(

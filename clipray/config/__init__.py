@@ -198,6 +198,7 @@ class Pool(Strict):
     max_size: int = Field(0, ge=0)  # actors at most, as the cluster grows; 0: always `size`
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
+    threads: int = Field(0, ge=0)  # of an actor on CPUs; 0: as many as its whole CPUs, one at least
 
 
 class Compute(Strict):
@@ -209,6 +210,7 @@ class Compute(Strict):
     pools: dict[Name, Pool] = {}  # by backbone name; default: shared out by measured cost
     decode_cpus: float = Field(0.5, gt=0)
     decode_memory: int = Field(512 * 2**20, ge=1)  # bytes of heap that a decoding task may take
+    gpu_memory: int = Field(16 * 2**30, ge=1)  # bytes of each GPU: how many models may share one
     max_retries: int = Field(2, ge=0)
     error_budget: float = Field(0.1, ge=0)  # < 1: a fraction of a split's images; else a count
 

@@ -292,12 +292,12 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
     compute, known = todo.campaign.compute, known_cards(todo)
     works = [work.without(_unprepared(todo, work.index.dataset)) for work in todo.works.values()]
     busy = {name for work in works for names in work.todo.values() for name in names}
-    costs = {name: known[name]["seconds_per_image"] for name in todo.busy if name in busy}
+    own = {name: known[name] for name in todo.busy if name in busy}
     broken: dict[tuple[str, str], dict[str, str]] = {}
     told: dict[tuple[str, str], dict[str, Tally]] = {}
-    if not costs:
+    if not own:
         return broken, told
-    pools, device = resources.pools(costs, compute, todo.verbose)
+    pools, device = resources.pools(own, compute, todo.verbose)
     with progress("images", sum(work.images for work in works), "images") as advance:
         for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
             place = done["dataset"], done["split"]

@@ -56,14 +56,17 @@ def obtain(compute: Compute, verbose: bool, cpus: float = 1.0, gpus: float = 0.0
     return Resources(device, own["CPU"], gpu, max(own["CPU"], most["CPU"]), max(gpu, most["GPU"]))
 
 
-def pools(costs: dict[str, float], compute: Compute, verbose: bool) -> tuple[dict[str, Pool], str]:
+def pools(
+    cards: Mapping[str, dict], compute: Compute, verbose: bool
+) -> tuple[dict[str, Pool], str]:
     """Obtain an actor of each backbone and a decoder, and share them out: pools by backbone, and the device.
 
     Args:
-        costs: measured seconds per image of each backbone that has work to do.
+        cards: of each backbone that has work to do.
     """
-    from clipray.steps.embed.pools import share
+    from clipray.steps.embed.pools import cost_of, share
 
+    costs = {name: cost_of(card) for name, card in cards.items()}
     own = obtain(compute, verbose, len(costs) + 1, len(costs))
     shared = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
     return shared, own.device

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from clipray import backbones, schema
 from clipray.config import Backbone
@@ -28,10 +29,13 @@ class Embedder:
         batch_size: int,
         column: str,
         last: bool,
+        threads: int = 0,
     ):
         self.store, self.spec, self.precision = store, spec, precision
         self.batch_size, self.column, self.last = batch_size, column, last
         self.encoder, self.broken = None, None
+        if threads:
+            torch.set_num_threads(threads)
         try:
             self.encoder = self.load(device)
         except Exception as error:

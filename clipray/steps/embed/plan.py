@@ -196,6 +196,7 @@ def passed(
                 compute.batch_size,
                 column(groups[name]),
                 last,
+                pools[name].threads,
             ),
             batch_size=1,
             batch_format="pyarrow",

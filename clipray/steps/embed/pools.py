@@ -1,27 +1,54 @@
 """How a cluster's CPUs and GPUs are shared out among the backbones' actor pools; arithmetic only."""
 
 import math
+from typing import NamedTuple
 
 from clipray.config import Compute, Pool
 from clipray.errors import ConfigError
 
+BUSY = 0.9  # of its time that a GPU works, at least, where seats can be made small enough for it
+SEATS = 16  # actors on one GPU at most: each has a copy of its weights, and a process
+WEIGHTS = 3.0  # memory that an actor takes, in sizes of its weights: activations and workspace beside them
+PROCESS = 1000.0  # 10⁶ bytes of a GPU that each process takes for itself
+FOR_GPUS = 0.25  # of a cluster's CPUs at most that actors on GPUs hold; the others decode
+
+
+class Cost(NamedTuple):
+    """What one image costs a backbone.
+
+    Attributes:
+        seconds: measured, on whatever device. memory_mb: its weights, in 10⁶ bytes.
+        decode_seconds: of one CPU, to read and crop the image; the same for all backbones.
+    """
+
+    seconds: float
+    memory_mb: float = 0.0
+    decode_seconds: float = 0.0
+
+
+def cost_of(card: dict) -> Cost:
+    """Read a backbone's cost off its card."""
+    seconds, memory = card["seconds_per_image"], card["memory_mb"]
+    return Cost(seconds, memory, card.get("decode_seconds", 0.0))
+
 
 def share(
-    costs: dict[str, float],
+    costs: dict[str, Cost],
     cpus: float,
     gpus: float,
     compute: Compute,
     most_cpus: float = 0.0,
     most_gpus: float = 0.0,
 ) -> dict[str, Pool]:
-    """One pool a backbone, checked against the cluster.
+    """Give each backbone a pool, and check all of them against the cluster.
 
-    Pools that the config names are taken as they are; the others share what is left by cost, so that all of them
-    take about the same time per image. Where there are fewer devices than pools, actors share a device. Where the
-    cluster can grow, so can they, by the same shares.
+    Pools that the config names are taken as they are. The others share what is left by cost, so that all of them
+    take about the same time per image. Decoding has a share of the CPUs, by its cost. GPUs are cut into equal seats,
+    as small as it takes to keep them busy: equal seats fill a GPU in whatever order actors start. Where the cluster
+    can grow, so can the pools, by the same shares.
 
     Args:
-        costs: measured seconds per image of each backbone that has work to do.
+        costs: of each backbone that has work to do.
         cpus: the cluster's CPUs. gpus: its GPUs; 0 computes on CPUs.
         compute: the config's `compute`.
         most_cpus, most_gpus: that the cluster can grow to.
@@ -30,15 +57,22 @@ def share(
         ConfigError: the pools do not fit; pools that wait for each other would hang for half an hour first.
     """
     named = {name: compute.pools[name] for name in costs if name in compute.pools}
-    free = {name: cost for name, cost in costs.items() if name not in named}
+    unnamed = {name: cost for name, cost in costs.items() if name not in named}
+    free = {name: cost.seconds for name, cost in unnamed.items()}
     named_cpus = compute.decode_cpus + sum(p.size * p.num_cpus for p in named.values())
     named_gpus = sum(pool.size * pool.num_gpus for pool in named.values())
     if gpus:
-        pools = _on_gpus(free, gpus - named_gpus, cpus - named_cpus)
+        most = max(1, min((seats_of(cost, compute) for cost in unnamed.values()), default=1))
+        pools = _on_gpus(free, gpus - named_gpus, cpus - named_cpus, most)
         more = most_gpus - named_gpus
     else:
-        pools = _on_cpus(free, cpus - named_cpus)
+        decode = max((cost.decode_seconds for cost in costs.values()), default=0.0)
+        kept = _for_decoding(free, decode, cpus - named_cpus)
+        pools = _on_cpus(free, cpus - named_cpus - kept)
+        own = cpus - named_cpus + compute.decode_cpus - kept
+        pools = _with_threads(pools, own, decode / max(sum(free.values()) + decode, 1e-12))
         more = most_cpus - named_cpus
+        more -= _for_decoding(free, decode, more)
     pools = named | {name: pools[name] for name in free}
     check(pools, cpus, gpus, compute.decode_cpus)
     return {name: pools[name] for name in costs} | _grown(free, pools, more)
@@ -59,27 +93,67 @@ def _grown(costs: dict[str, float], pools: dict[str, Pool], units: float) -> dic
     }
 
 
+def seats_of(cost: Cost, compute: Compute) -> int:
+    """Count the actors of a backbone that the memory of one GPU holds, one at least."""
+    memory = WEIGHTS * cost.memory_mb + PROCESS
+    return max(1, min(SEATS, int(compute.gpu_memory / 1e6 / memory)))
+
+
+def _for_decoding(costs: dict[str, float], decode: float, cpus: float) -> int:
+    """CPUs that are left to decoding, beyond the one task that it has in any case."""
+    whole = sum(costs.values()) + decode
+    return max(0, int(cpus * decode / whole)) if cpus >= 2 * len(costs) and whole else 0
+
+
 def _on_cpus(costs: dict[str, float], cpus: float) -> dict[str, Pool]:
     if not costs:
         return {}
     if cpus >= len(costs):
-        return {
-            name: Pool(size=size, num_cpus=1) for name, size in apportion(costs, int(cpus)).items()
-        }
+        sizes = apportion(costs, int(cpus))
+        return {name: Pool(size=size, num_cpus=1) for name, size in sizes.items()}
     each = math.floor(100 * max(0.0, cpus) / len(costs)) / 100
     return {name: Pool(size=1, num_cpus=each) for name in costs}
 
 
-def _on_gpus(costs: dict[str, float], gpus: float, cpus: float) -> dict[str, Pool]:
+def _with_threads(pools: dict[str, Pool], cpus: float, decoding: float) -> dict[str, Pool]:
+    """Let actors compute with the cores that would be idle: two on two cores where decoding takes little of them.
+
+    Args:
+        cpus: of the pools and of the one decoder. decoding: the part of all time that it takes.
+    """
+    actors = sum(pool.size for pool in pools.values())
+    threads = round(cpus * (1 - decoding) / actors) if actors else 1
+    if threads < 2:
+        return pools
+    return {name: pool.model_copy(update={"threads": threads}) for name, pool in pools.items()}
+
+
+def _on_gpus(costs: dict[str, float], gpus: float, cpus: float, most: int) -> dict[str, Pool]:
+    """Cut every GPU into as few equal seats as keep it busy; `most` fit on one, or more where it takes more."""
     if not costs:
         return {}
-    if gpus >= len(costs):
-        sizes, gpu = apportion(costs, int(gpus)), 1.0
-    else:
-        together = math.ceil(len(costs) / max(1, int(gpus)))
-        sizes, gpu = dict.fromkeys(costs, 1), math.floor(100 / together) / 100
-    cpu = min(1.0, math.floor(100 * max(0.0, cpus) / sum(sizes.values())) / 100)
+    whole = max(1, int(gpus))
+    fewest = math.ceil(len(costs) / whole)  # every backbone has a seat, whatever its memory
+    sizes, seats = {}, fewest
+    most = fewest if whole == 1 else max(fewest, most)  # on one GPU all take turns as they are
+    for seats in range(fewest, most + 1):
+        sizes = apportion(costs, seats * whole)
+        if busy(costs, sizes) >= BUSY:
+            break
+    gpu = 1.0 if seats == 1 else math.floor(1000 / seats) / 1000
+    total = sum(sizes.values())
+    cpu = min(1.0, math.floor(100 * FOR_GPUS * max(0.0, cpus) / total) / 100)
     return {name: Pool(size=size, num_cpus=cpu, num_gpus=gpu) for name, size in sizes.items()}
+
+
+def busy(costs: dict[str, float], sizes: dict[str, int]) -> float:
+    """The share of their time that all seats together work, where none gets the time that another leaves.
+
+    >>> busy({"small": 1.0, "large": 3.0}, {"small": 1, "large": 2})  # 4 of 3 x 1.5 seconds
+    0.8888888888888888
+    """
+    longest = max(costs[name] / size for name, size in sizes.items())
+    return sum(costs.values()) / (longest * sum(sizes.values()))
 
 
 def apportion(costs: dict[str, float], seats: int) -> dict[str, int]:

@@ -127,8 +127,8 @@ def _run(job: Job, work: plans.Work, kept: embed.Work | None, verbose: bool) -> 
     fusion = Fusion(job.folder)
     fusion.specs  # noqa: B018 - other weights than the model's are told before Ray starts
     used = fusion.stages[-1].backbones
-    costs = {fusion.backbones[m]: fusion.cards[m]["seconds_per_image"] for m in used}
-    pools, device = resources.pools(costs, compute, verbose)
+    own = {fusion.backbones[m]: fusion.cards[m] for m in used}
+    pools, device = resources.pools(own, compute, verbose)
     keep = {m: kept.addresses[fusion.backbones[m]] for m in used} if kept is not None else {}
     with progress("images", work.images, "images") as advance:
         done = write.run(

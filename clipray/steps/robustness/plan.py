@@ -214,8 +214,8 @@ def _embedded(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> Iter
         return
     compute, known = campaign.compute, steps.known_cards(todo)
     names = [spec.name for spec in todo.specs if spec.name in busy]
-    costs = {name: known[name]["seconds_per_image"] for name in names}
-    pools, device = resources.pools(costs, compute, todo.verbose)
+    own = {name: known[name] for name in names}
+    pools, device = resources.pools(own, compute, todo.verbose)
     rows = list(items(parts))
     yield from embed.passed(
         todo.store, rows, decode_variants, todo.specs, campaign, known, pools, device

@@ -21,44 +21,11 @@ from clipray.steps import campaign as run
 from clipray.steps import cluster, failures
 from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
+from tests.heads import HEAD_PORTS, end, free_ports, plain_environment, processes
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
-OURS = ("RAY_", "AWS_")  # variables of the surroundings that no test inherits
-HEAD_PORTS = (
-    "port",
-    "dashboard-port",
-    "ray-client-server-port",
-    "dashboard-agent-listen-port",
-    "metrics-export-port",
-)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def plain_environment(**more: str) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith(OURS)} | more
-
-
-def processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def end(folder: Path) -> None:
-    """End every process of the Ray whose temporary folder this is, and no other."""
-    for pid in processes():
-        with contextlib.suppress(OSError):
-            if f"RAY_TMPDIR={folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(
-                b"\0"
-            ):
-                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

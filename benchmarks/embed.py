@@ -20,7 +20,8 @@ from clipray.steps import campaign as run
 from clipray.steps import cluster
 from clipray.steps.embed import measure as cards
 from clipray.steps.embed import plan as embed
-from clipray.steps.embed.pools import cost_of, share
+from clipray.steps.pools import cost_of, share
+from clipray.steps.todo import known_cards
 
 DATASETS = ("digits", "textures", "glyph-letters", "coloured-shapes")
 
@@ -42,7 +43,7 @@ def pipeline(workspace: str) -> tuple[int, float, float]:
     todo = run.plan(campaign(workspace))
     run.prepare(todo)
     resources = cluster.connect(todo.campaign.compute, verbose=False)
-    known = run.known_cards(todo)
+    known = known_cards(todo)
     costs = {name: cost_of(known[name]) for name in todo.busy}
     pools = share(costs, resources["CPU"], 0, todo.campaign.compute)
     start, first, rest = time.perf_counter(), None, 0

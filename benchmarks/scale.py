@@ -31,6 +31,7 @@ from clipray.steps import campaign as run
 from clipray.steps import failures
 from clipray.steps.embed import plan as embed
 from clipray.steps.tally import Tally
+from clipray.steps.todo import Plan
 from clipray.store import Store
 
 FILE, GROUP = 50_000, 5_000  # rows of a file and of a row group
@@ -96,7 +97,7 @@ def timed(words: str, facts: dict, step: object) -> object:
     return result
 
 
-def declare(todo: run.Plan) -> None:
+def declare(todo: Plan) -> None:
     """Declare all embedded, as the driver does when workers have told of their shards."""
     for work in todo.works.values():
         told = {}

@@ -91,3 +91,8 @@ def stored(embeddings_ND: np.ndarray, precision: str) -> tuple[np.ndarray, list[
     errors[~kept] = TOO_LARGE
     errors[~given] = NOT_FINITE
     return np.where(kept[:, None], values, values.dtype.type(0)), errors.tolist()
+
+
+def column(group: images.Preprocess) -> str:
+    """The column of a group's crops."""
+    return "crops " + " ".join(str(part) for part in group)

@@ -72,7 +72,7 @@ def console(stream: TextIO | None = None) -> Any:
 
 def say_failed(todo: Any) -> None:
     """Tell what of a campaign's plan failed as a whole and is in no score."""
-    from clipray.steps.campaign import told
+    from clipray.steps.todo import told
 
     for text in told(todo.failed):
         say(f"failed  {text}")

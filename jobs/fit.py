@@ -24,9 +24,9 @@ def main() -> int:
     given = arguments(__doc__, config=CONFIG)
     say(f"reading {given.config}")
     wanted = config.load(Fit, given.config, given.set)
+    from clipray.steps import fitting as lessons
     from clipray.steps.cluster import check_lasting
     from clipray.steps.predict import fit, register
-    from clipray.steps.predict import lesson as lessons
 
     with naming(given.config):
         lessons.check(wanted)

@@ -45,16 +45,16 @@ MAY: dict[str, tuple[str, str]] = {
     "clipray.numerics": ("numpy scipy torch", ""),
     "clipray.artefacts": (
         "numpy pyarrow fsspec safetensors",
-        "fingerprint schema store numerics sources",
+        "backbones config encoding fingerprint schema store numerics sources",
     ),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
         "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones encoding fused "
         "fusion store lock artefacts numerics progress tracking report",
     ),
-    "clipray.steps.robustness.decode": (
+    "clipray.steps.embed.variants": (
         "numpy pyarrow PIL",
-        "images sources artefacts perturbations store steps",
+        "encoding images sources artefacts perturbations store",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
     "clipray.steps.predict.serve": (
@@ -188,11 +188,12 @@ def test_importing_clipray_does_nothing():
 
 
 def drivers() -> list[str]:
-    """Modules that plan, publish and tell what is to be done."""
-    named = {"campaign", "outlook", "checks", "tracked", "failures"}
+    """Modules that plan, publish and tell what is to be done, and those that say what artefacts are."""
+    named = {"campaign", "outlook", "checks", "tracked", "failures", "todo", "evaluations"}
     found = [f"clipray.steps.{name}" for name in sorted(named)]
     rooms = [name for name in MODULES if name.endswith(".plan") or ".publish." in name]
-    return [*found, *rooms, "clipray.steps.evaluate.teach", "clipray.steps.evaluate.task"]
+    artefacts = [name for name in MODULES if name.startswith("clipray.artefacts")]
+    return [*found, *rooms, *artefacts, "clipray.steps.evaluate.teach"]
 
 
 def test_driver_modules_load_without_torch():
@@ -206,18 +207,64 @@ def test_driver_modules_load_without_torch():
     assert done.stdout.split() == ["False"], "a driver module imports torch"
 
 
-def test_evaluation_has_no_circle_of_imports():
-    room = {name for name in MODULES if name.startswith("clipray.steps.evaluate.")}
-    needs = {name: set() for name in room}
-    for name in room:
-        for node in ast.walk(TREES[name]):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith(
-                "clipray.steps.evaluate"
-            ):
-                parts = {f"{node.module}.{alias.name}" for alias in node.names}
-                needs[name] |= (parts | {node.module}) & room
-    assert needs["clipray.steps.evaluate.plan"]
+# Steps are rooms, what rooms share, and what calls rooms in turn. Rooms import no room, and nothing above them.
+ROOMS = ("index", "embed", "evaluate", "tune", "predict", "pretrain", "publish")
+ABOVE = ("campaign", "evaluations", "fitting", "outlook", "robustness", "splits")
+# room → what it imports all the same, and why
+STILL = {
+    "tune": ("campaign evaluations", "a search embeds by itself what it needs"),
+}
+
+
+def step_of(module: str) -> str:
+    """The room or the file of `clipray.steps` that a module belongs to; empty for others."""
+    names = module.split(".")
+    return names[2] if names[:2] == ["clipray", "steps"] and len(names) > 2 else ""
+
+
+def needed(module: str) -> set[str]:
+    """All modules of the house that a module imports anywhere, and not their packages where these stand for them."""
+    found = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in MODULES else node.module)
+    return (found & set(MODULES)) - {module}
+
+
+@pytest.mark.parametrize("room", sorted({step_of(name) for name in MODULES} - {""}))
+def test_rooms_import_no_rooms(room):
+    if room in ABOVE:
+        return
+    closed = {*ROOMS, *ABOVE} - {room} - set(STILL.get(room, ("",))[0].split())
+    for name in MODULES:
+        if step_of(name) == room:
+            wrong = sorted(one for one in needed(name) if step_of(one) in closed)
+            assert not wrong, f"{name} may not import {wrong}"
+
+
+def test_exceptions_are_needed():
+    for room, (others, reason) in STILL.items():
+        found = {
+            step_of(other) for name in MODULES if step_of(name) == room for other in needed(name)
+        }
+        assert set(others.split()) <= found, f"{room} does not need them any more: {others}"
+        assert reason
+
+
+def test_no_circle_of_imports():
+    needs = {name: needed(name) for name in MODULES}
+    assert needs["clipray.steps.campaign"]
     while needs:
         free = [name for name, others in needs.items() if not others & set(needs)]
         assert free, f"these import each other: {sorted(needs)}"
         needs = {name: others for name, others in needs.items() if name not in free}
+
+
+def test_artefacts_import_neither_torch_nor_ray():
+    for name in MODULES:
+        if name.startswith("clipray.artefacts"):
+            assert not {one.partition(".")[0] for one in imports(TREES[name])} & {"torch", "ray"}

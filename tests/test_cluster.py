@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from clipray import backbones
+from clipray.artefacts import embeddings
 from clipray.config import Backbone, Compute
 from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
@@ -330,7 +331,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(campaign, monke
     for (_, split), plan in todo.works.items():
         assert sum(one["images"] for one in done if one["split"] == split) == len(plan.index)
         assert failures.finish(todo.store, plan, 0, {}) == []
-        table = embed.read(todo.store, plan.addresses["vit-p6-36"])
+        table = embeddings.read(todo.store, plan.addresses["vit-p6-36"])
         assert table["image_id"].to_pylist() == sorted(
             plan.index.table(todo.store)["image_id"].to_pylist()
         )

@@ -15,12 +15,13 @@ import pytest
 
 import clipray
 from clipray import catalog, fingerprint
+from clipray.artefacts import cards
+from clipray.artefacts import evaluations as evaluate
 from clipray.config import Backbone, Campaign, Dataset, Fuser, Head, How, Strict
 from clipray.reach import closure
 from clipray.steps import campaign as run
 from clipray.steps import evaluations
-from clipray.steps.embed import measure as cards
-from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import plan
 from tests.steps.worlds import World
 
 FILES = {
@@ -152,7 +153,7 @@ def test_whatever_can_change_a_number_changes_the_fingerprint(tmp_path, edit):
 
 
 def test_the_versions_of_numeric_libraries_are_named():
-    libraries = fingerprint.code(evaluate.evaluate)["libraries"]
+    libraries = fingerprint.code(plan.evaluate)["libraries"]
     assert {"numpy", "scipy", "torch"} <= set(libraries)
     assert not {"ray", "pydantic", "pyarrow"} & set(libraries)
     assert "+" not in libraries["torch"]
@@ -205,7 +206,7 @@ def test_every_function_that_an_evaluation_runs_is_in_its_fingerprint(tmp_path):
 
     sys.setprofile(note)
     try:
-        evaluate.evaluate(world.store, task, place)
+        plan.evaluate(world.store, task, place)
     finally:
         sys.setprofile(None)
     reached = set(closure(("clipray.steps.evaluate.plan:evaluate",)).texts)

@@ -14,8 +14,9 @@ from clipray import catalog
 from clipray.config import parse
 from clipray.config.predict import Fit
 from clipray.errors import ClipRayError, ConfigError
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.predict import fit, lesson
+from clipray.steps import fitting
+from clipray.steps.embed import texts
+from clipray.steps.predict import fit
 from clipray.store import Store
 
 NAMES = ["cat", "dog", "red", "blue"]
@@ -27,12 +28,12 @@ def model(tmp_path_factory):
     root = str(tmp_path_factory.mktemp("workspace"))
     values = {"name": "pets", "workspace": root, "classnames": NAMES, "shots": 0}
     wanted = parse(Fit, values | {"backbones": ["vit-p6-36", "rn-32"]}, "test")
-    lesson.check(wanted)
+    fitting.check(wanted)
     prompts = {"pets": {"classnames": NAMES, "templates": ["a photo of a {c}."]}}
     for spec in catalog.backbones(wanted.backbones):  # what the job does in Ray's tasks
-        assert classifiers.prepare(Store(root), spec, "fp32", "cpu", prompts) == {}
-    store, told = lesson.lesson(wanted)
-    place = lesson.address(store, wanted.name, told)
+        assert texts.prepare(Store(root), spec, "fp32", "cpu", prompts) == {}
+    store, told = fitting.lesson(wanted)
+    place = fitting.address(store, wanted.name, told)
     fit.make(store, wanted.name, place, told)
     return clipray.load(store.place(place))
 
@@ -119,7 +120,7 @@ def test_a_transductive_fuser_is_refused(model):
 
     values = {"workspace": "w", "classnames": NAMES, "shots": 0, "backbones": ["rn-32"]}
     with pytest.raises(ConfigError, match="labels a whole set of images at once"):
-        lesson.check(parse(Fit, values | {"fuser": "ot"}, "test"))
+        fitting.check(parse(Fit, values | {"fuser": "ot"}, "test"))
     before = model.fuser
     try:
         model.fuser = FUSERS["ot"]
@@ -144,7 +145,7 @@ def test_a_transductive_fuser_is_refused(model):
 def test_a_config_that_cannot_be_is_told(values, words):
     base = {"workspace": "w", "classnames": NAMES, "backbones": ["rn-32"]}
     with pytest.raises(ConfigError, match=words):
-        lesson.check(parse(Fit, base | values, "test"))
+        fitting.check(parse(Fit, base | values, "test"))
 
 
 def test_loading_lazily(tmp_path):

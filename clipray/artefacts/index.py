@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray import fingerprint, sources
+from clipray.config import Dataset
+from clipray.errors import ConfigError
 from clipray.store import Store
 
 PART_ROWS = 8192  # rows that a part has at least, where they are known beforehand
@@ -285,3 +287,76 @@ def _rows(workspace: str, address: str, part: int) -> pa.Table:
 def _chunks(workspace: str, address: str, part: int, location: str) -> dict[int, sources.Chunk]:
     text = gzip.decompress(Store(workspace).read(f"{address}/{chunks_name(part, location)}"))
     return {number: sources.Chunk(*fields) for number, fields in json.loads(text)}
+
+
+TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
+
+
+def check(dataset: str, split: str, counts: Counts, n_classes: int) -> None:
+    """Raise `ConfigError` unless some image can be read and each label is the number of a class.
+
+    Args:
+        counts: of the split's index.
+        n_classes: C; labels are 0 to C - 1.
+    """
+    where = f"dataset {dataset}: its {split} split"
+    if not counts.rows:
+        raise ConfigError(f"{where} holds no image.\n  Correct `uri` or `splits`.")
+    good = counts.rows - counts.bad
+    if not good:
+        raise ConfigError(
+            f"{where} holds no image that can be used: {counts.first_bad}.\n"
+            "  Correct the files, or what names them."
+        )
+    labels = _labels(counts)
+    low, high = min(labels), max(labels)
+    if low >= 0 and high < n_classes:
+        return
+    outside = sum(number for label, number in labels.items() if not 0 <= label < n_classes)
+    raise ConfigError(
+        f"{where} has labels from {low} to {high}, but there are {n_classes} class names (labels 0 to {n_classes - 1});"
+        f" {outside} of {good} images have no class.\n  {label_remedy(low, high, n_classes)}"
+    )
+
+
+def _labels(counts: Counts) -> dict[int, int]:
+    """Images that can be used, by label; JSON has made the labels text."""
+    return {int(label): number for label, number in counts.labels.items()}
+
+
+def label_remedy(low: int, high: int, n_classes: int) -> str:
+    """What to do about labels that are no class's number."""
+    if low < 0 and high < 0:
+        return (
+            f"Labels of {low} mean that they are withheld: name a split that has some, such as"
+            " `splits: {train: train, test: validation}`."
+        )
+    if low < 0:
+        return f"Leave images without a label out, or write null in place of {low}: they are counted as such."
+    if low == 1 and high == n_classes:
+        return "They start at 1: subtract 1 from each, so that they start at 0."
+    return "Correct the labels, or complete `classnames`."
+
+
+def what(dataset: Dataset, split: str, chunks: list[sources.Chunk]) -> dict:
+    """The WHAT of an index: the dataset's entry, the state of its files, and the code that reads and numbers them.
+
+    Prompts are left out: they are in the classifiers' addresses, and no image need be read again for them.
+    """
+    entry = {key: value for key, value in fingerprint.plain(dataset).items() if key not in TEXTS}
+    layout = sources.FORMATS[dataset.format]
+    return {
+        "dataset": entry,
+        "split": split,
+        "listing": sources.digest(chunks),
+        "code": fingerprint.code(layout.scan, sources.tabulate, sources.numbered, content_sum),
+    }
+
+
+def evenly(table: pa.Table, limit: int) -> pa.Table:
+    """At most `limit` rows, evenly over labels and chosen by image id, in the table's own order."""
+    frame = table.select(["image_id", "label"]).to_pandas()
+    frame = frame.sort_values("image_id", kind="stable")
+    frame["rank"] = frame.groupby("label", dropna=False).cumcount()
+    chosen = frame.sort_values(["rank", "image_id"], kind="stable").index[:limit]
+    return table.take(sorted(chosen))

@@ -144,3 +144,9 @@ def unit(embeddings_ND: Tensor) -> Tensor:
     """
     wide = embeddings_ND if embeddings_ND.dtype == torch.float64 else embeddings_ND.float()
     return torch.nn.functional.normalize(wide, dim=-1)
+
+
+def nothing(logits_NMC: Tensor, embeddings: tuple[Tensor, ...]) -> Support:
+    """An empty support set: what a label-free fuser is given to fit."""
+    none = tuple(e_ND[:0] for e_ND in embeddings)
+    return Support(logits_NMC[:0], none, torch.zeros(0, dtype=torch.int64))

@@ -1,75 +1,23 @@
 """The campaign: index, classifiers, embeddings, evaluations, report, in order, skipping what is done."""
 
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from clipray import backbones, catalog
+from clipray.artefacts import cards, classifiers
+from clipray.artefacts.embeddings import Work
+from clipray.artefacts.given import Given
 from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
-from clipray.errors import ConfigError, ErrorBudget
+from clipray.errors import ConfigError
 from clipray.progress import progress
-from clipray.steps import checks, cluster, failures, resources
+from clipray.steps import checks, cluster, failures, resources, splits
 from clipray.steps.embed import given as brought
-from clipray.steps.embed import measure as cards
 from clipray.steps.embed import plan as embed
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.index.build import in_threads, reader
-from clipray.steps.splits import Looker, look, needs_whole
+from clipray.steps.embed import texts
+from clipray.steps.mappers import in_threads, reader
 from clipray.steps.tally import Tally
+from clipray.steps.todo import Looker, Plan, classifier_place, known_cards
 from clipray.store import Store
-
-
-@dataclass
-class Plan:
-    """What a campaign consists of, and what of it is missing."""
-
-    campaign: Campaign
-    store: Store
-    specs: list[Backbone]
-    datasets: list[Dataset]
-    prompts: dict[str, dict]  # by dataset: class names and templates
-    works: dict[tuple[str, str], embed.Work]  # by (dataset, split)
-    classifiers: dict[str, dict]  # by backbone with something missing: the datasets' prompts
-    looker: Looker  # what the datasets were looked at with
-    given: dict[str, brought.Given] = field(default_factory=dict)  # by dataset of given vectors
-    verbose: bool = False
-    failures: list[dict] = field(default_factory=list)  # `failures.failure` rows
-    remarks: list[str] = field(default_factory=list)  # on the data, for a person
-    started: float = field(default_factory=time.time)  # in seconds since 1970
-
-    @property
-    def failed(self) -> list[dict]:
-        """What failed as a whole and is left out: datasets, backbones, and backbones on one dataset."""
-        return [row for row in self.failures if row["image_id"] is None]
-
-    def usable(self, dataset: str) -> list[str]:
-        """The backbones that a dataset is evaluated with; none where the dataset itself has failed."""
-        own = self.given.get(dataset)
-        places = (dataset,) if own else (None, dataset)  # given vectors need no model to load
-        here = [row for row in self.failed if row["dataset"] in places]
-        if any(row["backbone"] is None for row in here):
-            return []
-        out = {row["backbone"] for row in here}
-        names = own.facts if own else [spec.name for spec in self.specs]
-        return [name for name in names if name not in out]
-
-    def models(self, dataset: str) -> list[Backbone]:
-        """Those of `usable` that embed images; none of a dataset of given vectors."""
-        names = () if dataset in self.given else self.usable(dataset)
-        return [spec for spec in self.specs if spec.name in names]
-
-    @property
-    def images(self) -> int:
-        """Images in shards that lack an embedding."""
-        return sum(work.images for work in self.works.values())
-
-    @property
-    def busy(self) -> list[str]:
-        """Backbones with images to embed."""
-        todo = {
-            name for work in self.works.values() for names in work.todo.values() for name in names
-        }
-        return [spec.name for spec in self.specs if spec.name in todo]
 
 
 def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bool = False) -> Plan:
@@ -90,12 +38,12 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bo
     config_names.refuse_merged((dataset.name for dataset in datasets), "datasets")
     specs = _models(campaign, datasets)
     mapper = in_threads if dry else reader(campaign.compute)
-    looker = Looker(store, specs, campaign, mapper, whole or needs_whole(campaign))
+    looker = Looker(store, specs, campaign, mapper, whole or splits.needs_whole(campaign))
     prompts: dict[str, dict] = {}
-    works: dict[tuple[str, str], embed.Work] = {}
+    works: dict[tuple[str, str], Work] = {}
     remarks: list[str] = []
-    given: dict[str, brought.Given] = {}
-    for dataset, found in zip(datasets, look(looker, datasets), strict=True):
+    given: dict[str, Given] = {}
+    for dataset, found in zip(datasets, splits.look(looker, datasets), strict=True):
         prompts[dataset.name] = found.prompts
         works |= {(dataset.name, split): work for split, work in found.works.items()}
         remarks += found.remarks
@@ -148,7 +96,7 @@ def prepare(todo: Plan) -> None:
     ]
     gpus = 1.0 if device == "cuda" else 0.0
     with progress("class names", len(items), "backbones") as advance:
-        attempts = cluster.attempts(classifiers.prepare, items, 1, gpus, compute.max_retries)
+        attempts = cluster.attempts(texts.prepare, items, 1, gpus, compute.max_retries)
         for position, unnamed, error in attempts:
             backbone = items[position][1].name
             if error is not None:
@@ -175,23 +123,12 @@ def _card_place(todo: Plan, spec: Backbone) -> str:
     return cards.address(todo.store, spec, todo.campaign.precision)
 
 
-def classifier_place(todo: Plan, spec: Backbone, dataset: str) -> str:
-    """Where a backbone's class vectors of a dataset lie."""
-    prompts, precision = todo.prompts[dataset], todo.campaign.precision
-    return classifiers.address(todo.store, spec, precision, dataset, prompts)
-
-
 def _unloaded(todo: Plan, backbone: str, reason: str) -> None:
     todo.failures.append(failures.failure("load", reason, backbone=backbone))
 
 
 def _unnamed(todo: Plan, dataset: str, backbone: str, reason: str) -> None:
     todo.failures.append(failures.failure("text", reason, dataset=dataset, backbone=backbone))
-
-
-def known_cards(todo: Plan) -> dict[str, dict | None]:
-    """Each backbone's card; None where it has none, because it does not load."""
-    return {spec.name: cards.read(todo.store, spec, todo.campaign.precision) for spec in todo.specs}
 
 
 def embed_images(todo: Plan) -> None:
@@ -215,7 +152,7 @@ def _grow(todo: Plan) -> bool:
     lost = {row["dataset"] for row in todo.failures if row["split"] == "train" and row["image_id"]}
     for name in lost - failed - {None}:
         before = todo.works[name, "train"]
-        work = todo.looker.train(before, todo.prompts[name])
+        work = splits.train(todo.looker, before, todo.prompts[name])
         todo.works[name, "train"] = work
         grown = grown or (work.images > 0 and work.index.parts != before.index.parts)
     return grown
@@ -307,22 +244,3 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
                 tally.add(done["shard"], done["content"], errors)
             advance(done["images"])
     return broken, told
-
-
-def require_all(todo: Plan) -> None:
-    """`ErrorBudget` where anything has failed as a whole, for a step that needs all datasets and backbones."""
-    if todo.failed:
-        raise ErrorBudget("; ".join(told(todo.failed)))
-
-
-def told(failed: list[dict]) -> list[str]:
-    """What failed as a whole, one sentence each; the same of several splits or datasets is told once."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for row in failed:
-        split = f"/{row['split']}" if row["split"] else ""
-        where = f"{row['dataset']}{split}" if row["dataset"] else "every dataset"
-        places.setdefault((row["backbone"] or "", row["error"]), []).append(where)
-    return [
-        f"{backbone + ' on ' if backbone else ''}{', '.join(where)}: {error}"
-        for (backbone, error), where in places.items()
-    ]

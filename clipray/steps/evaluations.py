@@ -1,16 +1,17 @@
 """The evaluations of a campaign: one task a dataset, those that are missing in parallel."""
 
+from clipray.artefacts import cards
+from clipray.artefacts.evaluations import Task, address
 from clipray.errors import ErrorBudget
 from clipray.progress import progress
-from clipray.steps import cluster, failures
-from clipray.steps.campaign import Plan, classifier_place, known_cards, told
+from clipray.steps import cluster
 from clipray.steps.embed import given as brought
-from clipray.steps.embed import measure as cards
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
+from clipray.steps.todo import Plan, classifier_place, known_cards, record, told
 
 
-def tasks(todo: Plan) -> list[evaluate.Task]:
+def tasks(todo: Plan) -> list[Task]:
     """The evaluation of each dataset that has not failed, on the backbones that have not failed there."""
     known, specs = known_cards(todo), {spec.name: spec for spec in todo.specs}
     found = []
@@ -25,7 +26,7 @@ def tasks(todo: Plan) -> list[evaluate.Task]:
             classes = {name: classifier_place(todo, specs[name], dataset.name) for name in names}
             scales = {name: (known[name]["scale"], known[name]["bias"]) for name in names}
         found.append(
-            evaluate.Task(
+            Task(
                 dataset=dataset.name,
                 backbones=tuple(names),
                 classifiers=tuple(classes[name] for name in names),
@@ -59,8 +60,8 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
     """
     compute = todo.campaign.compute
     every, unlearned = meta.taught(todo.store, tasks(todo), compute, todo.verbose)
-    _record(todo, "teach", unlearned)
-    places = {task.dataset: evaluate.address(todo.store, task) for task in every}
+    record(todo, "teach", unlearned)
+    places = {task.dataset: address(todo.store, task) for task in every}
     known = todo.store.manifests(places.values())
     missing = [task for task, done in zip(every, known, strict=True) if done is None]
     if missing:
@@ -76,22 +77,14 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
                 if error is not None:
                     failed[missing[position].dataset] = cluster.reason(error)
                 advance(1)
-        _record(todo, "evaluate", failed)
+        record(todo, "evaluate", failed)
         places = {name: place for name, place in places.items() if name not in failed}
     if not places:
         raise ErrorBudget("no dataset could be evaluated.\n  " + "\n  ".join(told(todo.failed)))
     return places
 
 
-def _record(todo: Plan, step: str, failed: dict[str, str]) -> None:
-    """Add datasets that failed, with the reasons, in the order of the campaign."""
-    for dataset in todo.datasets:
-        if dataset.name in failed:
-            row = failures.failure(step, failed[dataset.name], dataset=dataset.name)
-            todo.failures.append(row)
-
-
-def _size(todo: Plan, task: evaluate.Task) -> int:
+def _size(todo: Plan, task: Task) -> int:
     """How long an evaluation takes, roughly: support images × classes, for every logit is looked at."""
     train, classes = (
         todo.works.get((task.dataset, "train")),

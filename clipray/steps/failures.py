@@ -1,15 +1,12 @@
 """What failed: rows of images and of wholes, and whether a split keeps to the error budget."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from clipray.artefacts.embeddings import Work
 from clipray.artefacts.index import keys
 from clipray.encoding import ALL_ZERO, FAILS, NOT_FINITE, TOO_LARGE
 from clipray.steps.tally import Tally
 from clipray.store import Store
-
-if TYPE_CHECKING:
-    from clipray.steps.embed.plan import Work
 
 MARK = "failed.json"  # beside where a manifest would be: why there is none
 RAISE = "raise compute.error_budget (a fraction below 1, or a count)"
@@ -48,7 +45,7 @@ def marked(store: Store, place: str) -> str | None:
 
 def finish(
     store: Store,
-    work: "Work",
+    work: Work,
     budget: float,
     broken: dict[str, str],
     told: Mapping[str, Tally] | None = None,
@@ -115,7 +112,7 @@ def _of_model(error: str) -> bool:
     return error in (NOT_FINITE, ALL_ZERO, TOO_LARGE) or error.startswith(FAILS)
 
 
-def _errors(store: Store, work: "Work", backbone: str, known: Tally) -> dict[str, str]:
+def _errors(store: Store, work: Work, backbone: str, known: Tally) -> dict[str, str]:
     """Image id → error, of all shards of a backbone; `LookupError` where some are not there."""
     place = work.addresses[backbone]
     names = {shard.name for shard in work.shards()}
@@ -133,7 +130,7 @@ def _errors(store: Store, work: "Work", backbone: str, known: Tally) -> dict[str
 
 def _keys(
     store: Store,
-    work: "Work",
+    work: Work,
     done: dict[str, dict | None],
     errors: dict[str, dict[str, str]],
 ) -> dict[str, str]:
@@ -145,7 +142,7 @@ def _keys(
     return names | keys(store, work.index, lacking)
 
 
-def _images(work: "Work", errors: dict[str, dict[str, str]], names: dict[str, str]) -> list[dict]:
+def _images(work: Work, errors: dict[str, dict[str, str]], names: dict[str, str]) -> list[dict]:
     """A row for each image that cannot be read, and for each that a backbone alone cannot embed."""
     rows = {}
     for backbone, own in errors.items():

@@ -2,15 +2,15 @@
 
 from typing import Any
 
+from clipray.artefacts import cards
+from clipray.artefacts.evaluations import address
 from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
 from clipray.numerics import declared
 from clipray.steps import checks
-from clipray.steps.campaign import Plan
-from clipray.steps.embed import measure as cards
-from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.evaluations import tasks
+from clipray.steps.todo import Plan
 
 Facts = dict[str, Any]
 UNKNOWN = None  # in JSON; a number that nobody can give yet never is 0
@@ -160,7 +160,7 @@ def _done(todo: Plan, known: dict[str, dict | None]) -> dict[str, bool | None]:
         # its weights, which are taught on the other datasets, belong to the address of the scores
         return {dataset.name: UNKNOWN for dataset in todo.datasets}
     every = tasks(todo)
-    found = todo.store.manifests(evaluate.address(todo.store, task) for task in every)
+    found = todo.store.manifests(address(todo.store, task) for task in every)
     return {task.dataset: done is not None for task, done in zip(every, found, strict=True)}
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from clipray.config import Compute, Pool
 from clipray.errors import ClusterError
 from clipray.progress import doing, say
+from clipray.steps.pools import cost_of, share
 
 PATIENCE = 1800.0  # seconds that the first CPU and GPU are waited for
 MORE = 180.0  # seconds that all that was asked for is waited for, where some of each is there
@@ -64,8 +65,6 @@ def pools(
     Args:
         cards: of each backbone that has work to do.
     """
-    from clipray.steps.embed.pools import cost_of, share
-
     costs = {name: cost_of(card) for name, card in cards.items()}
     own = obtain(compute, verbose, len(costs) + 1, len(costs))
     shared = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)

@@ -5,15 +5,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from clipray import catalog, sources
+from clipray.artefacts import embeddings
+from clipray.artefacts.embeddings import Work
+from clipray.artefacts.given import Given
 from clipray.artefacts.index import Index
-from clipray.config import Backbone, Campaign, Dataset
+from clipray.config import Campaign, Dataset
 from clipray.progress import doing, progress
 from clipray.steps.embed import given as brought
-from clipray.steps.embed import plan as embed
 from clipray.steps.evaluate import teach as meta
-from clipray.steps.index.build import Mapper, drawable, few_images, index
+from clipray.steps.index.drawable import drawable, few_images
 from clipray.steps.index.pool import pool
-from clipray.store import Store
+from clipray.steps.indices import index
+from clipray.steps.todo import Looker
 
 AT_ONCE = 16  # datasets that are looked at together: most of it is waiting for storage
 
@@ -29,31 +32,17 @@ class Found(NamedTuple):
     """
 
     prompts: dict[str, list[str]]
-    works: dict[str, embed.Work]
+    works: dict[str, Work]
     remarks: list[str]
-    given: brought.Given | None = None
+    given: Given | None = None
 
 
-class Looker(NamedTuple):
-    """All that datasets are looked at with.
-
-    Attributes:
-        mapper: how sources are read.
-        whole: whether whole train splits are looked at, and not only the support sets.
-    """
-
-    store: Store
-    specs: Sequence[Backbone]
-    campaign: Campaign
-    mapper: Mapper
-    whole: bool
-
-    def train(self, work: embed.Work, prompts: dict[str, list[str]]) -> embed.Work:
-        """What a train split lacks now, as `work` told it before."""
-        if work.index.of is None:
-            return work
-        indices = {"train": work.index.of, "test": work.index.apart}
-        return _train(self, indices, len(prompts["classnames"]))
+def train(looker: Looker, work: Work, prompts: dict[str, list[str]]) -> Work:
+    """What a train split lacks now, as `work` told it before."""
+    if work.index.of is None:
+        return work
+    indices = {"train": work.index.of, "test": work.index.apart}
+    return _train(looker, indices, len(prompts["classnames"]))
 
 
 def look(looker: Looker, datasets: Sequence[Dataset]) -> Iterator[Found]:
@@ -104,7 +93,7 @@ def _look(looker: Looker, dataset: Dataset) -> Found:
         labels = drawable(store, indices["train"], indices["test"], looker.mapper)
         remarks += few_images(labels, len(names), campaign.shots)
     works = {
-        split: embed.plan(store, looker.specs, campaign, found)
+        split: embeddings.plan(store, looker.specs, campaign, found)
         for split, found in indices.items()
         if split != "train"
     }
@@ -129,14 +118,14 @@ def _look_given(looker: Looker, dataset: Dataset) -> Found:
     return Found(prompts, given.works, [f"{dataset.name}: {text}" for text in remarks], given)
 
 
-def _train(looker: Looker, indices: dict[str, Index], classes: int) -> embed.Work:
+def _train(looker: Looker, indices: dict[str, Index], classes: int) -> Work:
     """What a train split lacks: of all its images, or of those that support sets may hold.
 
     Images of the pool that have no embedding are drawn by no support set, so others take their place.
     """
     store, specs, campaign = looker.store, looker.specs, looker.campaign
-    if looker.whole or embed.is_embedded(store, specs, campaign, indices["train"]):
-        return embed.plan(store, specs, campaign, indices["train"])
+    if looker.whole or embeddings.is_embedded(store, specs, campaign, indices["train"]):
+        return embeddings.plan(store, specs, campaign, indices["train"])
     unusable: set[str] = set()
     while True:
         part = pool(
@@ -149,7 +138,7 @@ def _train(looker: Looker, indices: dict[str, Index], classes: int) -> embed.Wor
             looker.mapper,
             unusable,
         )
-        work = embed.plan(store, specs, campaign, part)
+        work = embeddings.plan(store, specs, campaign, part)
         failed = {image_id for done in work.done.values() for image_id in done["errors"]}
         if work.images or failed <= unusable:
             return work

@@ -22,7 +22,7 @@ from clipray.tracking import Input, Metric, Record
 
 if TYPE_CHECKING:
     from clipray.report.summary import Row
-    from clipray.steps.campaign import Plan
+    from clipray.steps.todo import Plan
 
 HEADLINE = ("datasets", "backbones", "images", "failed_images", "gain", "wins", "compared")
 HEADLINE += ("oracle_gain", "synergy", "synergy_low", "synergy_high", "gain_low", "gain_high")

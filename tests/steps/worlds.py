@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import schema
+from clipray.artefacts import evaluations as evaluate
 from clipray.config import Fuser
 from clipray.steps.checks import REFERENCE
-from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import plan
 from clipray.store import Store
 
 CLASSES, DIM = 4, 8
@@ -88,7 +89,7 @@ class World:
 
     def frames(self, task):
         place = evaluate.address(self.store, task)
-        evaluate.evaluate(self.store, task, place)
+        plan.evaluate(self.store, task, place)
         return [
             self.store.read_table(f"{place}/{n}").to_pandas()
             for n in (evaluate.SCORES, evaluate.OUTCOMES)

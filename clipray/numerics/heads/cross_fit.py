@@ -71,6 +71,35 @@ def logits(head: Head, states: Sequence[State], views: Sequence[View]) -> Tensor
     return torch.stack(found, dim=1)
 
 
+def held_out(
+    head: Head,
+    views: Sequence[View],
+    labels_N: Tensor,
+    parts: tuple[Tensor, Tensor],
+    seed: int,
+    most: int,
+) -> tuple[Support, Support]:
+    """Fit a head on some images, and give what a fuser is fitted on and what it is scored on.
+
+    The head learns from the first part alone; the fuser sees its cross-fitted logits there.
+
+    Args:
+        views: M backbones on N images. labels_N: the images' classes.
+        parts: rows to fit on, and rows to score. seed: the support set's number. most: as `cross_fitted` takes it.
+    """
+    rows_K, held_K = parts
+    problem = shots_of(views, labels_N, rows_K, seed)
+    states = head.fit(problem, head.settings)
+    unseen = [view._replace(embeddings_ND=view.embeddings_ND[held_K]) for view in views]
+    held = Support(
+        logits(head, states, unseen),
+        tuple(view.embeddings_ND for view in unseen),
+        labels_N[held_K],
+        seed=seed,
+    )
+    return support(head, problem, most), held
+
+
 def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor:
     """logits_KC of the support images, each from a head that has not seen it; for fusers that need the same labels.
 

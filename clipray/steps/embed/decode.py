@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from clipray import images, sources
 from clipray.artefacts import index
-from clipray.encoding import cropped
+from clipray.encoding import column, cropped
 from clipray.store import Store
 
 
@@ -40,8 +40,3 @@ def decode(
     for group in set(groups.values()) - set(wanted):
         columns[column(group)] = pa.array([b""], pa.large_binary())
     return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})
-
-
-def column(group: images.Preprocess) -> str:
-    """The column of a group's crops."""
-    return "crops " + " ".join(str(part) for part in group)

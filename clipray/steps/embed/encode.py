@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from clipray import backbones, schema
+from clipray import backbones
+from clipray.artefacts.embeddings import embedded
 from clipray.config import Backbone
-from clipray.encoding import encode, stored, words
+from clipray.encoding import encode, words
 from clipray.steps.tally import failures_of
 from clipray.store import Store
 
@@ -77,24 +78,3 @@ def with_errors(rows: pa.Table, errors: list[str | None]) -> pa.Table:
     every = [known or next(own) for known in rows["error"].to_pylist()]
     place = rows.column_names.index("error")
     return rows.set_column(place, "error", pa.array(every, pa.string()))
-
-
-def embedded(rows: pa.Table, embeddings_ND: np.ndarray, dim: int, precision: str) -> pa.Table:
-    """A shard's file (`schema.embeddings`): nulls in place of an embedding where the image has an error.
-
-    Args:
-        rows: image_id, label, error of all images of the shard.
-        embeddings_ND: embeddings of the images without error, in order.
-    """
-    layout = schema.embeddings(dim, precision)
-    good = rows["error"].is_null().to_numpy(zero_copy_only=False)
-    kept_ND, own = stored(embeddings_ND, precision)
-    values = np.zeros((len(rows), dim), kept_ND.dtype)
-    values[good] = kept_ND
-    errors = np.array(rows["error"].to_pylist(), object)
-    errors[good] = own
-    null_ND = np.repeat(np.array([error is not None for error in errors]), dim)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), mask=null_ND), dim)
-    return pa.table(
-        [rows["image_id"], rows["label"], column, pa.array(errors, pa.string())], schema=layout
-    )

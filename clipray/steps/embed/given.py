@@ -6,12 +6,15 @@ sphere's radius, are those logits: so they need no step of their own, and method
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from clipray import fingerprint, sources
+from clipray.artefacts import classifiers, embeddings
 from clipray.artefacts import index as parts
+from clipray.artefacts.embeddings import Work, embedded
+from clipray.artefacts.given import Given
 from clipray.artefacts.index import Index
 from clipray.config import Campaign, Dataset, Fuser, Head
 from clipray.encoding import ALL_ZERO
@@ -19,41 +22,10 @@ from clipray.errors import ConfigError
 from clipray.numerics import declared
 from clipray.sources import given as files
 from clipray.steps import checks, fits
-from clipray.steps.embed import plan as embed
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.embed.plan import Work
-from clipray.steps.index.build import check, evenly
 from clipray.store import Store
 
 FOLDER = "given"
 PART_ROWS = 65536  # rows of an index that lie in one file
-
-
-@dataclass(frozen=True)
-class Given:
-    """One data set of given vectors, checked.
-
-    Attributes:
-        dataset: its entry. uri: where its files lie.
-        facts: by backbone, see `fits.facts`. classifiers: by backbone, an address. whats: theirs.
-        works: by split.
-    """
-
-    dataset: Dataset
-    uri: str
-    classnames: list[str]
-    facts: dict[str, dict]
-    classifiers: dict[str, str]
-    whats: dict[str, dict]
-    works: dict[str, Work]
-
-    @property
-    def scales(self) -> dict[str, tuple[float, float]]:
-        """Scale and bias by backbone."""
-        if self.dataset.format == "logits":
-            return {name: (facts["radius"], 0.0) for name, facts in self.facts.items()}
-        own = self.dataset.backbones
-        return {name: (own[name].scale, own[name].bias) for name in self.facts}
 
 
 def plan(
@@ -117,8 +89,8 @@ def _indices(
     if store.manifest(place) is None:
         counts = {}
         for split, table in fits.splits(dataset, uri, classnames).items():
-            check(dataset.name, split, parts.count(table, {}), len(classnames))
-            chosen = evenly(table, campaign.limit) if campaign.limit else table
+            parts.check(dataset.name, split, parts.count(table, {}), len(classnames))
+            chosen = parts.evenly(table, campaign.limit) if campaign.limit else table
             counts[split] = {"parts": [], **parts.count(chosen, {})._asdict()}
             for start in range(0, len(chosen), PART_ROWS):
                 piece = chosen.slice(start, PART_ROWS)
@@ -148,9 +120,7 @@ def write(store: Store, given: Given) -> Given:
     for name, place in given.classifiers.items():
         if store.manifest(place) is None:
             weights_CD = fits.class_vectors(given.dataset, given.uri, name, given.classnames)
-            table = classifiers.table(given.classnames, weights_CD)
-            store.write_table(f"{place}/{classifiers.PART}", table)
-            store.finish(place, given.whats[name])
+            classifiers.write(store, place, given.whats[name], given.classnames, weights_CD)
     for split, work in given.works.items():
         for name in work.addresses:
             _write_split(store, given, split, work, name)
@@ -162,7 +132,7 @@ def write(store: Store, given: Given) -> Given:
 
 
 def _write_split(store: Store, given: Given, split: str, work: Work, name: str) -> None:
-    from clipray.steps.embed.encode import embedded, with_errors
+    from clipray.steps.embed.encode import with_errors
 
     dataset, facts = given.dataset, given.facts[name]
     if not any(name in wanted for wanted in work.todo.values()):
@@ -212,7 +182,7 @@ def _work(store: Store, dataset: Dataset, split: str, index: Index, facts: dict)
         }
         for name, own in facts.items()
     }
-    return embed.work(store, index, whats)
+    return embeddings.work(store, index, whats)
 
 
 def _remarks(split: str, counts: dict) -> Iterator[str]:

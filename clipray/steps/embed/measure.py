@@ -1,12 +1,12 @@
-"""A backbone's card: what later steps need to know of a model without loading it, and what it costs."""
+"""Measures a loaded backbone for its card: dimension, scale, preprocessing and cost."""
 
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipray import backbones, fingerprint, images
-from clipray.config import Backbone
+from clipray import backbones, images
+from clipray.artefacts import cards
 from clipray.store import Store
 
 if TYPE_CHECKING:
@@ -16,32 +16,11 @@ BATCH = 32  # images at a time when a model is timed
 CLOSE = 0.999  # least cosine of an embedding in half precision to the one in fp32
 
 
-def address(store: Store, spec: Backbone, precision: str) -> str:
-    """Where a backbone's card lies."""
-    return store.address("backbones", spec.name, what=what(spec, precision))
-
-
-def what(spec: Backbone, precision: str) -> dict:
-    """The WHAT of a card."""
-    code = fingerprint.code(backbones.load, measure)
-    return {"backbone": backbones.origin(spec), "precision": precision, "code": code}
-
-
-def read(store: Store, spec: Backbone, precision: str) -> dict | None:
-    """A stored card; None where there is none."""
-    return (store.manifest(address(store, spec, precision)) or {}).get("card")
-
-
 def write(store: Store, encoder: "Encoder", device: str) -> None:
     """Measure a loaded backbone and store its card, unless it has one."""
     spec, precision = encoder.spec, encoder.precision
-    if read(store, spec, precision) is None:
-        store.finish(
-            address(store, spec, precision),
-            what(spec, precision),
-            card=measure(encoder),
-            device=device,
-        )
+    if cards.read(store, spec, precision) is None:
+        cards.write(store, spec, precision, measure(encoder), device)
 
 
 def measure(encoder: "Encoder") -> dict:
@@ -90,16 +69,6 @@ def drift(encoder: "Encoder", precision: str) -> float | str:
     exact = encoder.images(crops, 4)
     lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(other, axis=1)
     return float(((exact * other).sum(1) / lengths).min())
-
-
-def cost(card: dict) -> dict[str, float]:
-    """What one image costs: `gflops`, `latency_ms` and `memory_mb`, those that the card knows."""
-    names = {
-        "gflops": ("image_gflops", 1),
-        "latency_ms": ("seconds_per_image", 1000),
-        "memory_mb": ("memory_mb", 1),
-    }
-    return {name: card[key] * unit for name, (key, unit) in names.items() if key in card}
 
 
 def gflops(encoder: "Encoder") -> float:

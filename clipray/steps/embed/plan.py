@@ -7,100 +7,17 @@ therefore loses at most the shards in flight.
 """
 
 import pickle
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from functools import partial
 
-import pyarrow as pa
-
-from clipray import backbones, fingerprint, images
-from clipray.artefacts.index import Index, Shard
+from clipray import images
+from clipray.artefacts.embeddings import Work
 from clipray.config import Backbone, Campaign, Pool
-from clipray.steps.embed.decode import column, decode
+from clipray.encoding import column
+from clipray.steps.embed.decode import decode
 from clipray.store import Store
 
-# Images a shard: never changes with the cluster, so that file names and batches do not.
-SHARD_ROWS = 256
 TOLD = ("dataset", "split", "shard", "content", "broken", "errors")
-EMBEDDER = "clipray.steps.embed.encode:Embedder"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one split lacks: for each shard, the backbones whose file is not there."""
-
-    index: Index
-    addresses: dict[str, str]  # by backbone
-    whats: dict[str, dict]  # by backbone
-    todo: dict[str, list[str]]  # by shard name
-    done: dict[str, dict]  # by backbone that has embedded all: its manifest
-
-    def shards(self) -> Iterator[Shard]:
-        """Every shard, in order."""
-        return self.index.shards(SHARD_ROWS)
-
-    @property
-    def images(self) -> int:
-        """Images in shards with something to do."""
-        return sum(shard.rows for shard in self.shards() if self.todo[shard.name])
-
-    def without(self, names: Collection[str]) -> "Work":
-        """The same with nothing to do for some backbones."""
-        todo = {
-            shard: [name for name in wanted if name not in names]
-            for shard, wanted in self.todo.items()
-        }
-        return replace(self, todo=todo)
-
-
-def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
-    """The WHAT of a split's embeddings: the model, the way to its pixels, and the images themselves."""
-    return {
-        "backbone": backbones.origin(spec),
-        "precision": campaign.precision,
-        "code": fingerprint.code(decode, EMBEDDER),
-        "max_pixels": campaign.max_pixels,
-        "images": index.identity,
-    }
-
-
-def plan(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> Work:
-    """What is left to do for a split; complete artefacts are not looked into, save their manifests."""
-    return work(store, index, {spec.name: what(spec, campaign, index) for spec in specs})
-
-
-def work(store: Store, index: Index, whats: dict[str, dict]) -> Work:
-    """What is left to do for a split, given each backbone's WHAT."""
-    addresses = {
-        name: store.address("embeddings", index.dataset, index.split, name, what=whats[name])
-        for name in whats
-    }
-    return lacking(store, index, addresses, whats)
-
-
-def lacking(store: Store, index: Index, addresses: dict[str, str], whats: dict[str, dict]) -> Work:
-    """What is left to do for images that are embedded at some addresses, which are made of `whats`; by backbone."""
-    shards = {shard.name for shard in index.shards(SHARD_ROWS)}
-    manifests = dict(zip(addresses, store.manifests(addresses.values()), strict=True))
-    # a pool that has grown since has shards that its manifest does not know
-    done = {name: m for name, m in manifests.items() if m and shards <= set(m["shards"])}
-    open_ones = [name for name in addresses if name not in done]
-    there = {name: store.names(addresses[name]) for name in open_ones}
-    todo = {
-        shard.name: [name for name in open_ones if shard.name not in there[name]]
-        for shard in index.shards(SHARD_ROWS)
-    }
-    return Work(index, addresses, whats, todo, done)
-
-
-def is_embedded(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> bool:
-    """Whether all backbones have embedded a split; the first one that has not is the last one that is asked for."""
-    for spec in specs:
-        names = (index.dataset, index.split, spec.name)
-        address = store.address("embeddings", *names, what=what(spec, campaign, index))
-        if store.manifest(address) is None:
-            return False
-    return True
 
 
 def items(work: Work) -> Iterator[dict]:
@@ -216,8 +133,3 @@ def passed(
 def _group(card: dict) -> images.Preprocess:
     size, *rest = card["preprocess"]
     return images.Preprocess(tuple(size), *rest)
-
-
-def read(store: Store, place: str) -> pa.Table:
-    """A complete artefact's embeddings (`schema.embeddings`), sorted by `image_id`."""
-    return store.tables(place, store.manifest(place)["shards"])

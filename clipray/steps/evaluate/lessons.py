@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from clipray.artefacts.evaluations import Episodes, Task
 from clipray.config import Fuser
 from clipray.numerics.contracts import Support
 from clipray.numerics.fusers import nlc_meta, settings_of
 from clipray.numerics.heads import FITTED_HEADS, cross_fit
-from clipray.steps.evaluate import read
-from clipray.steps.evaluate.task import Episodes, Task
+from clipray.steps import read
 from clipray.store import Store
 
 HEAD = "zero_shot"  # whatever the head it is applied to: its features hold for any logits

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from clipray.artefacts import support_sets
+from clipray.artefacts.evaluations import OUTCOMES, SCORES, Task
 from clipray.config import Fuser, Head
-from clipray.numerics.contracts import State, Support
+from clipray.numerics.contracts import State, Support, nothing
 from clipray.numerics.draws import Draw
 from clipray.numerics.fusers import FUSERS, grouped, settings_of, singles
 from clipray.numerics.fusers.alone import Alone, apply_alone, fit_alone
@@ -18,11 +18,11 @@ from clipray.numerics.heads import FITTED_HEADS, cross_fit, head_of, zero_shot
 from clipray.numerics.heads import Head as FittedHead
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, cost, similarity
+from clipray.steps import read
 from clipray.steps.checks import REFERENCE, named_heads
-from clipray.steps.evaluate import costs, read
+from clipray.steps.evaluate import costs
 from clipray.steps.evaluate import fitted as fitted_fusers
 from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
-from clipray.steps.evaluate.task import OUTCOMES, SCORES, Task
 from clipray.store import Store
 
 SPACES = "embeddings"  # stands for a head in the rows of measures that need none
@@ -264,12 +264,6 @@ def _apply(entry: Fuser, state: State, batch: Images, pool: Images | None) -> Fu
     """Let the unlabelled images that the settings name teach the state, then apply it to the batch."""
     state = taught(entry.fuser, state, batch, pool)
     return Fused(entry, state, FUSERS[entry.fuser].apply(state, *batch))
-
-
-def nothing(logits_NMC: Tensor, embeddings: tuple[Tensor, ...]) -> Support:
-    """An empty support set: what a label-free fuser is given to fit."""
-    none = tuple(e_ND[:0] for e_ND in embeddings)
-    return Support(logits_NMC[:0], none, torch.zeros(0, dtype=torch.int64))
 
 
 def score_fusers(

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+from clipray.artefacts import evaluations
+from clipray.artefacts.evaluations import Episodes, Task
 from clipray.config import Compute, Fuser
 from clipray.fingerprint import plain
 from clipray.numerics import declared
 from clipray.progress import progress
 from clipray.steps import cluster
-from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.evaluate.task import Episodes, Task
 from clipray.store import Store
 
 FUSER = "nlc_meta"
@@ -103,7 +103,7 @@ def _lessons(
         others = sorted(source for other, source in sources.items() if other != name)
         if len(others) >= LEAST:
             lesson = {"episodes": others, "settings": _settings(entry)}
-            lesson |= {"code": evaluate.code(f"{COMPUTE}:learn")}
+            lesson |= {"code": evaluations.code(f"{COMPUTE}:learn")}
             lessons[name] = (store.address("meta", name, "weights", what=lesson), others, lesson)
     return lessons
 
@@ -140,5 +140,5 @@ def what(task: Task, entry: Fuser) -> dict:
         **data,
         "drawn": Episodes(),
         "experts": _settings(entry)["experts"],
-        "code": evaluate.code(f"{COMPUTE}:make_episodes"),
+        "code": evaluations.code(f"{COMPUTE}:make_episodes"),
     }

@@ -17,7 +17,7 @@ from clipray.artefacts import index as parts
 from clipray.artefacts.index import Index
 from clipray.fingerprint import code, fingerprint
 from clipray.numerics import draws
-from clipray.steps.index.build import Mapper
+from clipray.steps.mappers import Mapper
 from clipray.store import Store
 
 SPARE, SHARE = (

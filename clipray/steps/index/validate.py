@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from clipray import catalog, images, sources
+from clipray.artefacts.index import label_remedy
 from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
 from clipray.steps import fits
-from clipray.steps.index.build import counted, few_images, label_remedy
+from clipray.steps.index.drawable import few_images
+from clipray.steps.indices import counted
 
 SPREAD = 16  # files that a sample is spread over at least, if there are as many
 LISTED = 5  # corrupt files and repeats named in a report; all are counted

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from clipray.artefacts import fused_model
+from clipray.artefacts import embeddings, fused_model
 from clipray.config.predict import Predict
 from clipray.errors import ConfigError
 from clipray.numerics import declared
 from clipray.progress import progress
 from clipray.steps import failures, resources
-from clipray.steps.embed import plan as embed
 from clipray.steps.predict import plan as plans
 from clipray.store import Store
 from clipray.tracking import models
@@ -108,7 +107,7 @@ def _about(job: Job) -> dict[str, Any]:
     }
 
 
-def _kept(job: Job) -> embed.Work:
+def _kept(job: Job) -> embeddings.Work:
     """Where a campaign of these images and backbones would look for embeddings, and what is missing there."""
     from clipray.fusion import Fusion
 
@@ -116,10 +115,10 @@ def _kept(job: Job) -> embed.Work:
     specs = [fusion.specs[m] for m in fusion.used]
     about = job.folder.about
     like = SimpleNamespace(precision=about["precision"], max_pixels=about["max_pixels"])
-    return embed.plan(job.work.store, specs, like, job.work.index)
+    return embeddings.plan(job.work.store, specs, like, job.work.index)
 
 
-def _run(job: Job, work: plans.Work, kept: embed.Work | None, verbose: bool) -> None:
+def _run(job: Job, work: plans.Work, kept: embeddings.Work | None, verbose: bool) -> None:
     from clipray.fusion import Fusion
     from clipray.steps.predict import write
 

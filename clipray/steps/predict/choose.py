@@ -49,8 +49,7 @@ def held_out(
         folds: at most, of the cross-fitting inside each part.
     """
     from clipray.numerics.fusers.convex import in_turn
-    from clipray.steps.tune import held_out as heldout
-    from clipray.steps.tune.records import Cell
+    from clipray.numerics.heads import cross_fit, head_of
 
     rows_K = np.sort(draw.rows_K)
     if len(rows_K) < 2:
@@ -61,22 +60,18 @@ def held_out(
     pairs = [
         (places[number_K != fold], places[number_K == fold]) for fold in range(number_K.max() + 1)
     ]
-    cell = Cell("", draw.shots, draw.seed)
-    problem = heldout.Problem(
-        tuple(e_ND[rows_K].numpy() for e_ND in train.embeddings),
-        labels_K.numpy(),
-        tuple(w_CD.numpy() for w_CD in weights),
-        scales,
-        {cell: pairs},
-        folds,
-    )
+    every_view = zip(weights, scales, train.embeddings, strict=True)
+    views = [cross_fit.View("", w_CD, *scale, e_ND[rows_K]) for w_CD, scale, e_ND in every_view]
     cases: dict[str, list] = {}
     found = []
     for one in every:
         key = one.head.model_dump_json()
         if key not in cases:
             settings = one.head.settings_for(draw.shots, draw.seed)
-            cases[key] = heldout.cases(problem, cell, one.head.head, settings)
+            head = head_of(one.head.head, settings)
+            cases[key] = [
+                cross_fit.held_out(head, views, labels_K, pair, draw.seed, folds) for pair in pairs
+            ]
         found.append(_score(one.fuser, cases[key], draw))
     return found
 

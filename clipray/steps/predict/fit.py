@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipray import secrets
-from clipray.artefacts import fused_model
+from clipray.artefacts import classifiers, fused_model
+from clipray.artefacts.evaluations import SCORES
 from clipray.backbones import local_path
 from clipray.config import Backbone
 from clipray.config.predict import ALL
 from clipray.errors import ConfigError
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.predict import choose
 from clipray.steps.predict.lesson import Lesson, needs_labels
 from clipray.store import Store, provenance
 
 if TYPE_CHECKING:
     from clipray.numerics.heads.cross_fit import View
-    from clipray.steps.evaluate.read import Split
+    from clipray.steps.read import Split
 
 FILES = ("weights", "config")  # of a backbone's entry
 
@@ -57,7 +56,7 @@ def _train(store: Store, told: Lesson, classes: int) -> "Split":
     import torch
 
     from clipray.numerics import draws
-    from clipray.steps.evaluate import read
+    from clipray.steps import read
 
     train = read.read_split(store, told.train, classes)
     rows = np.flatnonzero(draws.apart(train.image_ids, told.test_ids))
@@ -98,9 +97,9 @@ def _fitted(
     """The head, its state for each backbone, and the fuser's state, just as an evaluation fits them."""
     import torch
 
+    from clipray.numerics.contracts import nothing
     from clipray.numerics.fusers import FUSERS, settings_of
     from clipray.numerics.heads import cross_fit, head_of
-    from clipray.steps.evaluate import score
 
     views = None if train is None else _views(told, weights, train)
     fuser, entry = FUSERS[method.fuser.fuser], method.fuser
@@ -111,8 +110,8 @@ def _fitted(
     if draw is None or not fuser.needs_labels:
         settings = settings_of(entry.fuser, entry.settings_for(0, 0))
         empty = torch.zeros(0, len(weights), len(weights[0]))
-        nothing = tuple(torch.zeros(0, card["dim"]) for card in told.cards)
-        (state,) = fuser.fit([score.nothing(empty, nothing)], settings)
+        none = tuple(torch.zeros(0, card["dim"]) for card in told.cards)
+        (state,) = fuser.fit([nothing(empty, none)], settings)
     else:
         group = [
             one
@@ -282,7 +281,7 @@ def _figures(
         ]
     if not told.evaluation:
         return found
-    frame = store.read_table(f"{told.evaluation}/{evaluate.SCORES}").to_pandas()
+    frame = store.read_table(f"{told.evaluation}/{SCORES}").to_pandas()
     needs = needs_labels(method)
     at = (draw.shots, draw.seed) if draw is not None and needs else (0, 0)
     own = frame[

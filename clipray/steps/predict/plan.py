@@ -16,7 +16,8 @@ from clipray.config import Dataset, names
 from clipray.config.predict import Predict
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.sources import storage
-from clipray.steps.index.build import index, reader
+from clipray.steps.indices import index
+from clipray.steps.mappers import reader
 from clipray.store import Store
 
 FOLDER = "predictions"

@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from clipray import backbones, encoding, images, schema, sources
 from clipray.artefacts import fused_model, index
+from clipray.artefacts.embeddings import embedded
 from clipray.config import Compute, Pool
+from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
-from clipray.steps.embed.decode import column
-from clipray.steps.embed.encode import embedded
 from clipray.store import Store
 
 RUNNING = ("image_id", "key", "label")  # what of an index's row a prediction needs

@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from clipray.artefacts.evaluations import OUTCOMES
 from clipray.config import Campaign
 from clipray.errors import ConfigError
 from clipray.report import files
 from clipray.report.gains import Gain, gain
-from clipray.steps.evaluate.plan import OUTCOMES
 from clipray.store import Store
 
 COLUMNS = ["head", "method", "shots", "seed", "image_id", "label", "prediction"]

@@ -4,14 +4,14 @@ import pyarrow as pa
 
 from clipray import schema, secrets
 from clipray.artefacts import history
+from clipray.artefacts.evaluations import SCORES
 from clipray.config import Campaign
 from clipray.fingerprint import fingerprint
 from clipray.report import files
 from clipray.steps import tracked
-from clipray.steps.campaign import Plan
-from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.publish import regressions
 from clipray.steps.publish.standings import standings
+from clipray.steps.todo import Plan
 from clipray.store import Store, provenance
 
 
@@ -36,9 +36,7 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
         mlflow = tracked.again(campaign)
         written = mlflow.pop("written")
         return _located(store, before["result"]) | {"mlflow": mlflow, "changed": written}
-    scores = pa.concat_tables(
-        store.read_table(f"{place}/{evaluate.SCORES}") for place in places.values()
-    )
+    scores = pa.concat_tables(store.read_table(f"{place}/{SCORES}") for place in places.values())
     failures = pa.Table.from_pylist(secrets.clean(todo.failures), schema=schema.FAILURES)
     stands = standings(scores)
     against, changes = regressions.since_last(store, folder, scores, places, campaign.regression)

@@ -7,22 +7,22 @@ import pyarrow as pa
 
 from clipray import images
 from clipray.artefacts.index import read
+from clipray.artefacts.robustness import FILE, Embedded, Shifted, address
 from clipray.config.robustness import Robustness
 from clipray.contact_sheet import contact_sheet
 from clipray.progress import progress
 from clipray.report import files
 from clipray.report import robustness as report
 from clipray.sources import contents
-from clipray.steps import campaign as steps
 from clipray.steps import cluster, evaluations
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.robustness.plan import GIVEN, Part
-from clipray.steps.robustness.task import FILE, Embedded, Shifted, address
+from clipray.steps.todo import Plan, record
 
 LOOKED_AT = 8  # images that one for the contact sheet is looked for among
 
 
-def tasks(todo: steps.Plan, parts: list[Part]) -> list[Shifted]:
+def tasks(todo: Plan, parts: list[Part]) -> list[Shifted]:
     """List the scoring of each dataset with what of its parts every backbone has embedded."""
     taught, _ = meta.taught(
         todo.store, evaluations.tasks(todo), todo.campaign.compute, todo.verbose
@@ -44,9 +44,9 @@ def tasks(todo: steps.Plan, parts: list[Part]) -> list[Shifted]:
     return found
 
 
-def score_datasets(todo: steps.Plan, parts: list[Part]) -> dict[str, str]:
+def score_datasets(todo: Plan, parts: list[Part]) -> dict[str, str]:
     """Score the datasets in parallel; the address of the scores of each one that did not fail."""
-    from clipray.steps.robustness.score import score
+    from clipray.steps.evaluate.shifted import score
 
     every = tasks(todo, parts)
     places = {shifted.task.dataset: address(todo.store, shifted) for shifted in every}
@@ -62,12 +62,12 @@ def score_datasets(todo: steps.Plan, parts: list[Part]) -> dict[str, str]:
             if error is not None:
                 failed[missing[position].task.dataset] = cluster.reason(error)
             advance(1)
-    steps._record(todo, "robustness", failed)
+    record(todo, "robustness", failed)
     return {name: place for name, place in places.items() if name not in failed}
 
 
 def publish(
-    todo: steps.Plan, campaign: Robustness, parts: list[Part], places: dict[str, str]
+    todo: Plan, campaign: Robustness, parts: list[Part], places: dict[str, str]
 ) -> dict[str, Any]:
     """Write scores, table, summary and contact sheets beside the campaign's report, and draw that anew.
 
@@ -96,7 +96,7 @@ def _records(means: pd.DataFrame) -> list[dict[str, Any]]:
     return means.reset_index().to_dict("records")
 
 
-def _sheet(todo: steps.Plan, parts: list[Part], dataset: str) -> bytes | None:
+def _sheet(todo: Plan, parts: list[Part], dataset: str) -> bytes | None:
     """A contact sheet of the first image of a dataset that can be decoded, as JPEG."""
     own = [p for p in parts if p.dataset == dataset and not p.perturbation.startswith(GIVEN)]
     names = list(dict.fromkeys(part.perturbation for part in own))

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clipray import fingerprint, perturbations
+from clipray.artefacts import embeddings
+from clipray.artefacts.embeddings import Work
 from clipray.artefacts.index import Index
 from clipray.config import Backbone, Dataset, unknown
 from clipray.config.robustness import Robustness
@@ -17,11 +19,12 @@ from clipray.errors import ConfigError
 from clipray.perturbations import CLEAN, PERTURBATIONS
 from clipray.progress import doing, progress
 from clipray.sources.storage import entries, is_folder, join, resolve, shown
-from clipray.steps import campaign as steps
 from clipray.steps import failures, resources
 from clipray.steps.embed import plan as embed
-from clipray.steps.index.build import in_threads, index, reader
+from clipray.steps.indices import index
+from clipray.steps.mappers import in_threads, reader
 from clipray.steps.tally import Tally
+from clipray.steps.todo import Plan, known_cards
 
 GIVEN = "given-"  # before the name of a corruption whose copies lie in a folder
 
@@ -33,7 +36,7 @@ class Part:
     dataset: str
     perturbation: str
     severity: int
-    work: embed.Work
+    work: Work
     variant: tuple[str, int]  # what is done to the pixels: nothing where they are copies already
 
     @property
@@ -55,7 +58,7 @@ def names(campaign: Robustness) -> list[str]:
     return list(PERTURBATIONS) if every == "all" else list(dict.fromkeys(every))
 
 
-def plan(todo: steps.Plan, campaign: Robustness) -> list[Part]:
+def plan(todo: Plan, campaign: Robustness) -> list[Part]:
     """List the parts of all datasets of a campaign that did not fail.
 
     Raises:
@@ -77,7 +80,7 @@ def plan(todo: steps.Plan, campaign: Robustness) -> list[Part]:
     return found
 
 
-def _index(todo: steps.Plan, campaign: Robustness, dataset: Dataset) -> Index:
+def _index(todo: Plan, campaign: Robustness, dataset: Dataset) -> Index:
     """The images to perturb: those that a `limit` of that number would take."""
     limits = [number for number in (campaign.sample, campaign.limit) if number]
     classes = todo.prompts[dataset.name]["classnames"]
@@ -86,7 +89,7 @@ def _index(todo: steps.Plan, campaign: Robustness, dataset: Dataset) -> Index:
     return index(todo.store, dataset, "test", root, mapper, min(limits, default=0), classes)
 
 
-def _copies(todo: steps.Plan, campaign: Robustness, dataset: Dataset) -> Iterator[Part]:
+def _copies(todo: Plan, campaign: Robustness, dataset: Dataset) -> Iterator[Part]:
     """The parts of a folder <corruption>/<severity>/<class>/<image>, as ImageNet-C is laid out."""
     uri = campaign.copies.get(dataset.name)
     if uri is None:
@@ -141,7 +144,7 @@ def _check_classes(dataset: str, place: str, classes: int) -> None:
 
 
 def _part(
-    todo: steps.Plan,
+    todo: Plan,
     campaign: Robustness,
     rows: Index,
     name: str,
@@ -154,7 +157,7 @@ def _part(
     addresses = {
         backbone: todo.store.address(*place, backbone, what=whats[backbone]) for backbone in whats
     }
-    work = embed.lacking(todo.store, rows, addresses, whats)
+    work = embeddings.lacking(todo.store, rows, addresses, whats)
     return Part(rows.dataset, name, severity, work, variant)
 
 
@@ -162,7 +165,7 @@ def what(
     spec: Backbone, campaign: Robustness, rows: Index, perturbation: str, severity: int
 ) -> dict:
     """The WHAT of a part's embeddings: that of clean ones, and the one perturbation with its code and its level."""
-    facts = embed.what(spec, campaign, rows)
+    facts = embeddings.what(spec, campaign, rows)
     if perturbation == CLEAN:
         return facts
     entry = PERTURBATIONS[perturbation]
@@ -186,7 +189,7 @@ def items(parts: list[Part]) -> Iterator[dict]:
         yield {"task": pickle.dumps(tasks)}
 
 
-def embed_parts(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> int:
+def embed_parts(todo: Plan, campaign: Robustness, parts: list[Part]) -> int:
     """Embed what is missing, declare complete what is so, and record what failed; the number of copies embedded."""
     broken: dict[tuple, dict[str, str]] = {}
     told: dict[tuple, dict[str, Tally]] = {}
@@ -205,14 +208,14 @@ def embed_parts(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> in
     return done
 
 
-def _embedded(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> Iterator[dict]:
+def _embedded(todo: Plan, campaign: Robustness, parts: list[Part]) -> Iterator[dict]:
     """The tasks of all shards of all parts that lack something, as they are done."""
-    from clipray.steps.robustness.decode import decode_variants
+    from clipray.steps.embed.variants import decode_variants
 
     busy = {name for part in parts for left in part.work.todo.values() for name in left}
     if not busy:
         return
-    compute, known = campaign.compute, steps.known_cards(todo)
+    compute, known = campaign.compute, known_cards(todo)
     names = [spec.name for spec in todo.specs if spec.name in busy]
     own = {name: known[name] for name in names}
     pools, device = resources.pools(own, compute, todo.verbose)
@@ -223,7 +226,7 @@ def _embedded(todo: steps.Plan, campaign: Robustness, parts: list[Part]) -> Iter
 
 
 def _settle(
-    todo: steps.Plan,
+    todo: Plan,
     campaign: Robustness,
     part: Part,
     broken: dict[str, str],

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from clipray.artefacts import classifiers
+from clipray.artefacts import evaluations as evaluate
+from clipray.artefacts.evaluations import Task
 from clipray.config import fingerprint
 from clipray.config.search import Tune
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.evaluate.task import Task
 from clipray.steps.tune.records import Cell
 from clipray.store import Store
 
@@ -63,7 +63,7 @@ def code() -> dict:
 
 def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem, str]:
     """Draw a dataset's support sets and what to score on; list them in an artefact at `place`, given back too."""
-    from clipray.steps.evaluate import read
+    from clipray.steps import read
 
     weights = tuple(classifiers.read(store, one) for one in task.classifiers)
     train = read.read_train(store, task, len(weights[0]))

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipray.artefacts.evaluations import Task
 from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
 from clipray.errors import ConfigError
 from clipray.progress import board, progress
 from clipray.steps import campaign as run
 from clipray.steps import cluster, evaluations
-from clipray.steps.evaluate.plan import Task
+from clipray.steps.todo import require_all
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune import space as spaces
 from clipray.steps.tune.records import Cell, Records
@@ -77,7 +78,7 @@ def prepare(config: Tune, verbose: bool, forget: bool = False) -> Search:
     todo = run.plan(campaign(config), verbose, whole=whole(config))
     run.prepare(todo)
     run.embed_images(todo)
-    run.require_all(todo)
+    require_all(todo)
     tasks = [task for task in evaluations.tasks(todo) if "train" in task.embeddings]
     if not tasks:
         raise ConfigError(

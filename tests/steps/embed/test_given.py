@@ -9,8 +9,8 @@ from clipray.errors import ConfigError
 from clipray.numerics.heads.zero_shot import zero_shot
 from clipray.steps.campaign import _settle, _take_given, plan
 from clipray.steps.embed import given
-from clipray.steps.evaluate.read import read_split
 from clipray.steps.evaluations import tasks
+from clipray.steps.read import read_split
 
 N, C, D = 60, 3, 8
 

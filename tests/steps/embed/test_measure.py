@@ -3,8 +3,9 @@
 import pytest
 
 from clipray import backbones
+from clipray.artefacts import cards
 from clipray.config import Backbone
-from clipray.steps.embed import measure as cards
+from clipray.steps.embed import measure
 from clipray.store import Store
 
 SHIPPED = Backbone(
@@ -24,15 +25,15 @@ def test_operations_are_those_that_open_clip_publishes(architecture, published):
     encoder = backbones.Encoder(
         Backbone(name="x", architecture=architecture, pretrained="none"), model, "cpu", "fp32"
     )
-    assert cards.gflops(encoder) == pytest.approx(published, abs=0.006)
+    assert measure.gflops(encoder) == pytest.approx(published, abs=0.006)
 
 
 def test_a_card_is_measured_once_and_read_back(tmp_path):
     store, encoder = Store(str(tmp_path)), backbones.load(SHIPPED)
     assert cards.read(store, SHIPPED, "fp32") is None
-    cards.write(store, encoder, "cpu")
+    measure.write(store, encoder, "cpu")
     card = cards.read(store, SHIPPED, "fp32")
-    cards.write(store, encoder, "cpu")
+    measure.write(store, encoder, "cpu")
     assert cards.read(store, SHIPPED, "fp32") == card
     assert card["memory_mb"] == pytest.approx(4 * card["image_parameters"] / 1e6)
     cost = cards.cost(card)

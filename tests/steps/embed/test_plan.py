@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from clipray import backbones, catalog, images, sources
+from clipray.artefacts import embeddings
 from clipray.artefacts import index as parts
 from clipray.config import Campaign, Dataset
 from clipray.errors import ErrorBudget
@@ -25,7 +26,8 @@ from clipray.steps import evaluations
 from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed.decode import decode
-from clipray.steps.index.build import in_threads, index
+from clipray.steps.indices import index
+from clipray.steps.mappers import in_threads
 from clipray.steps.publish import publish
 from clipray.store import Store
 
@@ -65,7 +67,7 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     run.embed_images(todo)
 
     work = todo.works["pets", "test"]
-    table = embed.read(todo.store, work.addresses["vit-p6-36"])
+    table = embeddings.read(todo.store, work.addresses["vit-p6-36"])
     assert len(table) == 9
     assert table["image_id"].to_pylist() == sorted(table["image_id"].to_pylist())
     table_of_index = work.index.table(todo.store)
@@ -165,9 +167,9 @@ def test_a_task_carries_numbers_whatever_the_size_of_the_index(tmp_path, campaig
     store = Store(str(tmp_path / "workspace"))
     found = index(store, many, "test", "", in_threads)
     addresses = {f"{number:030d}": "embeddings/many/test/" + "b" * 60 for number in range(50)}
-    todo = {shard.name: list(addresses) for shard in found.shards(embed.SHARD_ROWS)}
-    items = list(embed.items(embed.Work(found, addresses, {}, todo, {})))
-    assert len(items) >= 20_000 // embed.SHARD_ROWS
+    todo = {shard.name: list(addresses) for shard in found.shards(embeddings.SHARD_ROWS)}
+    items = list(embed.items(embeddings.Work(found, addresses, {}, todo, {})))
+    assert len(items) >= 20_000 // embeddings.SHARD_ROWS
     assert max(len(item["task"]) for item in items) < 10_000
     assert sum(pickle.loads(item["task"])["piece"][-1] for item in items) == 20_000
 

@@ -9,15 +9,15 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from clipray import schema
+from clipray.artefacts import evaluations as evaluate
 from clipray.artefacts import support_sets
 from clipray.config import Campaign, Fuser, Head, parse
 from clipray.errors import ConfigError
 from clipray.fingerprint import fingerprint
 from clipray.numerics.fusers import FUSERS
 from clipray.numerics.heads import cross_fit, head_of
-from clipray.steps import checks
-from clipray.steps.evaluate import fitted, read, score
-from clipray.steps.evaluate import plan as evaluate
+from clipray.steps import checks, read
+from clipray.steps.evaluate import fitted, plan, score
 from clipray.steps.evaluate.rows import ON_TEST, Place, Scores
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World, unit
 
@@ -121,7 +121,7 @@ def test_backbones_that_saw_different_labels_are_refused(tmp_path):
     world.labels["test"] = (world.labels["test"] + 1) % CLASSES
     world.write("test", "beta")
     with pytest.raises(ValueError, match="holds other images or labels"):
-        evaluate.evaluate(world.store, task, "e")
+        plan.evaluate(world.store, task, "e")
 
 
 def test_an_image_of_the_test_split_is_never_drawn(tmp_path):

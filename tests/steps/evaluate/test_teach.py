@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from clipray.artefacts import evaluations as evaluate
 from clipray.artefacts import support_sets
 from clipray.config import Compute, Fuser
 from clipray.numerics.fusers import settings_of
 from clipray.steps import cluster
-from clipray.steps.evaluate import lessons
-from clipray.steps.evaluate import plan as evaluate
+from clipray.steps.evaluate import lessons, plan
 from clipray.steps.evaluate import teach as meta
 from clipray.store import Store
 from tests.steps.worlds import Shelf
@@ -63,7 +63,7 @@ def test_nothing_is_learned_twice_and_a_taught_task_evaluates(tmp_path, here, mo
     assert again == first
     place = evaluate.address(store, again[0])
     assert place != evaluate.address(store, tasks[0])
-    evaluate.evaluate(store, again[0], place)
+    plan.evaluate(store, again[0], place)
     scores = store.read_table(f"{place}/{evaluate.SCORES}").to_pandas()
     assert len(scores[(scores["method"] == "nlc_meta") & (scores["metric"] == "top1")]) == 2
 

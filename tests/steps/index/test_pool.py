@@ -12,8 +12,10 @@ from clipray.artefacts.index import Index
 from clipray.config import Dataset
 from clipray.numerics import draws
 from clipray.steps import campaign as run
-from clipray.steps.index.build import in_threads, index
 from clipray.steps.index.pool import pool
+from clipray.steps.indices import index
+from clipray.steps.mappers import in_threads
+from clipray.steps.todo import Plan
 from clipray.store import Store
 
 CLASSES = 10
@@ -100,7 +102,7 @@ def test_a_pool_is_drawn_once_and_its_rows_lie_where_its_chunks_say(splits):
             assert int(data) % CLASSES == row["label"]
 
 
-def embedded(todo: run.Plan) -> int:
+def embedded(todo: Plan) -> int:
     """Declare all that a plan lacks as done; returns the number of train images that it lacked."""
     train = todo.works["set", "train"]
     for work in todo.works.values():

@@ -10,16 +10,17 @@ import pyarrow as pa
 import pytest
 
 from clipray import images
+from clipray.artefacts import evaluations as evaluate
 from clipray.artefacts import fused_model
 from clipray.config import Backbone, Fuser, Head, parse
 from clipray.config.predict import Cascade, Fit
+from clipray.encoding import column
 from clipray.errors import ConfigError
 from clipray.fusion import Fusion
-from clipray.steps.embed.decode import column
-from clipray.steps.evaluate import plan as evaluate
+from clipray.steps import fitting as lessons
+from clipray.steps.fitting import check
 from clipray.steps.predict import choose, fit, write
-from clipray.steps.predict import lesson as lessons
-from clipray.steps.predict.lesson import Lesson, check
+from clipray.steps.predict.lesson import Lesson
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
 
 HEADS = ("zero_shot", "tip_adapter", "linear_probe")

@@ -8,15 +8,14 @@ import pytest
 
 import clipray
 from clipray import catalog, sources
-from clipray.artefacts import fused_model
+from clipray.artefacts import embeddings, fused_model
+from clipray.artefacts import evaluations as scored
 from clipray.config import parse
 from clipray.config.predict import Fit, Predict
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.steps import campaign as run
-from clipray.steps import evaluations
-from clipray.steps.embed import plan as embed
-from clipray.steps.evaluate import plan as evaluate
-from clipray.steps.predict import apply, fit, lesson, register
+from clipray.steps import evaluations, fitting
+from clipray.steps.predict import apply, fit, register
 
 BACKBONES = ["vit-p6-36", "rn-32"]
 LIMIT = 300  # of digits: two shards
@@ -34,15 +33,15 @@ def world(tmp_path_factory, local_ray):
     )
     values = {"name": "digit-fusion", "from_campaign": str(config), "workspace": f"{root}/campaign"}
     wanted = parse(Fit, values, "test")
-    todo = run.plan(lesson.campaign_of(wanted))
+    todo = run.plan(fitting.campaign_of(wanted))
     run.prepare(todo)
     run.embed_images(todo)
     places = evaluations.evaluate_datasets(todo)
-    store, told = lesson.lesson(wanted)
-    address = lesson.address(store, wanted.name, told)
+    store, told = fitting.lesson(wanted)
+    address = fitting.address(store, wanted.name, told)
     fit.make(store, wanted.name, address, told)
     result = register.register(wanted, store, address)
-    outcomes = store.read_table(f"{places['digits']}/{evaluate.OUTCOMES}").to_pandas()
+    outcomes = store.read_table(f"{places['digits']}/{scored.OUTCOMES}").to_pandas()
     about = fused_model.read(result["model"]).about
     fuser, head = about["fuser"]["name"], about["head"]["name"]
     free = (head, fuser) == ("zero_shot", "log_avg")
@@ -99,7 +98,7 @@ def test_predict_says_what_the_evaluation_says_and_keeps_embeddings(world):
     assert [names[0]["label"] for names in table["top5"]] == table["label"].tolist()
 
     # a campaign in this workspace has nothing to embed
-    kept = embed.plan(store, todo.specs, todo.campaign, todo.works["digits", "test"].index)
+    kept = embeddings.plan(store, todo.specs, todo.campaign, todo.works["digits", "test"].index)
     used = set(table["backbones_used"].iloc[0])
     assert {name for names in kept.todo.values() for name in names} == set(BACKBONES) - used
 

@@ -15,8 +15,9 @@ import clipray
 from clipray import catalog
 from clipray.config import parse
 from clipray.config.predict import Fit
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.predict import fit, lesson
+from clipray.steps import fitting
+from clipray.steps.embed import texts
+from clipray.steps.predict import fit
 from clipray.store import Store
 
 NAMES = ["cat", "dog", "red", "blue"]
@@ -57,9 +58,9 @@ def served(tmp_path_factory, local_ray):
     wanted = parse(Fit, values | {"backbones": ["vit-p6-36", "rn-32"]}, "test")
     prompts = {"pets": {"classnames": NAMES, "templates": ["a photo of a {c}."]}}
     for spec in catalog.backbones(wanted.backbones):
-        assert classifiers.prepare(Store(root), spec, "fp32", "cpu", prompts) == {}
-    store, told = lesson.lesson(wanted)
-    place = lesson.address(store, wanted.name, told)
+        assert texts.prepare(Store(root), spec, "fp32", "cpu", prompts) == {}
+    store, told = fitting.lesson(wanted)
+    place = fitting.address(store, wanted.name, told)
     fit.make(store, wanted.name, place, told)
     model = clipray.load(store.place(place))
     with socket.socket() as free:

@@ -10,12 +10,12 @@ from PIL import Image
 from clipray import images
 from clipray.config import parse
 from clipray.config.robustness import Robustness
+from clipray.encoding import column
 from clipray.errors import ConfigError
 from clipray.perturbations import PERTURBATIONS, perturb
 from clipray.steps import campaign as steps
-from clipray.steps.embed.decode import column
+from clipray.steps.embed.variants import decode_variants
 from clipray.steps.robustness import plan
-from clipray.steps.robustness.decode import decode_variants
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from clipray.artefacts import support_sets
 from clipray.config import Campaign, parse
 from clipray.config.search import Tune
 from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.steps import checks
-from clipray.steps.evaluate import read
+from clipray.steps import checks, read
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune import search as tune
 from clipray.steps.tune import trial as tune_worker

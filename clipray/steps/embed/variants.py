@@ -9,8 +9,8 @@ from PIL import Image
 
 from clipray import images, sources
 from clipray.artefacts import index
+from clipray.encoding import column
 from clipray.perturbations import CLEAN, PERTURBATIONS, bounded, disturbed
-from clipray.steps.embed.decode import column
 from clipray.store import Store
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from clipray import schema
+from clipray.artefacts.evaluations import Task
+from clipray.artefacts.robustness import FILE, Shifted
 from clipray.config import Head
 from clipray.numerics.contracts import State
 from clipray.numerics.fusers import FUSERS, nlc, singles
@@ -18,12 +20,10 @@ from clipray.numerics.heads import Head as FittedHead
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, intervals, outcomes
 from clipray.perturbations import CLEAN
+from clipray.steps import read
 from clipray.steps.checks import named_heads
-from clipray.steps.evaluate import read
 from clipray.steps.evaluate import score as evaluate
 from clipray.steps.evaluate.rows import ON_TEST
-from clipray.steps.evaluate.task import Task
-from clipray.steps.robustness.task import FILE, Shifted
 from clipray.store import Store
 
 RESAMPLES = 300

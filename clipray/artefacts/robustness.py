@@ -1,12 +1,13 @@
-"""What the scoring of one dataset under shift reads, by address."""
+"""Scores of one dataset under shift: what their scoring reads, by address, and where they lie."""
 
 from dataclasses import dataclass
 
 from clipray import fingerprint
-from clipray.steps.evaluate.task import Task
+from clipray.artefacts.evaluations import Task
 from clipray.store import Store
 
 FILE = "scores.parquet"
+SCORE = "clipray.steps.evaluate.shifted:score"  # that makes them
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Shifted:
     @property
     def what(self) -> dict:
         """The WHAT: tasks, parts, and the code that makes numbers of them."""
-        code = fingerprint.code("clipray.steps.robustness.score:score")
+        code = fingerprint.code(SCORE)
         return {"task": self.task, "parts": self.parts, "code": code}
 
 

@@ -8,12 +8,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from clipray.artefacts import support_sets
+from clipray.artefacts import classifiers, embeddings, support_sets
+from clipray.artefacts.evaluations import Task
 from clipray.numerics import draws
 from clipray.numerics.heads.cross_fit import View
-from clipray.steps.embed import plan as embed
-from clipray.steps.embed import texts as classifiers
-from clipray.steps.evaluate.task import Task
 from clipray.store import Store
 
 
@@ -35,7 +33,7 @@ def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
     Raises:
         ValueError: the backbones have seen different images or labels.
     """
-    tables = [embed.read(store, place) for place in places]
+    tables = [embeddings.read(store, place) for place in places]
     ids, labels = tables[0]["image_id"], tables[0]["label"]
     for place, table in zip(places, tables, strict=True):
         if not (table["image_id"].equals(ids) and table["label"].equals(labels)):

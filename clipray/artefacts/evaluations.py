@@ -1,11 +1,14 @@
-"""What the evaluation of one dataset is asked for, and what its two tables are called; no torch."""
+"""The scores and outcomes of one dataset: what its evaluation is asked for, and where they lie."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from clipray import fingerprint
 from clipray.config import Fuser, Head
+from clipray.store import Store
 
 SCORES, OUTCOMES = "scores.parquet", "outcomes.parquet"
+EVALUATE = "clipray.steps.evaluate.score:evaluate"  # that makes them
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,18 @@ class Episodes:
     seeds: int = 2
     queries: int = 128
     fewest: int = 16
+
+
+def what(task: Task) -> dict:
+    """The WHAT: the task itself, and the code that turns it into numbers."""
+    return {"task": task, "code": code()}
+
+
+def code(*more: Callable | str) -> dict:
+    """Fingerprint all code that turns embeddings into scores, and what `more` functions or modules reach."""
+    return fingerprint.code(EVALUATE, *more)
+
+
+def address(store: Store, task: Task) -> str:
+    """Where a dataset's scores and outcomes lie."""
+    return store.address("evaluations", task.dataset, what=what(task))

@@ -6,7 +6,7 @@ from scipy.optimize import linprog
 
 from clipray.config import Compute, Pool
 from clipray.errors import ConfigError
-from clipray.steps.embed.pools import Cost, apportion, busy, share
+from clipray.steps.pools import Cost, apportion, busy, share
 
 # GFLOPs of an image and 10⁶ bytes of half-precision weights: the nine backbones of the paper
 NINE = {

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clipray.artefacts.robustness import FILE, Embedded, Shifted, address
 from clipray.report import files
 from clipray.report import robustness as report
+from clipray.steps.evaluate.shifted import score
 from clipray.steps.robustness import summary
-from clipray.steps.robustness.score import score
-from clipray.steps.robustness.task import FILE, Embedded, Shifted, address
 from tests.steps.worlds import BACKBONES, World
 
 FUSERS = ("log_avg", "c_log_avg", "nlc")

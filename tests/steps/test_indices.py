@@ -10,10 +10,12 @@ import pytest
 
 from clipray import sources
 from clipray.artefacts import index as parts
+from clipray.artefacts.index import TEXTS, evenly, what
 from clipray.config import Compute, Dataset, GivenBackbone, HashSplit, fingerprint
 from clipray.errors import ConfigError
 from clipray.sources import folder as layout
-from clipray.steps.index.build import TEXTS, evenly, in_threads, index, reader, what
+from clipray.steps.indices import index
+from clipray.steps.mappers import in_threads, reader
 from clipray.store import Store
 
 

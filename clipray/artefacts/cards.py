@@ -1,0 +1,43 @@
+"""A backbone's card: what later steps need to know of a model without loading it, and what it costs."""
+
+from clipray import backbones, fingerprint
+from clipray.config import Backbone
+from clipray.store import Store
+
+MEASURE = "clipray.steps.embed.measure:measure"  # that makes it
+
+
+def address(store: Store, spec: Backbone, precision: str) -> str:
+    """Where a backbone's card lies."""
+    return store.address("backbones", spec.name, what=what(spec, precision))
+
+
+def what(spec: Backbone, precision: str) -> dict:
+    """The WHAT of a card."""
+    code = fingerprint.code(backbones.load, MEASURE)
+    return {"backbone": backbones.origin(spec), "precision": precision, "code": code}
+
+
+def read(store: Store, spec: Backbone, precision: str) -> dict | None:
+    """A stored card; None where there is none."""
+    return (store.manifest(address(store, spec, precision)) or {}).get("card")
+
+
+def cost(card: dict) -> dict[str, float]:
+    """What one image costs: `gflops`, `latency_ms` and `memory_mb`, those that the card knows."""
+    names = {
+        "gflops": ("image_gflops", 1),
+        "latency_ms": ("seconds_per_image", 1000),
+        "memory_mb": ("memory_mb", 1),
+    }
+    return {name: card[key] * unit for name, (key, unit) in names.items() if key in card}
+
+
+def write(store: Store, spec: Backbone, precision: str, card: dict, device: str) -> None:
+    """Store a card.
+
+    Args:
+        device: that it was measured on.
+    """
+    place = address(store, spec, precision)
+    store.finish(place, what(spec, precision), card=card, device=device)

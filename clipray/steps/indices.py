@@ -1,0 +1,157 @@
+"""Which images a split holds: every image hashed and numbered once, by workers, before any model is loaded."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from clipray import sources
+from clipray.artefacts import index as parts
+from clipray.artefacts.index import Counts, Index
+from clipray.config import Dataset
+from clipray.fingerprint import code
+from clipray.steps.mappers import Mapper
+from clipray.store import Store
+
+
+def index(
+    store: Store,
+    dataset: Dataset,
+    split: str,
+    data_root: str,
+    mapper: Mapper,
+    limit: int = 0,
+    names: Sequence[str] | None = None,
+    labelled: bool = True,
+) -> Index:
+    """The index of a split, looked up in the store if its source has not changed, else made and kept there.
+
+    Args:
+        store: where it is kept.
+        dataset: the catalogue's entry.
+        split: "train" or "test".
+        data_root: what relative URIs lie below.
+        mapper: how the parts are made: `in_threads`, or Ray tasks.
+        limit: images to take of it, evenly over classes; 0 for all.
+        names: the class names, where they are known already.
+        labelled: whether images without a label are of no use; else labels are taken as they are.
+
+    Raises:
+        ConfigError: no image can be read, or a label is of no class.
+    """
+    if labelled and names is None:
+        names = sources.classnames(dataset, data_root)
+    chunks = sources.listing(dataset, split, data_root)
+    made_of = parts.what(dataset, split, chunks)
+    if not labelled:
+        chunks = sources.lenient(chunks)
+        made_of |= {"labels": "not needed"}
+    address = store.address("index", dataset.name, split, what=made_of)
+    location = parts.location_name(sources.location(dataset, data_root))
+    manifest = store.manifest(address)
+    if manifest is None:
+        manifest = _make(store, address, made_of, location, chunks, mapper)
+    elif location not in manifest["locations"]:
+        manifest = _also_at(store, address, made_of, location, chunks, manifest)
+    counts = Counts(**manifest["counts"])
+    remarks: tuple[str, ...] = ()
+    if labelled:
+        parts.check(dataset.name, split, counts, len(names))
+        remarks = tuple(_remarks(split, counts, len(names)))
+    found = Index(
+        dataset=dataset.name,
+        split=split,
+        address=address,
+        chunks_at=address,
+        location=location,
+        parts=tuple(manifest["parts"]),
+        chunk_parts=tuple(range(len(manifest["parts"]))),
+        content=manifest["content"],
+        remarks=remarks,
+    )
+    return limited(store, found, limit, mapper) if 0 < limit < len(found) else found
+
+
+def _make(
+    store: Store,
+    address: str,
+    made_of: dict,
+    location: str,
+    chunks: list[sources.Chunk],
+    mapper: Mapper,
+) -> dict:
+    """Make all parts of an index, number the repeats over them, and declare it complete; its manifest."""
+    items = [
+        (store, address, part, location, group) for part, group in enumerate(parts.groups(chunks))
+    ]
+    counts = [Counts(*one) for one in mapper(parts.write_part, items)]
+    for _ in mapper(parts.number_repeats, [(store, address, len(counts))]):
+        pass
+    facts = _facts(counts) | {"locations": [location], "chunks": len(chunks)}
+    store.finish(address, made_of, **facts)
+    return store.manifest(address)
+
+
+def _facts(counts: Sequence[Counts]) -> dict[str, Any]:
+    """What the manifest of an index tells: the rows of each part, and what they hold together."""
+    whole = parts.merged(counts)
+    return {
+        "images": whole.rows,
+        "parts": [one.rows for one in counts],
+        "content": f"{whole.content:032x}",
+        "counts": whole._asdict(),
+        "left_out": whole.left_out,
+        "unreadable": whole.reasons,
+    }
+
+
+def _also_at(
+    store: Store,
+    address: str,
+    made_of: dict,
+    location: str,
+    chunks: list[sources.Chunk],
+    manifest: dict,
+) -> dict:
+    """The manifest of an index whose files are seen at another place than before: the chunks are written for it."""
+    for part, group in enumerate(parts.groups(chunks)):
+        parts.write_chunks(store, address, part, location, group)
+    known = ("images", "parts", "content", "counts", "left_out", "unreadable", "chunks")
+    facts = {key: manifest[key] for key in known}
+    store.finish(address, made_of, **facts, locations=[*manifest["locations"], location])
+    return store.manifest(address)
+
+
+def limited(store: Store, whole: Index, limit: int, mapper: Mapper) -> Index:
+    """An index of some images of another, evenly over classes; it is an artefact of its own."""
+    made_of = {"of": whole.address, "limit": limit, "code": code(parts.evenly)}
+    address = store.address("index", whole.dataset, whole.split, what=made_of)
+    manifest = store.manifest(address)
+    if manifest is None:
+        (counts,) = mapper(write_limited, [(store, whole, address, limit)])
+        store.finish(address, made_of, **_facts([Counts(*one) for one in counts]))
+        manifest = store.manifest(address)
+    return replace(
+        whole, address=address, parts=tuple(manifest["parts"]), content=manifest["content"]
+    )
+
+
+def write_limited(store: Store, whole: Index, address: str, limit: int) -> list[Counts]:
+    """Write the chosen rows of each part; a part that none is chosen of stays, empty."""
+    chosen = parts.evenly(whole.table(store, ["image_id", "label"]), limit)["image_id"]
+    return parts.write_chosen(store, whole, address, chosen)
+
+
+def _remarks(split: str, counts: Counts, n_classes: int) -> Iterator[str]:
+    """What a person should know of a split that can be used."""
+    if counts.left_out:
+        yield f"{split} split: left out as no image: {counted(counts.left_out)}"
+    if counts.bad:
+        yield f"{split} split: {counts.bad} of {counts.rows} rows cannot be used, such as {counts.first_bad}"
+    missing = n_classes - len(counts.labels)
+    if missing:
+        yield f"{split} split: {missing} of {n_classes} classes have no image"
+
+
+def counted(kinds: dict[str, int]) -> str:
+    """Kinds with their counts, in words."""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

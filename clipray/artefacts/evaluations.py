@@ -34,22 +34,6 @@ class Task:
     )
 
 
-@dataclass(frozen=True)
-class Episodes:
-    """What `nlc_meta` is taught on, of each dataset.
-
-    Attributes:
-        shots, seeds: of the support sets that are drawn.
-        queries: at most, images beside a support set that it is judged on.
-        fewest: with fewer of them there is no episode.
-    """
-
-    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
-    seeds: int = 2
-    queries: int = 128
-    fewest: int = 16
-
-
 def what(task: Task) -> dict:
     """The WHAT: the task itself, and the code that turns it into numbers."""
     return {"task": task, "code": code()}

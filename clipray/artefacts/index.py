@@ -26,6 +26,7 @@ PART_ROWS = 8192  # rows that a part has at least, where they are known beforeha
 PART_CHUNKS = 8  # chunks of a part at most, where their rows are not
 DIGITS = 32  # of an image's hash; what follows in its id numbers its repeats
 REASONS = 5  # reasons of error rows that are listed; all rows are counted
+TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
 CACHED = 4  # parts that a worker remembers: neighbouring shards come one after another
 
 
@@ -287,9 +288,6 @@ def _rows(workspace: str, address: str, part: int) -> pa.Table:
 def _chunks(workspace: str, address: str, part: int, location: str) -> dict[int, sources.Chunk]:
     text = gzip.decompress(Store(workspace).read(f"{address}/{chunks_name(part, location)}"))
     return {number: sources.Chunk(*fields) for number, fields in json.loads(text)}
-
-
-TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
 
 
 def check(dataset: str, split: str, counts: Counts, n_classes: int) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from clipray.artefacts.evaluations import Episodes, Task
+from clipray.artefacts.evaluations import Task
+from clipray.artefacts.lessons import Episodes
 from clipray.config import Fuser
 from clipray.numerics.contracts import Support
 from clipray.numerics.fusers import nlc_meta, settings_of

@@ -3,19 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from clipray.artefacts import evaluations
-from clipray.artefacts.evaluations import Episodes, Task
+from clipray.artefacts import lessons as artefact
+from clipray.artefacts.evaluations import Task
+from clipray.artefacts.lessons import FUSER
 from clipray.config import Compute, Fuser
-from clipray.fingerprint import plain
-from clipray.numerics import declared
 from clipray.progress import progress
 from clipray.steps import cluster
 from clipray.store import Store
 
-FUSER = "nlc_meta"
-COMPUTE = (
-    "clipray.steps.evaluate.lessons"  # what it runs; imported where it is run, for it needs torch
-)
 LEAST = 3  # other datasets; with fewer, the gate stays untaught
 
 
@@ -70,10 +65,8 @@ def _weights(
     failed: dict[str, str],
 ) -> dict[str, list[float]]:
     """By dataset, the weights learned on all others; `failed` gets the datasets that cannot be learned on or for."""
-    told = {name: what(task, entry) for name, task in known.items()}
-    sources = {
-        name: store.address("meta", name, "episodes", what=one) for name, one in told.items()
-    }
+    told = {name: artefact.what(task, entry) for name, task in known.items()}
+    sources = {name: artefact.address(store, name, one) for name, one in told.items()}
     lessons = _lessons(store, sources, entry)
     if any(store.manifest(place) is None for place, *_ in lessons.values()):
         from clipray.steps.evaluate import lessons as school
@@ -102,9 +95,9 @@ def _lessons(
     for name in sources:
         others = sorted(source for other, source in sources.items() if other != name)
         if len(others) >= LEAST:
-            lesson = {"episodes": others, "settings": _settings(entry)}
-            lesson |= {"code": evaluations.code(f"{COMPUTE}:learn")}
-            lessons[name] = (store.address("meta", name, "weights", what=lesson), others, lesson)
+            made_of = artefact.what_of_weights(others, entry)
+            place = artefact.address_of_weights(store, name, made_of)
+            lessons[name] = (place, others, made_of)
     return lessons
 
 
@@ -121,24 +114,3 @@ def _each(
                     failed[names[position]] = cluster.reason(error)
                 advance(1)
     return failed
-
-
-def _settings(entry: Fuser) -> dict[str, Any]:
-    """List all settings of an entry with their values, defaults too."""
-    return plain(declared.settings_of(declared.fusers()[FUSER], entry.settings))
-
-
-def what(task: Task, entry: Fuser) -> dict:
-    """The WHAT of a dataset's episodes."""
-    data = {
-        "embeddings": task.embeddings,  # of the test split the ids, which are never drawn
-        "classifiers": task.classifiers,
-        "scales": task.scales,
-    }
-    return {
-        "dataset": task.dataset,
-        **data,
-        "drawn": Episodes(),
-        "experts": _settings(entry)["experts"],
-        "code": evaluations.code(f"{COMPUTE}:make_episodes"),
-    }

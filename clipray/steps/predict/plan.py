@@ -10,8 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray import catalog, fingerprint, sources
+from clipray import catalog, sources
+from clipray.artefacts import predictions
 from clipray.artefacts.index import Index, Shard, rows_of
+from clipray.artefacts.predictions import SHARD_ROWS
 from clipray.config import Dataset, names
 from clipray.config.predict import Predict
 from clipray.errors import ConfigError, ErrorBudget
@@ -20,8 +22,6 @@ from clipray.steps.indices import index
 from clipray.steps.mappers import reader
 from clipray.store import Store
 
-FOLDER = "predictions"
-SHARD_ROWS = 256  # images a shard: as many as embedding takes, so that both see the same batches
 LISTS = (".txt", ".lst", ".list", ".parquet")
 REFUSED = (".csv", ".tsv", ".json", ".jsonl")
 
@@ -68,17 +68,8 @@ def plan(wanted: Predict, about: dict[str, Any], digest: str) -> Work:
         raise ConfigError(f"images: {wanted.images} holds no image")
     if targets and (odd := outside(_labels(store, found), len(about["classnames"]))):
         targets, remarks = False, [odd]
-    what = {
-        "model": digest,
-        "images": found.content,
-        "targets": targets,
-        "code": fingerprint.code(
-            "clipray.steps.predict.write:decode",
-            "clipray.steps.predict.write:Encode",
-            "clipray.steps.predict.write:Label",
-        ),
-    }
-    address = store.address(FOLDER, f"{about['name']}-on-{dataset.name}", what=what)
+    what = predictions.what(digest, found, targets)
+    address = predictions.address(store, about["name"], dataset.name, what)
     there = set() if store.manifest(address) else store.names(address)
     todo = ()
     if store.manifest(address) is None:

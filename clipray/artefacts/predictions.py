@@ -1,0 +1,29 @@
+"""The predictions of a fused model for a collection: shard by shard a file, and a manifest once all are there."""
+
+from clipray import fingerprint
+from clipray.artefacts.index import Index
+from clipray.store import Store
+
+FOLDER = "predictions"
+SHARD_ROWS = 256  # images a shard: as many as embedding takes, so that both see the same batches
+WRITE = "clipray.steps.predict.write"  # that makes them
+
+
+def what(model: str, index: Index, targets: bool) -> dict:
+    """The WHAT of predictions.
+
+    Args:
+        model: the digest of the whole model. targets: whether labels are known, and are of the model's classes.
+    """
+    makers = (f"{WRITE}:{name}" for name in ("decode", "Encode", "Label"))
+    return {
+        "model": model,
+        "images": index.content,
+        "targets": targets,
+        "code": fingerprint.code(*makers),
+    }
+
+
+def address(store: Store, model: str, dataset: str, made_of: dict) -> str:
+    """Where the predictions of a model, by its name, for a dataset lie; `made_of` is their WHAT."""
+    return store.address(FOLDER, f"{model}-on-{dataset}", what=made_of)

@@ -18,7 +18,7 @@ from clipray.fingerprint import plain
 from clipray.numerics.cascade.fitted import apply_cascade, apply_stage, cascade_from_parts
 from clipray.numerics.contracts import State
 from clipray.numerics.fusers import FUSERS, from_parts
-from clipray.numerics.heads import FITTED_HEADS, head_of
+from clipray.numerics.heads import HEADS, head_of
 from clipray.numerics.measures import cost
 
 BEST = 5
@@ -123,7 +123,7 @@ class Fusion:
 
     def logits(self, embeddings: Sequence[np.ndarray | None], labelled: bool = True) -> Tensor:
         """logits_NMC of the model's head, or the zero-shot ones; 0 for backbones that did not run."""
-        head = self.head if labelled else FITTED_HEADS["zero_shot"]
+        head = self.head if labelled else HEADS["zero_shot"]
         rows = next(len(e) for e in embeddings if e is not None)
         parts = []
         for m, e_ND in enumerate(embeddings):

@@ -189,12 +189,12 @@ def test_a_zip_file_has_the_fingerprint_of_the_folder(tmp_path):
 def test_every_function_that_an_evaluation_runs_is_in_its_fingerprint(tmp_path):
     """Python's own record of calls is the authority: what ran must have been found by reading."""
     from clipray.numerics.fusers import FUSERS
-    from clipray.numerics.heads import FITTED_HEADS
+    from clipray.numerics.heads import HEADS
     from clipray.reach import HOW_MODULES
     from clipray.steps.evaluate import costs  # noqa: F401 - else its classes' bodies would count
 
     world = World(tmp_path)
-    task = world.task(heads=tuple(FITTED_HEADS), fusers=tuple(FUSERS)[1:], shots=(1, 2))
+    task = world.task(heads=tuple(HEADS), fusers=tuple(FUSERS)[1:], shots=(1, 2))
     task = dataclasses.replace(task, seeds=1, save_fusers=True)
     place = evaluate.address(world.store, task)
     called = set()

@@ -150,3 +150,41 @@ def nothing(logits_NMC: Tensor, embeddings: tuple[Tensor, ...]) -> Support:
     """An empty support set: what a label-free fuser is given to fit."""
     none = tuple(e_ND[:0] for e_ND in embeddings)
     return Support(logits_NMC[:0], none, torch.zeros(0, dtype=torch.int64))
+
+
+class Shots(NamedTuple):
+    """What a head may learn from.
+
+    Attributes:
+        embeddings_KD, labels_K: the support images.
+        classifier_CD: the zero-shot class vectors.
+        scale, bias: the model's own.
+        seed: the only source of chance.
+    """
+
+    embeddings_KD: Tensor
+    labels_K: Tensor
+    classifier_CD: Tensor
+    scale: float
+    bias: float
+    seed: int = 0
+
+    def take(self, rows: Tensor) -> "Shots":
+        """These rows only."""
+        return self._replace(embeddings_KD=self.embeddings_KD[rows], labels_K=self.labels_K[rows])
+
+
+class Head(NamedTuple):
+    """A pair of functions, like a fuser, for a single backbone.
+
+    Attributes:
+        fit: (problems, settings) -> one `State` each.
+        apply: (state, embeddings_ND, classifier_CD, scale, bias) -> logits_NC.
+        keeps_text: its logits at one shot are the zero-shot ones and little more (a cache adds 1 at most per image).
+    """
+
+    fit: Callable[[Sequence[Shots], Any], list[State]]
+    apply: Callable[[State, Tensor, Tensor, float, float], Tensor]
+    settings: Any = NoSettings()
+    needs_labels: bool = True
+    keeps_text: bool = False

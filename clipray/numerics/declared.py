@@ -49,8 +49,8 @@ def fusers() -> Mapping[str, Any]:
 
 @functools.cache
 def heads() -> Mapping[str, Any]:
-    """`fewshot.FITTED_HEADS`, in which `fit` and `apply` cannot be called."""
-    return _module(f"{PACKAGE}.heads").FITTED_HEADS
+    """`heads.HEADS`, in which `fit` and `apply` cannot be called."""
+    return _module(f"{PACKAGE}.heads").HEADS
 
 
 def settings_of(method: Any, changes: Mapping[str, Any]) -> Any:

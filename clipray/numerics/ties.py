@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipray.numerics.contracts import Fuser, State, Support, unit
+from clipray.numerics.contracts import Fuser, Head, State, Support, unit
 
 
 def exact_fuser(fuser: Fuser) -> Fuser:
@@ -30,8 +30,8 @@ def exact_fuser(fuser: Fuser) -> Fuser:
     return fuser._replace(fit=partial(_fit_fuser, fuser.fit), apply=apply, adapt=adapt)
 
 
-def exact_head(head: Any) -> Any:
-    """The same `fewshot.Head`, with equal logits for classes that it cannot tell apart."""
+def exact_head(head: Head) -> Head:
+    """The same head, with equal logits for classes that it cannot tell apart."""
     return head._replace(fit=partial(_fit_head, head.fit), apply=partial(_apply_head, head.apply))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipray.numerics.contracts import Support
+from clipray.numerics.contracts import Shots, Support
 from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.numerics.heads import FITTED_HEADS, Shots
+from clipray.numerics.heads import HEADS
 from clipray.numerics.measures import outcomes
 from clipray.numerics.ties import level
 
@@ -147,7 +147,7 @@ def test_twins_with_support_images_of_their_own_stay_apart(name):
     assert ((out[own, 0] > out[own, 1]) == (labels[own] == 0)).all()
 
 
-@pytest.mark.parametrize("name", FITTED_HEADS)
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("classes", [3, 8, 17, 33, 67])
 def test_heads_tie_classes_of_one_text_that_have_no_support_image(name, classes):
     generator = torch.Generator().manual_seed(classes)
@@ -155,7 +155,7 @@ def test_heads_tie_classes_of_one_text_that_have_no_support_image(name, classes)
     text[classes - 1] = text[0]
     labels = torch.arange(1, classes - 1).repeat(2)
     problem = Shots(torch.randn(len(labels), 16, generator=generator), labels, text, 50.0, -1.0)
-    head = FITTED_HEADS[name]
+    head = HEADS[name]
     (state,) = head.fit([problem], head.settings)
     for images in (1, 7, 33):
         x = torch.randn(images, 16, generator=generator)

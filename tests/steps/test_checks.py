@@ -12,7 +12,7 @@ from clipray.config import Campaign, parse
 from clipray.errors import ConfigError
 from clipray.numerics import declared
 from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.numerics.heads import FITTED_HEADS
+from clipray.numerics.heads import HEADS
 from clipray.steps import checks
 from clipray.steps.evaluate.rows import ON_TEST
 
@@ -24,9 +24,7 @@ def check(**changes) -> None:
     checks.check(parse(Campaign, THREE | changes, "here"))
 
 
-@pytest.mark.parametrize(
-    ("apart", "real"), [(declared.fusers, FUSERS), (declared.heads, FITTED_HEADS)]
-)
+@pytest.mark.parametrize(("apart", "real"), [(declared.fusers, FUSERS), (declared.heads, HEADS)])
 def test_what_is_read_without_torch_is_what_torch_gives(apart, real):
     assert list(apart()) == list(real)
     for name, method in real.items():

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clipray.numerics.contracts import State, Support
-from clipray.numerics.heads import Head, Shots
+from clipray.numerics.contracts import Head, Shots, State, Support
 from clipray.numerics.heads.zero_shot import zero_shot
 from clipray.numerics.solvers.logistic import folds
 
@@ -108,7 +107,7 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
     image of a class that the head knows, fall below chance.
 
     Args:
-        head: one of `FITTED_HEADS`.
+        head: one of `HEADS`.
         most: the most folds.
     """
     fold_K = folds(problem.labels_K, most)
@@ -127,9 +126,9 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
 def borrowed(head: Head, labels_K: Tensor, most: int) -> bool:
     """Whether `cross_fitted` has to give zero-shot logits in place of the head's, and they are no likeness of them.
 
-    >>> from clipray.numerics.heads import FITTED_HEADS
+    >>> from clipray.numerics.heads import HEADS
     >>> one_each = torch.arange(3)
-    >>> [borrowed(FITTED_HEADS[name], one_each, most=3) for name in ("linear_probe", "tip_adapter")]
+    >>> [borrowed(HEADS[name], one_each, most=3) for name in ("linear_probe", "tip_adapter")]
     [True, False]
     """
     return head.needs_labels and not head.keeps_text and not folds(labels_K, most).any()

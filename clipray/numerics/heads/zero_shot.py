@@ -1,8 +1,11 @@
-"""Heads: one backbone's embeddings to logits."""
+"""CLIP's zero-shot head, which learns nothing: the cosines to the class vectors."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from clipray.numerics.contracts import unit
+from clipray.numerics.contracts import Head, Shots, State, unit
 
 
 def classifier(text_CTD: Tensor) -> Tensor:
@@ -54,4 +57,16 @@ def alike(classifier_CD: Tensor) -> Tensor:
     return count_U[number_C] > 1
 
 
-HEADS = {"zero_shot": zero_shot}
+def fit_nothing(problems: Sequence[Shots | None], settings: Any) -> list[State]:
+    """Return one empty state a problem; what is in the problems plays no part."""
+    return [State(settings) for _ in problems]
+
+
+def apply(
+    state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
+) -> Tensor:
+    """Return the zero-shot logits; the state is empty."""
+    return zero_shot(embeddings_ND, classifier_CD, scale, bias)
+
+
+HEAD = Head(fit_nothing, apply, needs_labels=False, keeps_text=True)

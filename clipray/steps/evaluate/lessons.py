@@ -9,7 +9,7 @@ from clipray.artefacts.lessons import Episodes
 from clipray.config import Fuser
 from clipray.numerics.contracts import Support
 from clipray.numerics.fusers import nlc_meta, settings_of
-from clipray.numerics.heads import FITTED_HEADS, cross_fit
+from clipray.numerics.heads import HEADS, cross_fit
 from clipray.steps import read
 from clipray.store import Store
 
@@ -42,7 +42,7 @@ def episodes(store: Store, task: Task, settings: nlc_meta.MetaGate) -> list[nlc_
     weights = read.read_classifiers(store, task)
     train = read.read_train(store, task, len(weights[0]))
     views = read.views_of(task, weights, train)
-    head = FITTED_HEADS[HEAD]
+    head = HEADS[HEAD]
     states = head.fit([None] * len(views), head.settings)
     logits_NMC = cross_fit.logits(head, states, views)
     whole = Support(logits_NMC, train.embeddings, train.labels_N)

@@ -9,13 +9,13 @@ from torch import Tensor
 from clipray.artefacts import support_sets
 from clipray.artefacts.evaluations import OUTCOMES, SCORES, Task
 from clipray.config import Fuser, Head
+from clipray.numerics.contracts import Head as FittedHead
 from clipray.numerics.contracts import State, Support, nothing
 from clipray.numerics.draws import Draw
 from clipray.numerics.fusers import FUSERS, grouped, settings_of, singles
 from clipray.numerics.fusers.alone import Alone, apply_alone, fit_alone
 from clipray.numerics.fusers.unlabelled import Images, taught
-from clipray.numerics.heads import FITTED_HEADS, cross_fit, head_of, zero_shot
-from clipray.numerics.heads import Head as FittedHead
+from clipray.numerics.heads import HEADS, cross_fit, head_of, zero_shot
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, cost, similarity
 from clipray.steps import read
@@ -127,7 +127,7 @@ def score_head(
     costs.score_choices(scores, entry.name, test, drawn, supports)
     fitted = fit(task, drawn, supports)
     alone = fit_each_alone(task, drawn, supports) if task.alone else [{} for _ in drawn]
-    learns = FITTED_HEADS[entry.head].needs_labels
+    learns = HEADS[entry.head].needs_labels
     if not learns:
         head = head_of(entry.head, entry.settings_for(0, 0))
         batch, more = _images(head, [None] * len(test), test, pool)

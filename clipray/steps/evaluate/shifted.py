@@ -12,11 +12,11 @@ from clipray import schema
 from clipray.artefacts.evaluations import Task
 from clipray.artefacts.robustness import FILE, Shifted
 from clipray.config import Head
+from clipray.numerics.contracts import Head as FittedHead
 from clipray.numerics.contracts import State
 from clipray.numerics.fusers import FUSERS, nlc, singles
 from clipray.numerics.fusers.unlabelled import Images
-from clipray.numerics.heads import FITTED_HEADS, cross_fit, head_of
-from clipray.numerics.heads import Head as FittedHead
+from clipray.numerics.heads import HEADS, cross_fit, head_of
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, intervals, outcomes
 from clipray.perturbations import CLEAN
@@ -105,7 +105,7 @@ def fit(store: Store, task: Task, weights: tuple[Tensor, ...]) -> Iterator[Fitte
             cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed) for draw in drawn
         ]
     for entry in named_heads(task.heads):
-        if not FITTED_HEADS[entry.head].needs_labels:
+        if not HEADS[entry.head].needs_labels:
             model = head_of(entry.head, entry.settings_for(0, 0))
             yield _fitted((entry, 0, 0), model, [None] * len(weights), pool, None)
         yield from _fitted_on(task, entry, drawn, problems, pool)
@@ -121,7 +121,7 @@ def _fitted_on(
         for model, problem in zip(models, problems, strict=True)
     ]
     states = evaluate.fit(task, drawn, supports)
-    labelled = FITTED_HEADS[entry.head].needs_labels
+    labelled = HEADS[entry.head].needs_labels
     for draw, model, problem, own in zip(drawn, models, problems, states, strict=True):
         learned = problem if labelled else [None] * len(problem)
         yield _fitted((entry, draw.shots, draw.seed), model, learned, pool, own)
@@ -151,7 +151,7 @@ def scored(task: Task, fitted: Fitted, shift: Shift) -> Iterator[dict]:
     best_NC = singles.best_single_on_test(logits_NMC, shift.labels_N)[1]
     best_N = outcomes.top(best_NC, shift.labels_N, 1)
     answers_NM = logits_NMC.argmax(-1)
-    if fitted.states is None or FITTED_HEADS[fitted.head.head].needs_labels:
+    if fitted.states is None or HEADS[fitted.head.head].needs_labels:
         yield from say.method(ON_TEST, "bound", best_NC)
         oracle_NC = singles.oracle(logits_NMC, shift.labels_N)
         yield from say.method("oracle", "bound", oracle_NC, best_N)

@@ -4,10 +4,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
+from clipray.numerics.contracts import Shots
 from clipray.numerics.fewshot.prototypes import Probe, fit_probes, probe
-from clipray.numerics.heads import FITTED_HEADS, Pulled, Shots
+from clipray.numerics.heads import HEADS
 from clipray.numerics.heads.cross_fit import cross_fitted
 from clipray.numerics.heads.zero_shot import zero_shot
+from clipray.numerics.heads.zero_shot_probe import Pulled
 from clipray.numerics.solvers import logistic
 from clipray.numerics.solvers.logistic import fit_path, folds, rotate, solve
 from tests.numerics.made import problem
@@ -139,9 +141,9 @@ def shots():
     return Shots(e, y, classifier, 5.0, -1.0, seed=1)
 
 
-@pytest.mark.parametrize("name", FITTED_HEADS)
+@pytest.mark.parametrize("name", HEADS)
 def test_heads_give_logits_and_fit_several_problems_as_one_by_one(name, shots):
-    head = FITTED_HEADS[name]
+    head = HEADS[name]
     some = [shots.take(torch.arange(20)), shots.take(torch.arange(20, 40)), shots]
     rest = (shots.classifier_CD, shots.scale, shots.bias)
     for one, state in zip(some, head.fit(some, head.settings), strict=True):
@@ -152,7 +154,7 @@ def test_heads_give_logits_and_fit_several_problems_as_one_by_one(name, shots):
 
 
 def test_zero_shot_probe_solves_its_problem_and_a_strong_pull_leaves_zero_shot(shots):
-    head, rest = FITTED_HEADS["zero_shot_probe"], (shots.classifier_CD, shots.scale, shots.bias)
+    head, rest = HEADS["zero_shot_probe"], (shots.classifier_CD, shots.scale, shots.bias)
     base = zero_shot(shots.embeddings_KD, *rest)
     stuck = head.fit([shots], Pulled(strength=1e6))[0]
     torch.testing.assert_close(
@@ -169,7 +171,7 @@ def test_zero_shot_probe_solves_its_problem_and_a_strong_pull_leaves_zero_shot(s
 
 def test_tip_adapter_equals_a_plain_loop_and_training_the_keys_lowers_the_loss(shots):
     rest = (shots.classifier_CD, shots.scale, shots.bias)
-    head, trained = FITTED_HEADS["tip_adapter"], FITTED_HEADS["tip_adapter_f"]
+    head, trained = HEADS["tip_adapter"], HEADS["tip_adapter_f"]
     ours = head.apply(head.fit([shots], head.settings)[0], shots.embeddings_KD[:3], *rest)
     theirs = zero_shot(shots.embeddings_KD[:3], *rest)
     for n in range(3):
@@ -189,7 +191,7 @@ def test_tip_adapter_equals_a_plain_loop_and_training_the_keys_lowers_the_loss(s
 
 
 def test_cross_fitted_logits_do_not_see_their_own_label(shots):
-    head = FITTED_HEADS["tip_adapter"]
+    head = HEADS["tip_adapter"]
     logits = cross_fitted(head, shots, head.settings, 4)
     fold = folds(shots.labels_K, 4)
     changed = shots._replace(

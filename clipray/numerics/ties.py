@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import by_block, wide
 from clipray.numerics.contracts import Fuser, Head, State, Support, unit
 
 
 def exact_fuser(fuser: Fuser) -> Fuser:
-    """The same fuser, with equal outputs for classes that it cannot tell apart."""
+    """The same fuser, with equal outputs for classes that it cannot tell apart, applied block by block."""
     apply = partial(_apply_fuser, fuser.apply, fuser.transductive)
     adapt = fuser.adapt and partial(_adapt_fuser, fuser.adapt)
     return fuser._replace(fit=partial(_fit_fuser, fuser.fit), apply=apply, adapt=adapt)
@@ -76,7 +77,7 @@ def _adapt_fuser(
     adapt: Any, state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 ) -> State:
     """What unlabelled images teach of classes that neither they nor the state tell apart is the same."""
-    taught = adapt(state, logits_NMC, embeddings)
+    taught = adapt(state, logits_NMC, embeddings)  # widens and looks in blocks by itself
     if taught is state or not len(logits_NMC):
         return taught
     classes = logits_NMC.shape[2]
@@ -98,8 +99,13 @@ def _apply_fuser(
     logits_NMC: Tensor,
     embeddings: Sequence[Tensor] = (),
 ) -> Tensor:
-    log_probs_NC = apply(state, logits_NMC, embeddings)
-    return level(log_probs_NC, logits_NMC, state.tensors, per_image=not transductive)
+    def one(block_BMC: Tensor, own: Sequence[Tensor]) -> Tensor:
+        log_probs_BC = apply(state, block_BMC, own)
+        return level(log_probs_BC, block_BMC, state.tensors, per_image=not transductive)
+
+    if transductive:  # an image's result depends on the others
+        return one(logits_NMC, wide(embeddings))
+    return by_block(one, logits_NMC, embeddings)
 
 
 def _apply_head(

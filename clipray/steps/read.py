@@ -11,6 +11,7 @@ from torch import Tensor
 from clipray.artefacts import classifiers, embeddings, support_sets
 from clipray.artefacts.evaluations import Task
 from clipray.numerics import draws
+from clipray.numerics.blocks import wide
 from clipray.numerics.heads.cross_fit import View
 from clipray.store import Store
 
@@ -19,7 +20,7 @@ class Split(NamedTuple):
     """A split's images that every backbone has embedded and that have a label; sorted by image id.
 
     Attributes:
-        labels_N: int64. embeddings: M tensors N×D_m, float32.
+        labels_N: int64. embeddings: M tensors N×D_m, float32 or, as they may be stored, float16.
     """
 
     image_ids: list[str]
@@ -44,9 +45,9 @@ def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
     for table in tables:
         kept = pa.compute.and_(kept, table["error"].is_null())
     matrices = []
-    for table in tables:
-        column = table["embedding"].filter(kept).combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    while tables:  # each is let go as soon as it has been copied
+        column = tables.pop(0)["embedding"].filter(kept).combine_chunks()
+        flat = np.array(column.flatten().to_numpy(zero_copy_only=False))
         matrices.append(torch.from_numpy(flat.reshape(len(column), column.type.list_size)))
     labels_N = torch.from_numpy(labels.filter(kept).to_numpy().astype(np.int64))
     return Split(ids.filter(kept).to_pylist(), labels_N, tuple(matrices))
@@ -55,13 +56,17 @@ def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
 def read_train(store: Store, task: Task, classes: int) -> Split:
     """Read the train split without the images that stand in the test split too: nothing may learn from them."""
     train = read_split(store, task.embeddings["train"], classes)
-    test_ids = support_sets.tested(store, task.embeddings["test"][0])
+    return apart(train, support_sets.tested(store, task.embeddings["test"][0]))
+
+
+def apart(train: Split, test_ids: Sequence[str]) -> Split:
+    """Leave out images that stand in the test split too; embeddings are float32 afterwards."""
     rows = np.flatnonzero(draws.apart(train.image_ids, test_ids))
     rows_N = torch.from_numpy(rows)
     return Split(
         [train.image_ids[row] for row in rows],
         train.labels_N[rows_N],
-        tuple(e_ND[rows_N] for e_ND in train.embeddings),
+        wide([e_ND[rows_N] for e_ND in train.embeddings]),
     )
 
 

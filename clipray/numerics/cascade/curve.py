@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import blocks
 from clipray.numerics.cascade import search, thresholds
 from clipray.numerics.measures import intervals
 
@@ -87,15 +88,20 @@ def stage_log_probs(logits_NMC: Tensor, order: Sequence[int]) -> list[Tensor]:
 def _cascades(
     logits_NMC: Tensor, labels_N: Tensor, order: tuple[int, ...], gflops_M: Sequence[float]
 ) -> list[Point]:
-    stages = stage_log_probs(logits_NMC, order)
     spent_S = torch.tensor([gflops_M[m] for m in order], dtype=torch.float64).cumsum(0)
-    points = []
-    for level in LEVELS:
-        levels = [level] * (len(stages) - 1)
-        right_N = thresholds.leave(stages, levels).argmax(1) == labels_N
-        gflops = float(spent_S[thresholds.stages(stages, levels)].mean())
-        points.append(Point("cascade", order, level, _accuracy(right_N), gflops))
-    return points
+    right_NL = torch.zeros(len(labels_N), len(LEVELS), dtype=torch.bool)
+    spent_NL = torch.zeros(len(labels_N), len(LEVELS), dtype=torch.float64)
+    for rows in blocks(logits_NMC):
+        stages = stage_log_probs(logits_NMC[rows], order)
+        for at, level in enumerate(LEVELS):
+            levels = [level] * (len(stages) - 1)
+            right_NL[rows, at] = thresholds.leave(stages, levels).argmax(1) == labels_N[rows]
+            spent_NL[rows, at] = spent_S[thresholds.stages(stages, levels)]
+    accuracies = [_accuracy(right_N) for right_N in right_NL.unbind(1)]
+    return [
+        Point("cascade", order, level, accuracy, float(gflops))
+        for level, accuracy, gflops in zip(LEVELS, accuracies, spent_NL.mean(0), strict=True)
+    ]
 
 
 def _worth(logits_NMC: Tensor, labels_N: Tensor, gflops_M: Sequence[float]) -> list[tuple]:

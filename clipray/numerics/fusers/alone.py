@@ -1,6 +1,6 @@
 """The fair reference of a fuser: the same method, settings and labels with one backbone (M = 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -62,15 +62,15 @@ def fit_alone(
     return found
 
 
-def apply_alone(name: str, alone: Alone, batch: Images, pool: Images | None = None) -> Tensor:
-    """Apply each backbone's own fit, taught by unlabelled images as the fuser is: log_probs_NMC."""
-    found = []
+def apply_alone(
+    name: str, alone: Alone, batch: Images, pool: Images | None = None
+) -> Iterator[Tensor]:
+    """Apply each backbone's own fit, taught by unlabelled images as the fuser is: log_probs_NC, one after another."""
     for backbone, state in enumerate(alone.states):
         own = batch.of(backbone)
         teachers = None if pool is None else pool.of(backbone)
         state = taught(name, state, own, teachers)
-        found.append(FUSERS[name].apply(state, *own))
-    return torch.stack(found, dim=1)
+        yield FUSERS[name].apply(state, *own)
 
 
 def of_backbone(support: Support, backbone: int) -> Support:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import by_block
 from clipray.numerics.contracts import Fuser, State, Support
 from clipray.numerics.fusers import transductive
 from clipray.numerics.fusers.averages import CALIBRATED, Calibrated, log_avg
@@ -114,7 +115,7 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
 
 def _text(logits_NMC: Tensor) -> Tensor:
     """What text says: the start of the mixture, and all that is known without labels."""
-    return log_avg(State(None), logits_NMC)
+    return by_block(lambda z_BMC, _: log_avg(State(None), z_BMC), logits_NMC)
 
 
 def _weighed(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import blocks
 from clipray.numerics.contracts import State, Support
 
 
@@ -31,9 +32,24 @@ def best(logits_NMC: Tensor, labels_N: Tensor) -> int:
     if len(labels_N) == 0:
         return 0
     accuracy_M = accuracies(logits_NMC, labels_N)
-    log_p = torch.log_softmax(logits_NMC.double(), dim=-1)
-    nll_M = -log_p.gather(2, labels_N[:, None, None].expand(-1, log_p.shape[1], 1))[..., 0].mean(0)
+    own_NM = torch.cat([_own(logits_NMC[b].double(), labels_N[b]) for b in blocks(logits_NMC)])
+    nll_M = -own_NM.mean(0)
     return int(nll_M.masked_fill(accuracy_M < accuracy_M.max(), torch.inf).argmin())
+
+
+def _own(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
+    """log p of the label, N×M."""
+    log_p = torch.log_softmax(logits_NMC, dim=-1)
+    return log_p.gather(2, labels_N[:, None, None].expand(-1, log_p.shape[1], 1))[..., 0]
+
+
+def quality(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
+    """What `best` compares: accuracy, then the mean log p of the label; (0, 0) without images."""
+    if len(labels_N) == 0:
+        return 0.0, 0.0
+    accuracy = float((logits_NC.argmax(1) == labels_N).double().mean())
+    own_N1 = _own(logits_NC[:, None].double(), labels_N)
+    return accuracy, float(own_N1.mean())
 
 
 def fit_best_single(supports: Sequence[Support], settings: Any) -> list[State]:
@@ -62,9 +78,8 @@ def oracle(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
     >>> oracle(z, torch.tensor([1, 1])).argmax(1)
     tensor([1, 0])
     """
-    log_p = torch.log_softmax(logits_NMC, dim=-1)
-    own_NM = log_p.gather(2, labels_N[:, None, None].expand(-1, log_p.shape[1], 1))[..., 0]
+    own_NM = torch.cat([_own(logits_NMC[b], labels_N[b]) for b in blocks(logits_NMC)])
     right_NM = logits_NMC.argmax(-1) == labels_N[:, None]
     hopeless_NM = ~right_NM & right_NM.any(1, keepdim=True)
     chosen_N = own_NM.masked_fill(hopeless_NM, -torch.inf).argmax(1)
-    return log_p[torch.arange(len(log_p)), chosen_N]
+    return torch.log_softmax(logits_NMC[torch.arange(len(chosen_N)), chosen_N], dim=-1)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import blocks, wide
 from clipray.numerics.contracts import Head, Shots, State, Support
 from clipray.numerics.heads.zero_shot import zero_shot
 from clipray.numerics.solvers.logistic import folds
@@ -63,11 +64,14 @@ def support(head: Head, problem: Sequence[Shots], most: int) -> Support:
 
 def logits(head: Head, states: Sequence[State], views: Sequence[View]) -> Tensor:
     """Apply a fitted head, whose states are one a backbone, to the images of M views: logits_NMC."""
-    found = []
-    for state, view in zip(states, views, strict=True):
-        parts = (view.embeddings_ND, view.classifier_CD, view.scale, view.bias)
-        found.append(head.apply(state, *parts))
-    return torch.stack(found, dim=1)
+    images = len(views[0].embeddings_ND)
+    logits_NMC = torch.empty(images, len(views), len(views[0].classifier_CD))
+    for m, (state, view) in enumerate(zip(states, views, strict=True)):
+        for rows in blocks(logits_NMC):
+            (embeddings_BD,) = wide([view.embeddings_ND[rows]])
+            parts = (embeddings_BD, view.classifier_CD, view.scale, view.bias)
+            logits_NMC[rows, m] = head.apply(state, *parts)
+    return logits_NMC
 
 
 def held_out(

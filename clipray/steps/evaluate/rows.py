@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clipray import schema
+from clipray.numerics.blocks import blocks
 from clipray.numerics.measures import intervals, outcomes
 from clipray.numerics.measures.complementarity import headroom_captured
 from clipray.steps.checks import REFERENCE
@@ -43,6 +44,8 @@ class Scores:
         self.dataset = dataset
         self.image_ids = list(image_ids)
         self.labels_N = labels_N
+        self.ids = pa.array(self.image_ids, pa.string())  # once for the rows of every method
+        self.labels = pa.array(labels_N.numpy().astype(np.int32))
         self.expected = expected
         self.rows: list[dict] = []
         self.parts: list[pa.Table] = []
@@ -58,7 +61,8 @@ class Scores:
         """
         self.kinds[place] = kind
         for metric, function in outcomes.PER_IMAGE.items():
-            values_N = function(log_probs_NC, self.labels_N)
+            parts = [function(log_probs_NC[b], self.labels_N[b]) for b in blocks(log_probs_NC)]
+            values_N = torch.cat(parts)
             if metric.startswith("top"):
                 interval = intervals.wilson(float(values_N.sum()), len(values_N))
             else:
@@ -203,8 +207,8 @@ class Scores:
         n = len(self.image_ids)
         constants = place._asdict() | {"dataset": self.dataset}
         columns = {
-            "image_id": self.image_ids,
-            "label": self.labels_N.numpy().astype(np.int32),
+            "image_id": self.ids,
+            "label": self.labels,
             "prediction": prediction_N.astype(np.int32),
             "confidence": confidence_N.astype(np.float32),
         } | {

@@ -9,6 +9,7 @@ from torch import Tensor
 from clipray.artefacts import support_sets
 from clipray.artefacts.evaluations import OUTCOMES, SCORES, Task
 from clipray.config import Fuser, Head
+from clipray.numerics.blocks import wide
 from clipray.numerics.contracts import Head as FittedHead
 from clipray.numerics.contracts import State, Support, nothing
 from clipray.numerics.draws import Draw
@@ -227,15 +228,19 @@ def score_alone(
         if entry.name not in alone:
             continue
         own = alone[entry.name]
-        log_probs_NMC = apply_alone(entry.fuser, own, batch, pool)
         here = Place(head, f"{ALONE}/{entry.name}", shots, seed)
-        scores.add(here, "alone", log_probs_NMC[:, own.backbone])
-        best = singles.best(log_probs_NMC, scores.labels_N)
+        highest, best_NC = (-1.0, 0.0), None
+        for m, log_probs_NC in enumerate(apply_alone(entry.fuser, own, batch, pool)):
+            if m == own.backbone:
+                scores.add(here, "alone", log_probs_NC)
+            quality = singles.quality(log_probs_NC, scores.labels_N)
+            if best_NC is None or quality > highest:
+                highest, best_NC = quality, log_probs_NC
         bound = Place(head, f"{ALONE_ON_TEST}/{entry.name}", shots, seed)
-        scores.add(bound, "bound", log_probs_NMC[:, best])
+        scores.add(bound, "bound", best_NC)
         if any(known):
             dims = (test[own.backbone].classifier_CD.shape[1],)
-            state, classes = own.states[own.backbone], log_probs_NMC.shape[2]
+            state, classes = own.states[own.backbone], best_NC.shape[1]
             added = FUSERS[entry.fuser].flops(state, 1, classes, dims) / 1e9
             scores.plain(here, "alone", cost.method_cost([own.backbone], known, added))
 
@@ -361,7 +366,7 @@ def score_spaces(scores: Scores, test: Sequence[View]) -> None:
         place = Place(SPACES, f"single/{view.name}", 0, 0)
         scores.plain(place, "measure", {"alike_names": share})
     for one, other in combinations(test, 2):
-        a_ND, b_ND = one.embeddings_ND[:SAMPLE], other.embeddings_ND[:SAMPLE]
+        a_ND, b_ND = wide([one.embeddings_ND[:SAMPLE], other.embeddings_ND[:SAMPLE]])
         values = {"cka": similarity.cka(a_ND, b_ND)}
         if len(a_ND) > NEIGHBOURS:
             values["mutual_knn"] = similarity.neighbour_overlap(a_ND, b_ND, NEIGHBOURS)

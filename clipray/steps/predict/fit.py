@@ -53,19 +53,9 @@ def make(store: Store, name: str, place: str, told: Lesson) -> None:
 
 def _train(store: Store, told: Lesson, classes: int) -> "Split":
     """The train split without the images that stand in the test split too, as an evaluation reads it."""
-    import torch
-
-    from clipray.numerics import draws
     from clipray.steps import read
 
-    train = read.read_split(store, told.train, classes)
-    rows = np.flatnonzero(draws.apart(train.image_ids, told.test_ids))
-    rows_N = torch.from_numpy(rows)
-    return read.Split(
-        [train.image_ids[row] for row in rows],
-        train.labels_N[rows_N],
-        tuple(e_ND[rows_N] for e_ND in train.embeddings),
-    )
+    return read.apart(read.read_split(store, told.train, classes), told.test_ids)
 
 
 def _draws(train: "Split", told: Lesson, classes: int) -> tuple[list, Any]:

@@ -27,7 +27,8 @@ def support(images: int, noise=(0.2, 1.0, 3.0), classes: int = 4, seed: int = 0)
 def test_every_fuser_can_be_fitted_on_one_backbone(name):
     one = support(16)
     (alone,) = fit_alone(name, [one], [{}])
-    log_probs_NMC = apply_alone(name, alone, Images(one.logits_KMC, one.embeddings))
+    images = Images(one.logits_KMC, one.embeddings)
+    log_probs_NMC = torch.stack(list(apply_alone(name, alone, images)), dim=1)
     assert log_probs_NMC.shape == one.logits_KMC.shape
     assert torch.isfinite(log_probs_NMC.exp()).all()
     single = of_backbone(one, 1)

@@ -128,6 +128,27 @@ def own_backbones(dataset: Dataset, names: Iterable[str]) -> list[str]:
     return found
 
 
+def text_towers(dataset: Dataset, names: Iterable[str]) -> dict[str, Backbone]:
+    """The backbones that make class vectors of given image vectors, by the data set's own names.
+
+    Raises:
+        ConfigError: a `model` that is no backbone, or a group of several.
+    """
+    found = {}
+    for name in names:
+        model = dataset.backbones[name].model
+        if not model:
+            continue
+        every = backbones([model])
+        if len(every) > 1:
+            raise ConfigError(
+                f"dataset {dataset.name}: backbones.{name}.model: {model!r} is a group of {len(every)} backbones:"
+                " name the one that made the image vectors."
+            )
+        found[name] = every[0]
+    return found
+
+
 def backbone_names() -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """The names of `configs/backbones.yaml`, and its groups."""
     known, groups = _backbones()

@@ -41,11 +41,14 @@ class GivenBackbone(Strict):
 
     images: str = ""  # image vectors, N×D
     classes: str = ""  # class vectors, C×D, in label order
+    model: str = ""  # or the backbone whose text tower makes them from class names and `templates`
     logits: str = ""  # or, with `format: logits`, N×C
     labels: str = ""  # of these rows, to be checked against the set's
     ids: str = ""  # of these rows, by which they are brought into the set's order
-    scale: float | None = Field(None, gt=0)  # of cosines; 100 is CLIP's own
-    bias: float = 0.0
+    scale: float | None = Field(
+        None, gt=0
+    )  # of cosines; 100 is CLIP's own; default: that of `model`
+    bias: float | None = None  # default: that of `model`, else 0
 
 
 class HashSplit(Strict):
@@ -107,16 +110,19 @@ class Dataset(Strict):
 def _check_given(name: str, backbone: GivenBackbone, layout: str) -> None:
     """`ValueError` unless a backbone has the files that the format needs, and no others."""
     if layout == "logits":
-        if not backbone.logits or backbone.images or backbone.classes:
+        if not backbone.logits or backbone.images or backbone.classes or backbone.model:
             raise ValueError(f"backbones.{name}: `format: logits` needs `logits`, and nothing else")
-        if backbone.scale is not None or backbone.bias:
+        if backbone.scale is not None or backbone.bias:  # a bias of 0 says nothing
             raise ValueError(
                 f"backbones.{name}: leave out `scale` and `bias`, for logits are scaled already"
             )
         return
-    if not (backbone.images and backbone.classes) or backbone.logits:
-        raise ValueError(f"backbones.{name}: `format: embeddings` needs `images` and `classes`")
-    if backbone.scale is None:
+    if backbone.logits or not backbone.images or bool(backbone.classes) == bool(backbone.model):
+        raise ValueError(
+            f"backbones.{name}: `format: embeddings` needs `images`, and `classes` (a file of class vectors) or"
+            " `model` (a backbone of the catalogue that makes them from the class names)"
+        )
+    if backbone.scale is None and not backbone.model:
         raise ValueError(
             f"backbones.{name}: say by what cosines are multiplied: `scale: 100` is CLIP's own"
         )

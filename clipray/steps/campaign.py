@@ -49,7 +49,6 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bo
         remarks += found.remarks
         if found.given:
             given[dataset.name] = found.given
-    with_images = [dataset for dataset in datasets if not dataset.given]
     return Plan(
         campaign,
         store,
@@ -57,12 +56,31 @@ def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bo
         datasets,
         prompts,
         works,
-        classifiers.missing(store, specs, campaign.precision, with_images, prompts),
+        _unwritten(store, specs, campaign, datasets, prompts, given),
         looker,
         given,
         verbose,
         remarks=remarks,
     )
+
+
+def _unwritten(
+    store: Store,
+    specs: list[Backbone],
+    campaign: Campaign,
+    datasets: list[Dataset],
+    prompts: dict[str, dict],
+    given: dict[str, Given],
+) -> dict[str, dict]:
+    """Classifiers that are missing, as `classifiers.missing` tells them: of image sets, and of given image vectors."""
+    with_images = [dataset for dataset in datasets if not dataset.given]
+    found = classifiers.missing(store, specs, campaign.precision, with_images, prompts)
+    for one in given.values():
+        towers = list({tower.name: tower for tower in one.towers.values()}.values())
+        more = classifiers.missing(store, towers, campaign.precision, [one.dataset], prompts)
+        for name, wanted in more.items():
+            found[name] = found.get(name, {}) | wanted
+    return found
 
 
 def _models(campaign: Campaign, datasets: list[Dataset]) -> list[Backbone]:
@@ -85,11 +103,14 @@ def prepare(todo: Plan) -> None:
     A backbone that does not load is a recorded failure, as is one that cannot embed the class names of a dataset.
     """
     _take_given(todo)
-    if not todo.classifiers:
-        return
-    compute = todo.campaign.compute
+    if todo.classifiers:
+        _write_classifiers(todo)
+    _check_widths(todo)
+
+
+def _write_classifiers(todo: Plan) -> None:
+    compute, specs = todo.campaign.compute, todo.loaded
     device = resources.obtain(compute, todo.verbose).device
-    specs = {spec.name: spec for spec in todo.specs}
     items = [
         (todo.store, specs[name], todo.campaign.precision, device, prompts)
         for name, prompts in todo.classifiers.items()
@@ -109,6 +130,13 @@ def prepare(todo: Plan) -> None:
                     todo.store, classifier_place(todo, items[position][1], dataset), reason
                 )
             advance(1)
+
+
+def _check_widths(todo: Plan) -> None:
+    """Record given image vectors whose class vectors a model has made that cannot be theirs."""
+    for dataset, given in todo.given.items():
+        for backbone, reason in given.narrow(todo.store).items():
+            _unnamed(todo, dataset, backbone, reason)
 
 
 def _take_given(todo: Plan) -> None:
@@ -173,7 +201,8 @@ def recall(todo: Plan) -> None:
         ConfigError: something is missing that no run has tried to embed.
     """
     _take_given(todo)
-    specs, known = {spec.name: spec for spec in todo.specs}, known_cards(todo)
+    _check_widths(todo)
+    specs, known = todo.loaded, known_cards(todo)
     untried = 0
     for name, prompts in todo.classifiers.items():
         if known[name] is None:

@@ -21,7 +21,8 @@ def tasks(todo: Plan) -> list[Task]:
             continue
         heads, fusers = brought.methods(todo.campaign, dataset.format == "logits")
         if given:
-            classes, scales = given.classifiers, given.scales
+            classes = given.classifiers
+            scales = {name: given.scale(name, known) for name in names}
         else:
             classes = {name: classifier_place(todo, specs[name], dataset.name) for name in names}
             scales = {name: (known[name]["scale"], known[name]["bias"]) for name in names}

@@ -137,13 +137,20 @@ def facts(dataset: Dataset, uri: str, name: str, classnames: list[str]) -> dict[
     """Check one backbone's files and digest them.
 
     Returns:
-        `images`: digests by part; `classes`: a digest; `precision` that holds the vectors; `dim`; `radius` (logits).
+        `images`: digests by part; `classes`: a digest, "" where a model makes them; `precision` that holds the
+        vectors; `dim`; `radius` (logits).
     """
-    weights_CD = class_vectors(dataset, uri, name, classnames)
+    named, width, digest = dataset.backbones[name].classes, None, ""
+    if not dataset.backbones[name].model:
+        weights_CD = class_vectors(dataset, uri, name, classnames)
+        width = weights_CD.shape[1]
+        digest = hashlib.sha256(weights_CD.tobytes()).hexdigest()[:32]
     digests, halves, radius = {}, [], 1.0
     for part in parts(dataset):
         matrix = files.matrix(vectors(dataset, name), uri, part)
-        _fits(dataset, uri, name, part, matrix, weights_CD.shape[1])
+        named = named or matrix.where
+        width = width or matrix.width
+        _fits(dataset, uri, name, part, matrix, width, named)
         whole, longest = _digest(dataset, name, matrix)
         order_N = order(dataset, uri, name, part, len(matrix))
         digests[part] = fingerprint.fingerprint(
@@ -154,20 +161,26 @@ def facts(dataset: Dataset, uri: str, name: str, classnames: list[str]) -> dict[
     logits = dataset.format == "logits"
     return {
         "images": digests,
-        "classes": hashlib.sha256(weights_CD.tobytes()).hexdigest()[:32],
+        "classes": digest,
         "precision": "fp16" if all(halves) and not logits else "fp32",
-        "dim": weights_CD.shape[1],
+        "dim": width,
         "radius": radius,
     }
 
 
 def _fits(
-    dataset: Dataset, uri: str, name: str, part: str, matrix: files.Matrix, width: int
+    dataset: Dataset,
+    uri: str,
+    name: str,
+    part: str,
+    matrix: files.Matrix,
+    width: int,
+    named: str,
 ) -> None:
-    """`ConfigError` unless the rows of a backbone are the set's, in number, labels and width."""
+    """`ConfigError` unless the rows of a backbone are the set's, in number, labels and width (that of `named`)."""
     backbone, own = dataset.backbones[name], files.column(dataset.labels, uri, part)
     width -= dataset.format == "logits"  # the sphere's last dimension
-    against = backbone.classes or "the class names"
+    against = "the class names" if dataset.format == "logits" else named
     key = "logits" if dataset.format == "logits" else "images"
     where = f"backbones.{name}.{key}: {matrix.where}"
     rows = len(_ids(backbone.ids, uri, part)) if backbone.ids else len(own)

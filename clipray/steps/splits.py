@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from clipray import catalog, sources
+from clipray import backbones, catalog, sources
 from clipray.artefacts import embeddings
 from clipray.artefacts.embeddings import Work
 from clipray.artefacts.given import Given
@@ -108,13 +108,16 @@ def _look_given(looker: Looker, dataset: Dataset) -> Found:
     store, campaign = looker.store, looker.campaign
     names = sources.classnames(dataset, campaign.data_root)
     own = catalog.own_backbones(dataset, campaign.backbones)
-    given = brought.plan(store, dataset, own, campaign, names)
+    models = catalog.text_towers(dataset, own)
+    templates = sources.templates(dataset, campaign.data_root) if models else []
+    prompts = {"classnames": names, "templates": templates}
+    towers = {name: backbones.pinned(models[name]) if name in models else None for name in own}
+    given = brought.plan(store, dataset, towers, campaign, prompts)
     remarks = brought.remarks(given, campaign)
     if "train" in given.works and campaign.shots:
         indices = [given.works[split].index for split in ("train", "test")]
         labels = drawable(store, *indices, looker.mapper)
         remarks += few_images(labels, len(names), campaign.shots)
-    prompts = {"classnames": names, "templates": []}
     return Found(prompts, given.works, [f"{dataset.name}: {text}" for text in remarks], given)
 
 

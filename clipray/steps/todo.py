@@ -56,18 +56,28 @@ class Plan:
     def usable(self, dataset: str) -> list[str]:
         """The backbones that a dataset is evaluated with; none where the dataset itself has failed."""
         own = self.given.get(dataset)
-        places = (dataset,) if own else (None, dataset)  # given vectors need no model to load
+        # given vectors need no model to load, unless it is to make their class vectors
+        places = (dataset,) if own else (None, dataset)
         here = [row for row in self.failed if row["dataset"] in places]
         if any(row["backbone"] is None for row in here):
             return []
         out = {row["backbone"] for row in here}
         names = own.facts if own else [spec.name for spec in self.specs]
+        if own:
+            lost = {row["backbone"] for row in self.failed if row["dataset"] in (None, dataset)}
+            out |= {name for name, tower in own.towers.items() if tower.name in lost}
         return [name for name in names if name not in out]
 
     def models(self, dataset: str) -> list[Backbone]:
         """Those of `usable` that embed images; none of a dataset of given vectors."""
         names = () if dataset in self.given else self.usable(dataset)
         return [spec for spec in self.specs if spec.name in names]
+
+    @property
+    def loaded(self) -> dict[str, Backbone]:
+        """The backbones that are loaded, by name: for images, or for class vectors of given image vectors."""
+        towers = [tower for given in self.given.values() for tower in given.towers.values()]
+        return {spec.name: spec for spec in [*towers, *self.specs]}
 
     @property
     def images(self) -> int:
@@ -91,7 +101,8 @@ def classifier_place(todo: Plan, spec: Backbone, dataset: str) -> str:
 
 def known_cards(todo: Plan) -> dict[str, dict | None]:
     """Each backbone's card; None where it has none, because it does not load."""
-    return {spec.name: cards.read(todo.store, spec, todo.campaign.precision) for spec in todo.specs}
+    precision = todo.campaign.precision
+    return {name: cards.read(todo.store, spec, precision) for name, spec in todo.loaded.items()}
 
 
 def require_all(todo: Plan) -> None:

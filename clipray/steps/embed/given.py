@@ -5,7 +5,7 @@ rows with an error. Logits become vectors on a sphere whose cosines with the uni
 sphere's radius, are those logits: so they need no step of their own, and methods that look at embeddings are left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from clipray.artefacts import index as parts
 from clipray.artefacts.embeddings import Work, embedded
 from clipray.artefacts.given import Given
 from clipray.artefacts.index import Index
-from clipray.config import Campaign, Dataset, Fuser, Head
+from clipray.config import Backbone, Campaign, Dataset, Fuser, Head
 from clipray.encoding import ALL_ZERO
 from clipray.errors import ConfigError
 from clipray.numerics import declared
@@ -29,19 +29,24 @@ PART_ROWS = 65536  # rows of an index that lie in one file
 
 
 def plan(
-    store: Store, dataset: Dataset, names: Sequence[str], campaign: Campaign, classnames: list[str]
+    store: Store,
+    dataset: Dataset,
+    towers: dict[str, Backbone | None],
+    campaign: Campaign,
+    prompts: dict[str, list[str]],
 ) -> Given:
     """Check a data set's files, or recall that they are checked, and find out what is to be written.
 
     Args:
-        names: the backbones of it that are wanted.
+        towers: the backbones of it that are wanted, each with the model that makes its class vectors, if one does.
+        prompts: class names and templates.
 
     Raises:
         ConfigError: files that do not fit each other.
     """
     uri = sources.location(dataset, campaign.data_root)
     try:
-        return _plan(store, dataset, names, campaign, classnames, uri)
+        return _plan(store, dataset, towers, campaign, prompts, uri)
     except ConfigError as error:
         if str(error).startswith("dataset "):
             raise
@@ -51,14 +56,15 @@ def plan(
 def _plan(
     store: Store,
     dataset: Dataset,
-    names: Sequence[str],
+    towers: dict[str, Backbone | None],
     campaign: Campaign,
-    classnames: list[str],
+    prompts: dict[str, list[str]],
     uri: str,
 ) -> Given:
+    classnames = prompts["classnames"]
     indices = _indices(store, dataset, campaign, classnames, uri)
     facts = {}
-    for name in names:
+    for name in towers:
         what = fits.what(dataset, uri, name, classnames)
         place = store.address(FOLDER, dataset.name, name, what=what)
         if store.manifest(place) is None:
@@ -71,13 +77,18 @@ def _plan(
             "format": dataset.format,
             "code": fingerprint.code(write),
         }
-        for name in names
+        for name, tower in towers.items()
+        if tower is None
     }
+    made = {name: tower for name, tower in towers.items() if tower}
     places = {
-        name: store.address("classifiers", dataset.name, name, what=whats[name]) for name in names
+        name: classifiers.address(store, made[name], campaign.precision, dataset.name, prompts)
+        if name in made
+        else store.address("classifiers", dataset.name, name, what=whats[name])
+        for name in towers
     }
     works = {split: _work(store, dataset, split, index, facts) for split, index in indices.items()}
-    return Given(dataset, uri, classnames, facts, places, whats, works)
+    return Given(dataset, uri, classnames, facts, places, whats, made, works)
 
 
 def _indices(
@@ -117,7 +128,8 @@ def _indices(
 
 def write(store: Store, given: Given) -> Given:
     """Write the classifiers and embeddings that are missing; the same with nothing left to do."""
-    for name, place in given.classifiers.items():
+    for name in given.whats:
+        place = given.classifiers[name]
         if store.manifest(place) is None:
             weights_CD = fits.class_vectors(given.dataset, given.uri, name, given.classnames)
             classifiers.write(store, place, given.whats[name], given.classnames, weights_CD)

@@ -94,7 +94,10 @@ def _given(campaign: Campaign, dataset: Dataset, report: dict[str, Any]) -> dict
             report["splits"][split] = _given_split(table, len(names))
             _judge(campaign, report, split)
         if not report["errors"]:
-            for backbone in catalog.own_backbones(dataset, campaign.backbones):
+            own = catalog.own_backbones(dataset, campaign.backbones)
+            if catalog.text_towers(dataset, own):
+                report["templates"] = len(sources.templates(dataset, campaign.data_root))
+            for backbone in own:
                 fits.facts(dataset, uri, backbone, names)
     except (ConfigError, OSError) as error:
         report["errors"].append(str(error).removeprefix(f"dataset {dataset.name}: "))

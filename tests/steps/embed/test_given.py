@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from clipray import backbones, catalog
+from clipray.artefacts import classifiers
 from clipray.config import Dataset, parse
 from clipray.errors import ConfigError
 from clipray.numerics.heads.zero_shot import zero_shot
-from clipray.steps.campaign import _settle, _take_given, plan
-from clipray.steps.embed import given
+from clipray.steps.campaign import _settle, _take_given, plan, recall
+from clipray.steps.embed import given, texts
 from clipray.steps.evaluations import tasks
 from clipray.steps.read import read_split
 
@@ -222,3 +224,66 @@ def test_validate_tells_what_the_plan_tells(planned, made, campaign, tmp_path):
     wrong(tmp_path, "width")
     (report,) = validate.validate(config, entries, 0)
     assert "rows of 7 numbers" in report["errors"][0]
+
+
+def modelled(tmp_path, width):
+    """A data set whose class vectors `vit-p6-36` is to make from the class names."""
+    vectors = np.random.default_rng(4).normal(size=(N, width)).astype(np.float32)
+    np.save(tmp_path / "m.npy", vectors)
+    own = {"images": "m.npy", "model": "vit-p6-36"}
+    return {"backbones": {"mine": own}, "templates": ["a photo of a {c}."]}
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_model_makes_the_class_vectors_of_given_images(planned, tmp_path, more):
+    spec = backbones.pinned(catalog.backbones(["vit-p6-36"])[0])
+    encoder = backbones.load(spec, "fp32", "cpu")
+    weights_CD = encoder.classifier(["x", "y", "z"], ["a photo of a {c}."])
+    changes = modelled(tmp_path, weights_CD.shape[1] + more)
+    todo = planned(changes)
+    assert todo.specs == []
+    assert todo.classifiers == {"vit-p6-36": {"own": todo.prompts["own"]}}
+    with pytest.raises(ConfigError, match="1 text classifiers are not embedded yet"):
+        recall(todo)
+    texts.prepare(todo.store, spec, "fp32", "cpu", todo.classifiers["vit-p6-36"])
+    todo = planned(changes)
+    assert todo.classifiers == {}
+    recall(todo)
+    if more:
+        assert tasks(todo) == []
+        assert "name the model that made them" in todo.failed[0]["error"]
+        return
+    (task,) = tasks(todo)
+    assert task.backbones == ("mine",)
+    assert task.scales == ((encoder.scale, encoder.bias),)
+    found = classifiers.read(todo.store, task.classifiers[0])
+    np.testing.assert_allclose(found, weights_CD, atol=1e-6)
+
+
+def test_a_scale_of_ones_own_goes_before_the_models(planned, tmp_path):
+    changes = modelled(tmp_path, D)
+    changes["backbones"]["mine"] |= {"scale": 7.0}
+    given = planned(changes).given["own"]
+    assert given.scale("mine", {"vit-p6-36": {"scale": 16.0, "bias": -1.0}}) == (7.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "shipped"}, "'shipped' is a group of 5 backbones"),
+        ({"model": "vit-p6-37"}, "Did you mean vit-p6-36"),
+        ({"classes": "a.npz#text"}, "needs `images`, and `classes` .* or `model`"),
+        ({"model": ""}, "needs `images`, and `classes` .* or `model`"),
+    ],
+)
+def test_a_model_that_cannot_be_is_told(planned, tmp_path, changes, words):
+    values = modelled(tmp_path, D)
+    values["backbones"]["mine"] |= changes
+    with pytest.raises(ConfigError, match=words):
+        planned(values)
+
+
+def test_class_names_need_templates_where_a_model_reads_them(planned, tmp_path):
+    values = modelled(tmp_path, D) | {"templates": []}
+    with pytest.raises(ConfigError, match="no prompt templates"):
+        planned(values)

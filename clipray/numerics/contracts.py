@@ -81,6 +81,7 @@ class Fuser(NamedTuple):
         adapt: (state, logits_NMC, embeddings) -> the state that unlabelled images have taught. Who they are, the
             settings' `unlabelled` says: the "batch" to be classified, those of the "train" split, or "none". `apply` of
             either state gives an image what no other image of the call changes.
+        by_sums: of one that has `adapt`, the same for images that lie anywhere.
     """
 
     fit: Callable[[Sequence[Support], Any], list[State]]
@@ -95,6 +96,20 @@ class Fuser(NamedTuple):
     about: str = ""
     without_labels: bool = False
     adapt: Callable[[State, Tensor, Sequence[Tensor]], State] | None = None
+    by_sums: "BySums | None" = None
+
+
+class BySums(NamedTuple):
+    """How a fuser learns from unlabelled images of which it sees nothing but sums over blocks.
+
+    Attributes:
+        start: (state, logits_NMC, embeddings) -> log_probs_NC that it starts from.
+        learn: (state, sums, classes) -> the state that they have taught; `sums` gives the sum over all images of what
+            a function gives of a block of them, see `fusers.transductive`.
+    """
+
+    start: Callable[[State, Tensor, Sequence[Tensor]], Tensor]
+    learn: Callable[[State, Any, int], State]
 
 
 def fit_nothing(supports: Sequence[Support], settings: Any) -> list[State]:

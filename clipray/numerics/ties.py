@@ -81,15 +81,20 @@ def _adapt_fuser(
     if taught is state or not len(logits_NMC):
         return taught
     classes = logits_NMC.shape[2]
-    first_C = _equal_in_all(logits_NMC, kinds(state.tensors, classes))
+    return level_state(taught, _equal_in_all(logits_NMC, kinds(state.tensors, classes)))
+
+
+def level_state(state: State, first_C: Tensor) -> State:
+    """A state that holds of each class what it holds of another one, the first that is the same in all that counts."""
+    classes = len(first_C)
     if torch.equal(first_C, torch.arange(classes)):
-        return taught
+        return state
     level = {
         name: t.index_select(axis, first_C)
-        for name, t in taught.tensors.items()
+        for name, t in state.tensors.items()
         if (axis := class_axis(name, t, classes)) is not None
     }
-    return dataclasses.replace(taught, tensors=taught.tensors | level)
+    return dataclasses.replace(state, tensors=state.tensors | level)
 
 
 def _apply_fuser(

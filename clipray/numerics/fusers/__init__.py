@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipray.numerics.contracts import Fuser, State, changed, dump_settings, fit_nothing
+from clipray.numerics.contracts import BySums, Fuser, State, changed, dump_settings, fit_nothing
 from clipray.numerics.fewshot import prototypes
 from clipray.numerics.fusers import (
     anchored,
@@ -282,24 +282,28 @@ FUSERS: dict[str, Fuser] = {
         about="What text says of an image and what class means say of it, each weighed by its evidence.",
     ),
 }
+_MIXTURE = BySums(partial(transductive.start, FUSERS), partial(transductive.adapt, FUSERS))
 FUSERS["transductive"] = _on_embeddings(
     partial(transductive.fit, FUSERS),
     partial(transductive.apply, FUSERS),
     transductive.Transductive(),
     without_labels=True,
-    adapt=partial(transductive.adapt, FUSERS),
+    adapt=partial(transductive.adapt_at_hand, _MIXTURE),
+    by_sums=_MIXTURE,
     flops=flops.mixture,
     about="A mixture of classes over all embeddings that unlabelled images teach, started from `log_avg`.",
 )
 
 
 def _guarded(about: str, **settings: Any) -> Fuser:
+    by_sums = BySums(guarded.start, partial(guarded.adapt, FUSERS))
     return _on_embeddings(
         partial(guarded.fit, FUSERS),
         partial(guarded.apply, FUSERS),
         guarded.Guarded(**settings),
         without_labels=True,
-        adapt=partial(guarded.adapt, FUSERS),
+        adapt=partial(transductive.adapt_at_hand, by_sums),
+        by_sums=by_sums,
         flops=partial(guarded.flops, FUSERS),
         about=about,
     )

@@ -19,7 +19,7 @@ from clipray.numerics.fusers import transductive
 from clipray.numerics.fusers.averages import CALIBRATED, Calibrated, log_avg
 from clipray.numerics.fusers.convex import log_mix, simplex_weights
 from clipray.numerics.fusers.flops import class_vectors, logits_only
-from clipray.numerics.fusers.transductive import Transductive
+from clipray.numerics.fusers.transductive import Sums, Transductive
 from clipray.numerics.solvers.logistic import folds
 from clipray.numerics.solvers.newton import inverse_temperatures
 
@@ -111,6 +111,11 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
         made.append(State(settings, tensors, {"weights": weights}))
     taken = iter(made)
     return [next(taken) if len(s.labels_K) else State(settings) for s in supports]
+
+
+def start(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+    """log q, which the mixture of what unlabelled images teach starts from."""
+    return _text(logits_NMC)
 
 
 def _text(logits_NMC: Tensor) -> Tensor:
@@ -205,35 +210,36 @@ def _counted(fold_K: Tensor) -> range:
     return range(count if count > 1 else 0)
 
 
-def adapt(
-    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
-) -> State:
-    """Let unlabelled images teach, where text may be trusted and the support images do not speak against it."""
-    if not len(logits_NMC):
-        return state
-    settings, start_NC = state.settings.mixture, _text(logits_NMC)
-    reliable = transductive.reliability(start_NC, logits_NMC)
+def adapt(fusers: Mapping[str, Fuser], state: State, sums: Sums, classes: int) -> State:
+    """Let unlabelled images teach, where text may be trusted and the support images do not speak against it.
+
+    What other images may have taught the state before is forgotten.
+    """
+    settings = state.settings.mixture
+    own = {name: t for name, t in state.tensors.items() if not name.startswith("mixture/")}
+    seen = transductive.Look(*sums(transductive.look))
+    reliable = transductive.reliability(seen, classes)
     trust = transductive.trust_in(reliable, settings)
     numbers = state.numbers | {"reliability": reliable, "trust": trust, "share": 0.0}
     if trust <= 0:
-        return State(state.settings, state.tensors, numbers)
+        return State(state.settings, own, numbers)
 
     def taught(rows: Tensor | None) -> dict[str, Tensor]:
         known = None
         if rows is not None:
-            known = tuple(state.tensors[f"support/{name}"][rows] for name in ("x_KD", "labels_K"))
-        return transductive.learn(start_NC, embeddings, known, trust, settings)
+            known = tuple(own[f"support/{name}"][rows] for name in ("x_KD", "labels_K"))
+        return transductive.learn(sums, seen, known, classes, trust, settings)
 
     share, beta = _judged(state, taught)
     numbers["share"] = share
     if not share:
-        return State(state.settings, state.tensors, numbers)
-    labels_K = state.tensors.get("support/labels_K")
+        return State(state.settings, own, numbers)
+    labels_K = own.get("support/labels_K")
     learned = taught(None if labels_K is None else torch.ones_like(labels_K, dtype=torch.bool))
     tensors = {f"mixture/{name}": tensor for name, tensor in learned.items()}
     tensors["mixture/share_1"] = torch.tensor([share], dtype=torch.float64)
     tensors["mixture/beta_1"] = torch.tensor([beta], dtype=torch.float64)
-    return State(state.settings, state.tensors | tensors, numbers)
+    return State(state.settings, own | tensors, numbers)
 
 
 def _judged(state: State, taught: Any) -> tuple[float, float]:

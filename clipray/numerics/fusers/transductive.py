@@ -10,17 +10,18 @@ for safety are ours). Support images are z fixed to their label. What it learns 
 its z, and no image depends on another one of the call.
 
 Each round is a sum over blocks of images (`block_statistics`) and a function of that sum (`parameters`), so that the
-blocks may lie anywhere.
+blocks may lie anywhere: `learn` asks for sums (`Sums`) and sees no image.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from clipray.numerics.contracts import Fuser, State, Support, unit
+from clipray.numerics.contracts import BySums, Fuser, State, Support, unit
 
 _TINY = 1e-12
 
@@ -61,6 +62,18 @@ class Transductive:
     block: int = 4096
 
 
+class Block(NamedTuple):
+    """Some unlabelled images: log q, logits of the head, and M embedding matrices B×D_m."""
+
+    start_BC: Tensor
+    logits_BMC: Tensor
+    embeddings: Sequence[Tensor]
+
+
+Sums = Callable[[Callable[[Block], tuple[Tensor, ...]]], tuple[Tensor, ...]]
+"""Gives the sum, over all unlabelled images wherever they lie, of what a function gives of a block of them."""
+
+
 class Statistics(NamedTuple):
     """What the mixture needs to know of some images; those of two sets of images add up.
 
@@ -72,10 +85,6 @@ class Statistics(NamedTuple):
     sum_CD: Tensor
     square_D: Tensor
 
-    def plus(self, other: "Statistics") -> "Statistics":
-        """The statistics of both sets of images."""
-        return Statistics(*(a + b for a, b in zip(self, other, strict=True)))
-
 
 class Parameters(NamedTuple):
     """A mixture: class means, the inverse of s√D·σ², and the logs of the class weights."""
@@ -83,6 +92,33 @@ class Parameters(NamedTuple):
     means_CD: Tensor
     sharpness_D: Tensor
     log_share_C: Tensor
+
+
+def added(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Add tuples of tensors up, in double precision, for there may be many.
+
+    >>> added([(torch.tensor(1.0),), (torch.tensor(2.0),)])
+    (tensor(3.),)
+    """
+    total, like = None, None
+    for part in parts:
+        wide = tuple(t.double() for t in part)
+        total = wide if total is None else tuple(a + b for a, b in zip(total, wide, strict=True))
+        like = like or part
+    return tuple(t.to(own) for t, own in zip(total, like, strict=True))
+
+
+def in_memory(
+    start_NC: Tensor, logits_NMC: Tensor, embeddings: Sequence[Tensor], block: int
+) -> Sums:
+    """Sums over images that are at hand, `block` at once."""
+
+    def blocks() -> Iterator[Block]:
+        for at in range(0, len(start_NC), block):
+            rows = slice(at, at + block)
+            yield Block(start_NC[rows], logits_NMC[rows], [e[rows] for e in embeddings])
+
+    return lambda of: added(of(each) for each in blocks())
 
 
 def features(embeddings: Sequence[Tensor]) -> Tensor:
@@ -135,7 +171,35 @@ def answers(
     return torch.log_softmax(start_NC + moved_NC.to(start_NC), dim=1)
 
 
-def reliability(start_NC: Tensor, logits_NMC: Tensor) -> float:
+class Look(NamedTuple):
+    """What is to be known of unlabelled images before any round; those of two sets of images add up.
+
+    Attributes:
+        images: how many. sure: Σ of the start's first probability. agree: Σ of the share of pairs of backbones that
+            agree. sum_D: Σ x.
+    """
+
+    images: Tensor
+    sure: Tensor
+    agree: Tensor
+    sum_D: Tensor
+
+
+def look(block: Block) -> Look:
+    """What is to be known of a block before any round."""
+    images, backbones, classes = block.logits_BMC.shape
+    sure_N = block.start_BC.amax(1).exp().double()
+    agree = torch.tensor(float(images), dtype=torch.float64)
+    if backbones > 1:
+        first_NM = block.logits_BMC.argmax(2)
+        votes_NC = torch.zeros(images, classes, dtype=torch.int32)
+        votes_NC.scatter_add_(1, first_NM, torch.ones_like(first_NM, dtype=torch.int32))
+        agree = (votes_NC * (votes_NC - 1)).sum().double() / (backbones * (backbones - 1))
+    count = torch.tensor(float(images), dtype=torch.float64)
+    return Look(count, sure_N.sum(), agree, features(block.embeddings).sum(0))
+
+
+def reliability(seen: Look, classes: int) -> float:
     """How far a start may be trusted without labels, 1 for always right and 0 for a guess.
 
     The mean of its first choice's probability, or the share of images on which two backbones agree if that is lower;
@@ -143,19 +207,12 @@ def reliability(start_NC: Tensor, logits_NMC: Tensor) -> float:
     which groups of images belong to which class, and the mixture would make its errors larger.
 
     >>> p = torch.tensor([[0.75, 0.25]])
-    >>> reliability(p.log(), p.log()[:, None])
+    >>> reliability(look(Block(p.log(), p.log()[:, None], [torch.ones(1, 1)])), classes=2)
     0.5
     """
-    images, backbones, classes = logits_NMC.shape
-    if not images or classes < 2:
+    if not float(seen.images) or classes < 2:
         return 0.0
-    sure = float(start_NC.amax(1).exp().mean())
-    if backbones > 1:
-        first_NM = logits_NMC.argmax(2)
-        votes_NC = torch.zeros(images, classes, dtype=torch.int32)
-        votes_NC.scatter_add_(1, first_NM, torch.ones_like(first_NM, dtype=torch.int32))
-        pairs = float((votes_NC * (votes_NC - 1)).sum()) / (backbones * (backbones - 1))
-        sure = min(sure, pairs / images)
+    sure = min(float(seen.sure), float(seen.agree)) / float(seen.images)
     return (sure - 1 / classes) / (1 - 1 / classes)
 
 
@@ -166,40 +223,32 @@ def trust_in(reliable: float, settings: Transductive) -> float:
 
 
 def learn(
-    start_NC: Tensor,
-    embeddings: Sequence[Tensor],
+    sums: Sums,
+    seen: Look,
     support: tuple[Tensor, Tensor] | None,
+    classes: int,
     trust: float,
     settings: Transductive,
 ) -> dict[str, Tensor]:
     """Fit the mixture to unlabelled images and, where there are some, to support images.
 
     Args:
-        start_NC: log q of the unlabelled images.
-        embeddings: theirs, M tensors N×D_m.
+        sums: over the unlabelled images. seen: their `look`.
         support: features K×D of support images and their labels.
         trust: see `trust_in`.
 
     Returns:
         a state's tensors: `centre_D`, `means_CD`, `sharpness_D`, `log_share_C`, `trust_1`.
     """
-    classes = start_NC.shape[1]
-    centre_D = sum(x.sum(0) for _, x in _blocks(start_NC, embeddings, settings)) / len(start_NC)
+    centre_D = seen.sum_D / float(seen.images)
     known = None
     if support is not None and len(support[1]):
         one_hot_KC = torch.nn.functional.one_hot(support[1], classes).to(centre_D)
         known = block_statistics(one_hot_KC * settings.support_weight, support[0] - centre_D)
     mixture = None
     for _ in range(settings.rounds):
-        seen = None
-        for q_BC, x_BD in _blocks(start_NC, embeddings, settings):
-            x_BD = x_BD - centre_D
-            log_z_BC = (
-                q_BC if mixture is None else answers(mixture, q_BC, x_BD, trust, settings.bound)
-            )
-            block = block_statistics(log_z_BC.exp().to(x_BD), x_BD)
-            seen = block if seen is None else seen.plus(block)
-        last, mixture = mixture, parameters(seen, known, settings)
+        told = Statistics(*sums(partial(_told, mixture, centre_D, trust, settings.bound)))
+        last, mixture = mixture, parameters(told, known, settings)
         if last is not None and _near(last.means_CD, mixture.means_CD, settings.tolerance):
             break
     return {
@@ -207,6 +256,17 @@ def learn(
         **mixture._asdict(),
         "trust_1": torch.tensor([trust], dtype=centre_D.dtype),
     }
+
+
+def _told(
+    mixture: Parameters | None, centre_D: Tensor, trust: float, bound: float, block: Block
+) -> Statistics:
+    """The E-step of a block: its statistics under the mixture of the last round, or under the start."""
+    x_BD = features(block.embeddings) - centre_D
+    log_z_BC = block.start_BC
+    if mixture is not None:
+        log_z_BC = answers(mixture, log_z_BC, x_BD, trust, bound)
+    return block_statistics(log_z_BC.exp().to(x_BD), x_BD)
 
 
 def _blocks(
@@ -242,9 +302,9 @@ def fit(
     fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Transductive
 ) -> list[State]:
     """Fit the start, and keep the support images for `adapt`."""
-    start = fusers[settings.start]
+    first = fusers[settings.start]
     states = []
-    for support, own in zip(supports, start.fit(supports, start.settings), strict=True):
+    for support, own in zip(supports, first.fit(supports, first.settings), strict=True):
         tensors = {f"start/{name}": tensor for name, tensor in own.tensors.items()}
         if len(support.labels_K):
             tensors["support/x_KD"] = features(support.embeddings)
@@ -253,39 +313,62 @@ def fit(
     return states
 
 
-def adapt(
-    fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
-) -> State:
-    """Learn from unlabelled images, as far as the start may be trusted; where it may not, the state stays as it is."""
-    if not len(logits_NMC):
-        return state
+def adapt(fusers: Mapping[str, Fuser], state: State, sums: Sums, classes: int) -> State:
+    """Learn from unlabelled images, as far as the start may be trusted; where it may not, only the start is left.
+
+    What other images may have taught the state before is forgotten.
+    """
     settings = state.settings
-    start_NC = _start(fusers, state, logits_NMC, embeddings)
-    reliable = reliability(start_NC, logits_NMC)
+    own = {
+        name: tensor
+        for name, tensor in state.tensors.items()
+        if name.startswith(("start/", "support/"))
+    }
+    seen = Look(*sums(look))
+    reliable = reliability(seen, classes)
     trust = trust_in(reliable, settings)
     numbers = state.numbers | {"reliability": reliable, "trust": trust}
     if trust <= 0:
-        return State(settings, state.tensors, numbers)
+        return State(settings, own, numbers)
     support = None
-    if "support/labels_K" in state.tensors:
-        support = (state.tensors["support/x_KD"], state.tensors["support/labels_K"])
-    learned = learn(start_NC, embeddings, support, trust, settings)
-    said_NC = say(learned, start_NC, embeddings, settings)
-    numbers["moved"] = float((said_NC.argmax(1) != start_NC.argmax(1)).double().mean())
-    return State(settings, state.tensors | learned, numbers)
+    if "support/labels_K" in own:
+        support = (own["support/x_KD"], own["support/labels_K"])
+    learned = learn(sums, seen, support, classes, trust, settings)
+    (moved,) = sums(partial(_moved, learned, settings))
+    numbers["moved"] = float(moved) / float(seen.images)
+    return State(settings, own | learned, numbers)
+
+
+def adapt_at_hand(
+    by_sums: BySums, state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+) -> State:
+    """Learn from unlabelled images that are in memory; from none at all nothing is learned."""
+    if not len(logits_NMC):
+        return state
+    settings = getattr(state.settings, "mixture", state.settings)
+    start_NC = by_sums.start(state, logits_NMC, embeddings)
+    sums = in_memory(start_NC, logits_NMC, embeddings, settings.block)
+    return by_sums.learn(state, sums, logits_NMC.shape[2])
+
+
+def _moved(learned: Mapping[str, Tensor], settings: Transductive, block: Block) -> tuple[Tensor]:
+    """How many images of a block get another label than the start gives."""
+    said_BC = say(learned, block.start_BC, block.embeddings, settings)
+    return ((said_BC.argmax(1) != block.start_BC.argmax(1)).double().sum(),)
 
 
 def apply(
     fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 ) -> Tensor:
     """log z; of a state that was not adapted what the start says."""
-    start_NC = _start(fusers, state, logits_NMC, embeddings)
+    start_NC = start(fusers, state, logits_NMC, embeddings)
     return say(state.tensors, start_NC, embeddings, state.settings)
 
 
-def _start(
+def start(
     fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 ) -> Tensor:
+    """log q, which the mixture starts from."""
     fuser = fusers[state.settings.start]
     own = {
         name.removeprefix("start/"): tensor

@@ -2,6 +2,7 @@
 
     python -m jobs.serve workspace/fused/models/NAME                      the folder that jobs.fit told
     python -m jobs.serve s3://bucket/ws/models/NAME --host 0.0.0.0 --port 8000 --max-images 64
+    python -m jobs.serve models:/NAME@champion --workspace workspace/fused
     curl --data-binary @a.png -H 'Content-Type: image/png' http://127.0.0.1:8000/predict
     curl http://127.0.0.1:8000/healthz
 
@@ -13,7 +14,7 @@ import signal
 
 from jobs import arguments, finish, run, say
 
-MODEL = "a fused model: its folder, or s3://…"
+MODEL = "a fused model: its folder, s3://…, or models:/NAME@ALIAS with --workspace"
 
 
 def flag(default: int | str, words: str) -> dict:
@@ -35,12 +36,21 @@ def main() -> int:
         max_images=flag(64, "images of a request"),
         max_pixels=flag(50_000_000, "pixels of an image"),
         batch=flag(32, "images that a backbone takes at a time"),
+        workspace=flag("", "of models:/…: where jobs.fit registered it, and where workers read it"),
+        tracking_uri=flag("", "of models:/…: MLflow's server; else the workspace's own database"),
     )
-    from clipray.artefacts import fused_model
-    from clipray.config import Compute
+    from clipray.config import Compute, Tracking
+    from clipray.errors import ConfigError
     from clipray.steps import cluster
+    from clipray.steps.predict import apply
+    from clipray.store import Store
 
-    folder = fused_model.read(fused_model.fetched(given.config))
+    if given.config.startswith(apply.REGISTRY) and not given.workspace:
+        raise ConfigError(
+            f"{given.config}: add --workspace, the one that jobs.fit registered it in"
+        )
+    store = Store(given.workspace or ".")
+    model, folder = apply.model_of(store, given.config, Tracking(uri=given.tracking_uri))
     from clipray.fusion import Fusion
 
     fusion = Fusion(folder)
@@ -52,7 +62,6 @@ def main() -> int:
 
     limits = serve.Limits(given.max_bytes, given.max_images, given.max_pixels)
     device, cpus = cluster.device(compute, resources), resources["CPU"]
-    model = given.config if "://" in given.config else folder.path
     url = serve.start(model, fusion, limits, given.host, given.port, device, cpus, given.batch)
     finish({"url": url, "model": folder.path, "name": fusion.name})
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,5 +1,6 @@
 """A fused model without its encoders: embeddings of all backbones to labels and log p."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,10 @@ from clipray.fingerprint import plain
 from clipray.numerics.cascade.fitted import apply_cascade, apply_stage, cascade_from_parts
 from clipray.numerics.contracts import State
 from clipray.numerics.fusers import FUSERS, from_parts
+from clipray.numerics.fusers.transductive import Sums
 from clipray.numerics.heads import HEADS, head_of
 from clipray.numerics.measures import cost
+from clipray.numerics.ties import first_alike, kinds, level_state
 
 BEST = 5
 
@@ -48,6 +51,7 @@ class Fusion:
         self.classnames: list[str] = about["classnames"]
         self.backbones: list[str] = [one["entry"]["name"] for one in about["backbones"]]
         self.cards: list[dict] = [one["card"] for one in about["backbones"]]
+        self.tensors = folder.tensors
         tensors = {name: torch.from_numpy(value.copy()) for name, value in folder.tensors.items()}
         self.weights = [tensors[f"classifier_CD/{m}"] for m in range(len(self.backbones))]
         self.head = head_of(about["head"]["head"], about["head"]["settings"])
@@ -67,8 +71,9 @@ class Fusion:
         """The backbones' entries, with the files that the model's folder holds in their place there.
 
         Raises:
-            ConfigError: one has other weights than the model was fitted with.
+            ConfigError: one has other weights than the model was fitted with, or none is known.
         """
+        self.refuse_images()
         found = []
         for told in self.about["backbones"]:
             entry = Backbone(**told["entry"])
@@ -101,17 +106,32 @@ class Fusion:
             return [Stage(order[: end + 1]) for end in range(len(order))]
         return [Stage(tuple(self.used))]
 
-    def gflops(self, ran: Sequence[int]) -> float:
-        """10⁹ floating-point operations of one image, if these backbones ran."""
+    def gflops(self, ran: Sequence[int]) -> float | None:
+        """10⁹ floating-point operations of one image, if these backbones ran; None where it is not known."""
         costs = [{"gflops": card.get("image_gflops", float("nan"))} for card in self.cards]
         shape = len(self.backbones), len(self.classnames), [card["dim"] for card in self.cards]
         added = self.fuser.flops(self.state, *shape) / 1e9
-        return cost.method_cost(ran, costs, added)["gflops"]
+        total = cost.method_cost(ran, costs, added)["gflops"]
+        return total if math.isfinite(total) else None
 
     def group(self, number: int) -> images.Preprocess:
         """The preprocess group of a backbone."""
+        self.refuse_images()
         size, *rest = self.cards[number]["preprocess"]
         return images.Preprocess(tuple(size), *rest)
+
+    @property
+    def of_vectors(self) -> bool:
+        """Whether it was fitted on given vectors, so that no backbone is known that embeds an image."""
+        return any(set(one["entry"]) == {"name"} for one in self.about["backbones"])
+
+    def refuse_images(self) -> None:
+        """`ConfigError` for a model that was fitted on given vectors."""
+        if self.of_vectors:
+            raise ConfigError(
+                f"the fused model {self.name} was fitted on given vectors, so it knows no backbone that sees images. "
+                "It labels vectors of the same backbones: `images: <a data set of given vectors>` in jobs.predict"
+            )
 
     def refuse_transductive(self) -> None:
         """`ConfigError` for a fuser whose answer to an image depends on the other images of the call."""
@@ -143,6 +163,19 @@ class Fusion:
             embeddings: M arrays N×D_m, as `encoding.stored` keeps them; None for backbones that did not run.
         """
         return self.fuser.apply(self.state, logits_NMC, self._filled(embeddings, len(logits_NMC)))
+
+    def taught(self, sums: Sums) -> State:
+        """The fuser's state as unlabelled images teach it, of which only sums are seen.
+
+        Args:
+            sums: over those images.
+        """
+        classes = len(self.classnames)
+        state = self.fuser.by_sums.learn(self.state, sums, classes)
+        known = [w_CD.T.double() for w_CD in self.weights]
+        for one in (*self.heads, self.state):
+            known.append(kinds(one.tensors, classes)[None].double())
+        return level_state(state, first_alike(torch.cat(known)))
 
     def _filled(self, embeddings: Sequence[np.ndarray | None], count: int) -> tuple[Tensor, ...]:
         """The embeddings as tensors; zeros of backbones that did not run."""

@@ -24,11 +24,11 @@ def main() -> int:
     given = arguments(__doc__, config=CONFIG, dry_run=DRY)
     say(f"reading {given.config}")
     wanted = config.load(Predict, given.config, given.set)
+    from clipray.steps import labelling
     from clipray.steps.cluster import check_lasting
-    from clipray.steps.predict import apply
 
     check_lasting(workspace=wanted.workspace)
-    job = apply.prepare(wanted)
+    job = labelling.prepare(wanted)
     work = job.work
     say(
         "\n".join(f"note: {text}" for text in work.remarks) or f"model   {job.folder.about['name']}"
@@ -37,7 +37,7 @@ def main() -> int:
     if given.dry_run:
         finish({"images": len(work.index), "images_to_label": work.images, "model": job.model})
         return 0
-    result = apply.label(job, given.verbose)
+    result = labelling.label(job, given.verbose)
     if "accuracy" in result:
         say(f"accuracy {result['accuracy']:.4f} of {result['scored']} images whose class is known")
     say(f"labels  {result['predictions']}")

@@ -41,16 +41,15 @@ def main() -> int:
     )
     from clipray.config import Compute, Tracking
     from clipray.errors import ConfigError
-    from clipray.steps import cluster
-    from clipray.steps.predict import apply
+    from clipray.steps import cluster, labelling
     from clipray.store import Store
 
-    if given.config.startswith(apply.REGISTRY) and not given.workspace:
+    if given.config.startswith(labelling.REGISTRY) and not given.workspace:
         raise ConfigError(
             f"{given.config}: add --workspace, the one that jobs.fit registered it in"
         )
     store = Store(given.workspace or ".")
-    model, folder = apply.model_of(store, given.config, Tracking(uri=given.tracking_uri))
+    model, folder = labelling.model_of(store, given.config, Tracking(uri=given.tracking_uri))
     from clipray.fusion import Fusion
 
     fusion = Fusion(folder)

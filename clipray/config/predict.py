@@ -101,6 +101,8 @@ class Predict(Strict):
     images: str = Field(min_length=1)
     split: Literal["train", "test"] = "test"  # of a data set
     labels: Literal["auto", "ignore"] = "auto"
+    # a fuser that the images to be labelled teach (`transductive`, `guarded`) learns from all of them first
+    learn: bool = True
     data_root: Annotated[str, How("where files lie; what is in them counts")] = ""
     keep_embeddings: Annotated[bool, How("writes more, changes nothing")] = False
     limit: int = Field(0, ge=0)

@@ -4,11 +4,13 @@ The campaign's machinery indexes and embeds what is missing.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from clipray import backbones, config, fingerprint
 from clipray.artefacts import classifiers, fused_model
 from clipray.artefacts.evaluations import address as scores_address
+from clipray.artefacts.given import Given
 from clipray.config import Backbone, Campaign, Fuser, Head
 from clipray.config.predict import ALL, Fit
 from clipray.errors import ConfigError
@@ -90,6 +92,8 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
     steps.embed_images(todo)
     require_all(todo)
     method = choose.Candidate(_head(wanted).on(dataset.name), _fuser(wanted).on(dataset.name))
+    if dataset.name in todo.given:
+        _fits_vectors(todo.given[dataset.name], [method])
     train = _train(todo, dataset.name) if shots != 0 else ()
     common = _common(todo, dataset.name, todo.specs)
     found = Lesson(
@@ -144,10 +148,6 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
     place = scores_address(todo.store, task)
     done = todo.store.manifest(place) is not None
     specs = todo.models(name)
-    if not specs:
-        raise ConfigError(
-            f"dataset {name} has vectors and no images: a fused model runs backbones, so fit one on images"
-        )
     tested = _image_ids(todo, name)
     found = Lesson(
         **_common(todo, name, specs),
@@ -200,6 +200,8 @@ def _image_ids(todo: Plan, dataset: str) -> frozenset[str]:
 def _common(todo: Plan, dataset: str, specs: list[Backbone]) -> dict[str, Any]:
     """What of a plan every lesson has."""
     prompts, precision = todo.prompts[dataset], todo.campaign.precision
+    if dataset in todo.given:
+        return _of_vectors(todo, todo.given[dataset])
     known = known_cards(todo)
     return {
         "dataset": dataset,
@@ -213,6 +215,42 @@ def _common(todo: Plan, dataset: str, specs: list[Backbone]) -> dict[str, Any]:
         "specs": tuple(specs),
         "cards": tuple(known[spec.name] for spec in specs),
     }
+
+
+def _of_vectors(todo: Plan, given: Given) -> dict[str, Any]:
+    """As `_common`, of given vectors: whatever made them, no model is known that could make others."""
+    names = tuple(given.facts)
+    places = tuple(given.classifiers[name] for name in names)
+    dims = [given.facts[name]["dim"] for name in names]
+    scales = tuple(given.scales[name] for name in names)
+    return {
+        "dataset": given.dataset.name,
+        "prompts": todo.prompts[given.dataset.name],
+        "backbones": names,
+        "origins": tuple({"given": given.whats[name]["given"]} for name in names),
+        "classifiers": places,
+        "scales": scales,
+        "precision": todo.campaign.precision,
+        "max_pixels": todo.campaign.max_pixels,
+        "cards": tuple(
+            {"dim": dim, "scale": scale, "bias": bias}
+            for dim, (scale, bias) in zip(dims, scales, strict=True)
+        ),
+    }
+
+
+def _fits_vectors(given: Given, methods: Sequence[choose.Candidate]) -> None:
+    """`ConfigError` for a method that looks at embeddings where there are logits only."""
+    if given.dataset.format != "logits":
+        return
+    for method in methods:
+        head, fuser = declared.heads()[method.head.head], declared.fusers()[method.fuser.fuser]
+        if head.needs_labels or fuser.needs_embeddings:
+            name = method.head.name if head.needs_labels else method.fuser.name
+            raise ConfigError(
+                f"dataset {given.dataset.name} has logits only, and {name} needs embeddings: take zero_shot and a "
+                "fuser that needs none, such as c_log_avg or log_avg"
+            )
 
 
 def _tested(ids: Any) -> tuple[str, ...]:

@@ -202,8 +202,8 @@ def _parts(
         "precision": told.precision,
         "max_pixels": told.max_pixels,
         "backbones": [
-            {"entry": _entry(spec), "origin": origin, "card": card}
-            for spec, origin, card in zip(told.specs, told.origins, told.cards, strict=True)
+            {"entry": entry, "origin": origin, "card": card}
+            for entry, origin, card in zip(_entries(told), told.origins, told.cards, strict=True)
         ],
         "head": {
             "name": method.head.name,
@@ -216,6 +216,13 @@ def _parts(
         "cascade": None,
     }
     return about, tensors
+
+
+def _entries(told: Lesson) -> list[dict[str, Any]]:
+    """The backbones' entries; of given vectors nothing but the name."""
+    if not told.specs:
+        return [{"name": name} for name in told.backbones]
+    return [_entry(spec) for spec in told.specs]
 
 
 def _entry(spec: Backbone) -> dict[str, Any]:

@@ -4,14 +4,16 @@ A shard of images is one file of predictions with a name of its own, written who
 the shards that lack one.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 
-from clipray import catalog, sources
+from clipray import catalog, fingerprint, sources
 from clipray.artefacts import predictions
+from clipray.artefacts.given import Given
 from clipray.artefacts.index import Index, Shard, rows_of
 from clipray.artefacts.predictions import SHARD_ROWS
 from clipray.config import Dataset, names
@@ -20,6 +22,7 @@ from clipray.errors import ConfigError, ErrorBudget
 from clipray.sources import storage
 from clipray.steps.indices import index
 from clipray.steps.mappers import reader
+from clipray.steps.predict import collection
 from clipray.store import Store
 
 LISTS = (".txt", ".lst", ".list", ".parquet")
@@ -37,7 +40,9 @@ class Work:
     what: dict
     todo: tuple[str, ...]
     targets: bool  # whether labels are known, and are of the model's classes
+    learns: bool  # whether the collection teaches the model first
     remarks: tuple[str, ...] = ()
+    given: Given | None = None  # where it is vectors, and no images
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in order."""
@@ -50,38 +55,85 @@ class Work:
         return sum(shard.rows for shard in self.shards() if shard.name in wanted)
 
 
-def plan(wanted: Predict, about: dict[str, Any], digest: str) -> Work:
+def plan(wanted: Predict, about: dict[str, Any], digest: str, look: Callable[..., Given]) -> Work:
     """Index the collection, and find out which shards lack predictions.
 
     Args:
         about: the model's `fused_model.json`. digest: of the whole model.
+        look: checks given vectors, as `embed.given.plan` does.
 
     Raises:
         ConfigError: there are no images, or their class names are the model's in another order.
     """
     store = Store(wanted.workspace)
-    dataset, split = collection(wanted)
+    dataset, split = images_of(wanted)
     targets, remarks = _targets(wanted, dataset, about["classnames"])
-    mapper = reader(wanted.compute)
-    found = index(store, dataset, split, wanted.data_root, mapper, wanted.limit, labelled=False)
+    given = None
+    if dataset.given:
+        given = _vectors(store, wanted, dataset, about, look)
+        found = given.works[split].index
+    else:
+        _refuse_images(about)
+        mapper = reader(wanted.compute)
+        found = index(store, dataset, split, wanted.data_root, mapper, wanted.limit, labelled=False)
     if not len(found):
         raise ConfigError(f"images: {wanted.images} holds no image")
-    if targets and (odd := outside(_labels(store, found), len(about["classnames"]))):
+    if targets and (odd := outside(_labels(store, found, given), len(about["classnames"]))):
         targets, remarks = False, [odd]
     what = predictions.what(digest, found, targets)
+    learns = wanted.learn and about["cascade"] is None and collection.learns(about)
+    if learns:
+        what["taught"] = fingerprint.code(collection.LEARN, collection.keep)
     address = predictions.address(store, about["name"], dataset.name, what)
     there = set() if store.manifest(address) else store.names(address)
     todo = ()
     if store.manifest(address) is None:
         names_of = (shard.name for shard in found.shards(SHARD_ROWS))
         todo = tuple(name for name in names_of if name not in there)
-    return Work(store, dataset, found, address, what, todo, targets, tuple(remarks))
+    return Work(store, dataset, found, address, what, todo, targets, learns, tuple(remarks), given)
 
 
-def _labels(store: Store, found: Index) -> list[int]:
+def _labels(store: Store, found: Index, given: Given | None) -> list[int]:
     """The labels that stand in a collection, from the counts of its index."""
-    counts = store.manifest(found.address)["counts"]
-    return sorted(int(label) for label in counts["labels"])
+    place = found.address if given is None else found.chunks_at
+    counts = store.manifest(place)["counts"]
+    own = counts if given is None else counts[found.split]
+    return sorted(int(label) for label in own["labels"])
+
+
+def _vectors(
+    store: Store,
+    wanted: Predict,
+    dataset: Dataset,
+    about: dict[str, Any],
+    look: Callable[..., Given],
+) -> Given:
+    """Given vectors of the model's backbones, checked.
+
+    Raises:
+        ConfigError: the model runs backbones itself, or one of its backbones has no vectors there.
+    """
+    names_of = [one["entry"]["name"] for one in about["backbones"]]
+    if not _knows_vectors_only(about):
+        raise ConfigError(
+            f"images: {dataset.name} has vectors, and the model {about['name']} makes its own: give it images"
+        )
+    if lacking := [name for name in names_of if name not in dataset.backbones]:
+        raise ConfigError(f"images: {dataset.name} has no vectors of the backbone {lacking[0]}")
+    like = SimpleNamespace(data_root=wanted.data_root, limit=wanted.limit)
+    return look(store, dataset, names_of, like, _names(dataset, wanted.data_root))
+
+
+def _refuse_images(about: dict[str, Any]) -> None:
+    if _knows_vectors_only(about):
+        raise ConfigError(
+            f"images: the model {about['name']} was fitted on given vectors and knows no backbone that sees images: "
+            "give it a data set of given vectors"
+        )
+
+
+def _knows_vectors_only(about: dict[str, Any]) -> bool:
+    return any(set(one["entry"]) == {"name"} for one in about["backbones"])
 
 
 def only(work: Work, names: Collection[str]) -> Work:
@@ -89,7 +141,7 @@ def only(work: Work, names: Collection[str]) -> Work:
     return replace(work, todo=tuple(sorted(names)))
 
 
-def collection(wanted: Predict) -> tuple[Dataset, str]:
+def images_of(wanted: Predict) -> tuple[Dataset, str]:
     """What `images` means: a data set and its split, or images without labels.
 
     Raises:
@@ -230,7 +282,7 @@ def _count(counts: dict[str, Any], table: pa.Table) -> None:
 
 def _told(counts: dict[str, Any]) -> dict[str, Any]:
     told = {key: counts[key] for key in ("images", "labelled", "failed")}
-    if counts["labelled"]:
+    if counts["gflops"]:
         told["gflops_per_image"] = counts["gflops"] / counts["labelled"]
     if counts["scored"]:
         told |= {"scored": counts["scored"], "accuracy": counts["right"] / counts["scored"]}

@@ -14,8 +14,8 @@ from clipray.config import parse
 from clipray.config.predict import Fit, Predict
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.steps import campaign as run
-from clipray.steps import evaluations, fitting
-from clipray.steps.predict import apply, fit, register
+from clipray.steps import evaluations, fitting, labelling
+from clipray.steps.predict import fit, register
 
 BACKBONES = ["vit-p6-36", "rn-32"]
 LIMIT = 300  # of digits: two shards
@@ -82,9 +82,9 @@ def test_the_best_method_was_chosen_and_registered(world):
 
 def test_predict_says_what_the_evaluation_says_and_keeps_embeddings(world):
     _, todo, _, own = world
-    job = apply.prepare(wanted(world, "own", keep_embeddings=True))
+    job = labelling.prepare(wanted(world, "own", keep_embeddings=True))
     assert len(job.work.todo) == 2
-    told = apply.label(job)
+    told = labelling.label(job)
     store = job.work.store
     assert (told["images"], told["failed"], told["scored"]) == (LIMIT, 0, LIMIT)
     assert told["accuracy"] == (own["label"] == own["prediction"]).mean()
@@ -103,14 +103,14 @@ def test_predict_says_what_the_evaluation_says_and_keeps_embeddings(world):
     assert {name for names in kept.todo.values() for name in names} == set(BACKBONES) - used
 
     # the same command again does nothing; what is lost is made anew, and only that
-    again = apply.prepare(wanted(world, "own", keep_embeddings=True))
-    assert (again.work.images, apply.label(again)) == (0, told)
+    again = labelling.prepare(wanted(world, "own", keep_embeddings=True))
+    assert (again.work.images, labelling.label(again)) == (0, told)
     files = {name: store.read(f"{job.work.address}/{name}") for name, *_ in job.work.shards()}
     for name in ("manifest.json", "000000256.parquet"):
         store.fs.rm(f"{store.root}/{job.work.address}/{name}")
-    part = apply.prepare(wanted(world, "own"))
+    part = labelling.prepare(wanted(world, "own"))
     assert part.work.todo == ("000000256.parquet",)
-    apply.label(part)
+    labelling.label(part)
     for name, data in files.items():
         assert store.read(f"{job.work.address}/{name}") == data
 
@@ -173,11 +173,11 @@ def test_other_images_are_rows_with_errors(world, tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     config = wanted(world, "flat", images=str(tmp_path), limit=0, compute={"error_budget": 1})
     with pytest.raises(ErrorBudget, match="2 of 8 images have no label"):
-        apply.label(apply.prepare(config))
+        labelling.label(labelling.prepare(config))
     config = wanted(world, "flat", images=str(tmp_path), limit=0, compute={"error_budget": 2})
-    job = apply.prepare(config)
+    job = labelling.prepare(config)
     assert not job.work.todo
-    told = apply.label(job)
+    told = labelling.label(job)
     assert (told["images"], told["labelled"], told["failed"]) == (8, 6, 2)
     assert "accuracy" not in told
     table = read(job.work.store, job.work.address).set_index("path")
@@ -194,7 +194,7 @@ def test_what_cannot_be_used_is_told(world, tmp_path):
         ({"model": "models:/nobody@champion"}, "cannot be fetched"),
     ):
         with pytest.raises(ConfigError, match=words):
-            apply.prepare(wanted(world, "bad", **change))
+            labelling.prepare(wanted(world, "bad", **change))
     model = clipray.load(world[2]["model"])
     model.about["backbones"][0]["origin"] = {"weights": "other"}
     with pytest.raises(ConfigError, match="has other weights now"):

@@ -8,23 +8,23 @@ MEASURE = "clipray.steps.embed.measure:measure"  # that makes it
 
 
 def address(store: Store, spec: Backbone, precision: str) -> str:
-    """Where a backbone's card lies."""
+    """Return the address of a backbone's card."""
     return store.address("backbones", spec.name, what=what(spec, precision))
 
 
 def what(spec: Backbone, precision: str) -> dict:
-    """The WHAT of a card."""
+    """Return the WHAT of a card."""
     code = fingerprint.code(backbones.load, MEASURE)
     return {"backbone": backbones.origin(spec), "precision": precision, "code": code}
 
 
 def read(store: Store, spec: Backbone, precision: str) -> dict | None:
-    """A stored card; None where there is none."""
+    """Read a stored card; None where there is none."""
     return (store.manifest(address(store, spec, precision)) or {}).get("card")
 
 
 def cost(card: dict) -> dict[str, float]:
-    """What one image costs: `gflops`, `latency_ms` and `memory_mb`, those that the card knows."""
+    """Return what one image costs: `gflops`, `latency_ms` and `memory_mb`, as far as the card knows them."""
     names = {
         "gflops": ("image_gflops", 1),
         "latency_ms": ("seconds_per_image", 1000),

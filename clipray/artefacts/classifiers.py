@@ -13,7 +13,7 @@ PART = "classifier.parquet"
 
 
 def address(store: Store, spec: Backbone, precision: str, dataset: str, prompts: dict) -> str:
-    """Where the classifier of a backbone over a dataset's class names lies.
+    """Return the address of a backbone's classifier over a dataset's class names.
 
     Args:
         prompts: {"classnames": […], "templates": […]}.
@@ -22,7 +22,7 @@ def address(store: Store, spec: Backbone, precision: str, dataset: str, prompts:
 
 
 def what(spec: Backbone, precision: str, prompts: dict) -> dict:
-    """The WHAT of a classifier."""
+    """Return the WHAT of a classifier."""
     return {
         "backbone": backbones.origin(spec),
         "precision": precision,
@@ -32,7 +32,7 @@ def what(spec: Backbone, precision: str, prompts: dict) -> dict:
 
 
 def table(names: list[str], weights_CD: np.ndarray) -> pa.Table:
-    """Class names with their vectors, as a classifier's file has them."""
+    """Make the table of a classifier's file: class names with their vectors."""
     flat = pa.array(weights_CD.astype(np.float32).ravel())
     return pa.table(
         {"name": names, "weight": pa.FixedSizeListArray.from_arrays(flat, weights_CD.shape[1])}
@@ -40,7 +40,7 @@ def table(names: list[str], weights_CD: np.ndarray) -> pa.Table:
 
 
 def read(store: Store, place: str) -> np.ndarray:
-    """A classifier's weights, float32 C×D, in label order."""
+    """Read a classifier's weights, float32 C×D, in label order."""
     if store.manifest(place) is None:
         raise FileNotFoundError(f"{store.place(place)} is not complete")
     column = store.read_table(f"{place}/{PART}")["weight"].combine_chunks()
@@ -54,7 +54,7 @@ def missing(
     datasets: list[Dataset],
     prompts: dict[str, dict],
 ) -> dict[str, dict[str, dict]]:
-    """For each backbone with something missing: the datasets' prompts that it has no classifier for."""
+    """Find, for each backbone with something missing, the datasets' prompts that it has no classifier for."""
     pairs = [(spec, dataset.name) for spec in specs for dataset in datasets]
     places = [address(store, spec, precision, name, prompts[name]) for spec, name in pairs]
     manifests = store.manifests(places)

@@ -29,7 +29,7 @@ class Work:
     done: dict[str, dict]  # by backbone that has embedded all: its manifest
 
     def shards(self) -> Iterator[Shard]:
-        """Every shard, in order."""
+        """Yield every shard, in order."""
         return self.index.shards(SHARD_ROWS)
 
     @property
@@ -38,7 +38,7 @@ class Work:
         return sum(shard.rows for shard in self.shards() if self.todo[shard.name])
 
     def without(self, names: Collection[str]) -> "Work":
-        """The same with nothing to do for some backbones."""
+        """Return the same with nothing to do for some backbones."""
         todo = {
             shard: [name for name in wanted if name not in names]
             for shard, wanted in self.todo.items()
@@ -47,7 +47,7 @@ class Work:
 
 
 def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
-    """The WHAT of a split's embeddings: the model, the way to its pixels, and the images themselves."""
+    """Return the WHAT of a split's embeddings: the model, the way to its pixels, and the images themselves."""
     return {
         "backbone": backbones.origin(spec),
         "precision": campaign.precision,
@@ -58,12 +58,12 @@ def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
 
 
 def plan(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> Work:
-    """What is left to do for a split; complete artefacts are not looked into, save their manifests."""
+    """Find what is left to do for a split; of complete artefacts only the manifests are read."""
     return work(store, index, {spec.name: what(spec, campaign, index) for spec in specs})
 
 
 def work(store: Store, index: Index, whats: dict[str, dict]) -> Work:
-    """What is left to do for a split, given each backbone's WHAT."""
+    """Find what is left to do for a split, given each backbone's WHAT."""
     addresses = {
         name: store.address("embeddings", index.dataset, index.split, name, what=whats[name])
         for name in whats
@@ -72,7 +72,7 @@ def work(store: Store, index: Index, whats: dict[str, dict]) -> Work:
 
 
 def lacking(store: Store, index: Index, addresses: dict[str, str], whats: dict[str, dict]) -> Work:
-    """What is left to do for images that are embedded at some addresses, which are made of `whats`; by backbone."""
+    """Find what is left to do for images whose embeddings have some addresses, made of `whats`; both by backbone."""
     shards = {shard.name for shard in index.shards(SHARD_ROWS)}
     manifests = dict(zip(addresses, store.manifests(addresses.values()), strict=True))
     # a pool that has grown since has shards that its manifest does not know
@@ -87,7 +87,7 @@ def lacking(store: Store, index: Index, addresses: dict[str, str], whats: dict[s
 
 
 def is_embedded(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> bool:
-    """Whether all backbones have embedded a split; the first one that has not is the last one that is asked for."""
+    """Tell whether all backbones have embedded a split; after the first one that has not, no other is asked for."""
     for spec in specs:
         names = (index.dataset, index.split, spec.name)
         address = store.address("embeddings", *names, what=what(spec, campaign, index))
@@ -97,12 +97,12 @@ def is_embedded(store: Store, specs: Sequence[Backbone], campaign: Campaign, ind
 
 
 def read(store: Store, place: str) -> pa.Table:
-    """A complete artefact's embeddings (`schema.embeddings`), sorted by `image_id`."""
+    """Read a complete artefact's embeddings (`schema.embeddings`), sorted by `image_id`."""
     return store.tables(place, store.manifest(place)["shards"])
 
 
 def embedded(rows: pa.Table, embeddings_ND: np.ndarray, dim: int, precision: str) -> pa.Table:
-    """A shard's file (`schema.embeddings`): nulls in place of an embedding where the image has an error.
+    """Make the table of a shard's file (`schema.embeddings`): an image with an error has nulls for its embedding.
 
     Args:
         rows: image_id, label, error of all images of the shard.

@@ -35,7 +35,7 @@ class Task:
 
 
 def what(task: Task) -> dict:
-    """The WHAT: the task itself, and the code that turns it into numbers."""
+    """Return the WHAT of an evaluation: the task itself, and the code that turns it into numbers."""
     return {"task": task, "code": code()}
 
 
@@ -45,5 +45,5 @@ def code(*more: Callable | str) -> dict:
 
 
 def address(store: Store, task: Task) -> str:
-    """Where a dataset's scores and outcomes lie."""
+    """Return the address of a dataset's scores and outcomes."""
     return store.address("evaluations", task.dataset, what=what(task))

@@ -44,7 +44,7 @@ class Folder(NamedTuple):
 
 
 def address(store: Store, name: str, what: Any) -> str:
-    """Where a fused model lies in a workspace."""
+    """Return the address of a fused model in a workspace."""
     return store.address(FOLDER, name, what=what)
 
 
@@ -80,7 +80,7 @@ def write(
 
 
 def read(path: str | os.PathLike) -> Folder:
-    """A fused model of a folder on this machine, checked file by file.
+    """Read a fused model from a folder on this machine, and check it file by file.
 
     Raises:
         ConfigError: it is none, lacks or adds a file, holds a changed one, or is of another format.
@@ -109,7 +109,7 @@ def read(path: str | os.PathLike) -> Folder:
 
 
 def digest(manifest: Mapping[str, Any]) -> str:
-    """32 hex digits of the digests of a model's files."""
+    """Return 32 hex digits of the digests of a model's files."""
     lines = [f"{name} {told['sha256']}" for name, told in sorted(manifest["files"].items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
@@ -139,7 +139,7 @@ def _sha256(path: Path) -> str:
 
 
 def fetched(uri: str) -> str:
-    """A fused model's folder on this machine: itself, or a copy of a remote one.
+    """Return a fused model's folder on this machine: itself, or a copy of a remote one.
 
     A copy is kept by what its manifest says, so that a changed model is fetched anew.
 
@@ -169,13 +169,13 @@ def fetched(uri: str) -> str:
 
 
 def inside(folder: str) -> str:
-    """The fused model itself, where a folder is MLflow's way to keep one."""
+    """Return the fused model's own folder, where MLflow keeps it inside another one."""
     found = sorted(Path(folder).glob(f"data/*/{ABOUT}"))
     return str(found[0].parent) if found and Path(folder, "MLmodel").is_file() else folder
 
 
 def copy(store: Store, place: str, folder: str) -> None:
-    """Put a model's folder of this machine into a workspace, the manifest last; nothing where it is there."""
+    """Copy a model's folder of this machine into a workspace, the manifest last; do nothing where it is there."""
     if store.manifest(place) is not None:
         return
     files = sorted(file for file in Path(folder).rglob("*") if file.is_file())

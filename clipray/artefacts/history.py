@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 def write(
     store: Store, folder: str, scores: pa.Table, outcomes: dict[str, str], **facts: Any
 ) -> None:
-    """Keep a publication below the folder of a campaign's report; the JSON comes last, so an entry is whole or not.
+    """Write a publication below the folder of a campaign's report; the JSON comes last, so an entry is whole or absent.
 
     Args:
         folder: `reports/<campaign>`.
@@ -46,13 +46,13 @@ def write(
 
 
 def entries(store: Store, folder: str) -> list[str]:
-    """The stamps of a campaign's publications, the oldest first."""
+    """List the stamps of a campaign's publications, the oldest first."""
     names = store.names(f"{folder}/{FOLDER}")
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
 def last_good(store: Store, folder: str) -> Entry | None:
-    """The last good publication; None where there is none."""
+    """Return the last good publication; None where there is none."""
     for stamp in reversed(entries(store, folder)):
         entry = Entry(stamp, **store.read_json(f"{folder}/{FOLDER}/{stamp}.json"))
         if entry.good:
@@ -61,7 +61,7 @@ def last_good(store: Store, folder: str) -> Entry | None:
 
 
 def accept_last(store: Store, folder: str) -> None:
-    """Call the last publication good: what got worse in it is the new level."""
+    """Mark the last publication as good: its scores are the new level, even where they got worse."""
     for stamp in entries(store, folder)[-1:]:
         place = f"{folder}/{FOLDER}/{stamp}.json"
         told = store.read_json(place)
@@ -70,5 +70,5 @@ def accept_last(store: Store, folder: str) -> None:
 
 
 def scores(store: Store, folder: str, entry: Entry) -> pa.Table:
-    """The scores of a publication (`schema.SCORES` of the code that wrote it)."""
+    """Read the scores of a publication (`schema.SCORES` of the code that wrote it)."""
     return store.read_table(f"{folder}/{FOLDER}/{entry.stamp}.parquet")

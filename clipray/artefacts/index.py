@@ -104,7 +104,7 @@ class Index:
         return self.address, self.chunks_at, self.location
 
     def shards(self, rows: int) -> Iterator[Shard]:
-        """Deterministic pieces of at most `rows` rows; none reaches over the end of a part."""
+        """Yield deterministic pieces of at most `rows` rows; none reaches over the end of a part."""
         before = 0
         for part, length in enumerate(self.parts):
             for start in range(0, length, rows):
@@ -114,29 +114,29 @@ class Index:
             before += length
 
     def table(self, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, in order: for what looks at a whole split, never for the driver of a campaign."""
+        """Read all rows, in order; for what looks at a whole split, never for the driver of a campaign."""
         names = [part_name(part) for part in range(len(self.parts))]
         tables = [store.read_table(f"{self.address}/{name}", columns) for name in names]
         return pa.concat_tables(tables)
 
 
 def part_name(part: int) -> str:
-    """The file of a part's rows."""
+    """Return the name of the file of a part's rows."""
     return f"{part:06d}.parquet"
 
 
 def chunks_name(part: int, location: str) -> str:
-    """The file of a part's chunks as they are read from one place."""
+    """Return the name of the file of a part's chunks as they are read from one place."""
     return f"{part:06d}-{location}.json.gz"
 
 
 def location_name(location: str) -> str:
-    """A short name of a dataset's place."""
+    """Return a short name of a dataset's place."""
     return fingerprint.fingerprint(location)[:8]
 
 
 def groups(chunks: Sequence[sources.Chunk]) -> list[list[tuple[int, sources.Chunk]]]:
-    """Chunks with their numbers, part by part."""
+    """Group numbered chunks into parts."""
     found: list[list[tuple[int, sources.Chunk]]] = []
     known = unknown = 0
     for numbered in enumerate(chunks):
@@ -152,7 +152,7 @@ def groups(chunks: Sequence[sources.Chunk]) -> list[list[tuple[int, sources.Chun
 def write_part(
     store: Store, address: str, part: int, location: str, chunks: Sequence[tuple[int, Any]]
 ) -> Counts:
-    """Read every sample of a part's chunks, and keep who they are; repeats are numbered later, over all parts."""
+    """Read every sample of a part's chunks, and write their rows; repeats are numbered later, over all parts."""
     tables = [sources.index(number, chunk) for number, chunk in chunks]
     table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     write_chunks(store, address, part, location, chunks)
@@ -163,14 +163,14 @@ def write_part(
 def write_chunks(
     store: Store, address: str, part: int, location: str, chunks: Sequence[tuple[int, Any]]
 ) -> None:
-    """Keep where the rows of a part are read from."""
+    """Write where the rows of a part are read from."""
     text = json.dumps([[number, list(chunk)] for number, chunk in chunks])
     data = gzip.compress(text.encode(), compresslevel=5, mtime=0)
     store.write(f"{address}/{chunks_name(part, location)}", data)
 
 
 def count(table: pa.Table, left_out: dict[str, int]) -> Counts:
-    """What is to be known of some rows of an index."""
+    """Count what is to be known of some rows of an index."""
     bad = table.filter(pc.is_valid(table["error"]))
     first = f"{bad['key'][0].as_py()}: {bad['error'][0].as_py()}" if len(bad) else ""
     reasons = Counter(bad["error"].to_pylist()).most_common(REASONS)
@@ -179,13 +179,13 @@ def count(table: pa.Table, left_out: dict[str, int]) -> Counts:
 
 
 def labels(table: pa.Table) -> dict[int, int]:
-    """By label, how many rows can be used."""
+    """Count, by label, the rows that can be used."""
     good = table.filter(pc.and_(pc.is_null(table["error"]), pc.is_valid(table["label"])))
     return dict(sorted(Counter(good["label"].to_pylist()).items()))
 
 
 def content_sum(image_ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> int:
-    """The sum, mod 2^128, of a digest of each row's hash and label; the number of a repeat does not count.
+    """Sum up, mod 2^128, a digest of each row's hash and label; the number of a repeat does not count.
 
     >>> rows = pa.chunked_array([["a", "b"]]), pa.chunked_array([[0, 1]])
     >>> back = pa.chunked_array([["b", "a"]]), pa.chunked_array([[1, 0]])
@@ -201,7 +201,7 @@ def content_sum(image_ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> int:
 
 
 def merged(counts: Sequence[Counts]) -> Counts:
-    """The counts of all parts together."""
+    """Add up the counts of all parts."""
     by_label: Counter[int] = Counter()
     reasons: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
@@ -221,7 +221,7 @@ def merged(counts: Sequence[Counts]) -> Counts:
 
 
 def number_repeats(store: Store, address: str, parts: int) -> None:
-    """Give equal images their numbers over all parts of an index, and write the parts that have some anew."""
+    """Number equal images over all parts of an index, and rewrite the parts that have some."""
     names = [f"{address}/{part_name(part)}" for part in range(parts)]
     columns = [store.read_table(name, ["image_id"])["image_id"] for name in names]
     numbered = sources.numbered(pa.chunked_array([c for col in columns for c in col.chunks]))
@@ -235,7 +235,7 @@ def number_repeats(store: Store, address: str, parts: int) -> None:
 
 
 def write_chosen(store: Store, whole: Index, address: str, chosen: pa.ChunkedArray) -> list[Counts]:
-    """Write an index of some images of another, part by part; a part without any of them stays, empty."""
+    """Write an index of some images of another, part by part; a part without any of them is kept as an empty one."""
     counts = []
     for part in range(len(whole.parts)):
         table = store.read_table(f"{whole.address}/{part_name(part)}")
@@ -246,7 +246,7 @@ def write_chosen(store: Store, whole: Index, address: str, chosen: pa.ChunkedArr
 
 
 def keys(store: Store, index: Index, image_ids: set[str]) -> dict[str, str]:
-    """Where a person finds some images, by their ids; the index is read part by part, until all are found."""
+    """Return where a person finds some images, by their ids; the index is read part by part until all are found."""
     found: dict[str, str] = {}
     wanted = pa.array(sorted(image_ids), pa.string())
     for part in range(len(index.parts)):
@@ -261,7 +261,7 @@ def keys(store: Store, index: Index, image_ids: set[str]) -> dict[str, str]:
 def read(
     store: Store, index: tuple[str, str, str], part: int, chunk_part: int, start: int, rows: int
 ) -> tuple[pa.Table, dict[int, sources.Chunk]]:
-    """The rows of a shard, copied, and the chunks that they lie in by their numbers.
+    """Read the rows of a shard, copied, and the chunks that they lie in, by their numbers.
 
     Args:
         index: its `place`.
@@ -274,7 +274,7 @@ def read(
 
 
 def rows_of(store: Store, address: str, part: int, start: int, rows: int) -> pa.Table:
-    """The rows of a shard, copied: a slice would carry its whole part along wherever it is sent."""
+    """Read the rows of a shard, copied: a slice would carry its whole part along wherever it is sent."""
     table = _rows(store.uri, address, part)
     return table.take(pa.array(range(start, start + rows)))
 
@@ -318,12 +318,12 @@ def check(dataset: str, split: str, counts: Counts, n_classes: int) -> None:
 
 
 def _labels(counts: Counts) -> dict[int, int]:
-    """Images that can be used, by label; JSON has made the labels text."""
+    """Return the number of images that can be used, by label; JSON has made the labels text."""
     return {int(label): number for label, number in counts.labels.items()}
 
 
 def label_remedy(low: int, high: int, n_classes: int) -> str:
-    """What to do about labels that are no class's number."""
+    """Say what to do about labels that are not the number of a class."""
     if low < 0 and high < 0:
         return (
             f"Labels of {low} mean that they are withheld: name a split that has some, such as"
@@ -337,7 +337,7 @@ def label_remedy(low: int, high: int, n_classes: int) -> str:
 
 
 def what(dataset: Dataset, split: str, chunks: list[sources.Chunk]) -> dict:
-    """The WHAT of an index: the dataset's entry, the state of its files, and the code that reads and numbers them.
+    """Return the WHAT of an index: the dataset's entry, the state of its files, and the code that reads them.
 
     Prompts are left out: they are in the classifiers' addresses, and no image need be read again for them.
     """
@@ -352,7 +352,7 @@ def what(dataset: Dataset, split: str, chunks: list[sources.Chunk]) -> dict:
 
 
 def evenly(table: pa.Table, limit: int) -> pa.Table:
-    """At most `limit` rows, evenly over labels and chosen by image id, in the table's own order."""
+    """Choose at most `limit` rows, evenly over labels and by image id, in the table's own order."""
     frame = table.select(["image_id", "label"]).to_pandas()
     frame = frame.sort_values("image_id", kind="stable")
     frame["rank"] = frame.groupby("label", dropna=False).cumcount()

@@ -56,7 +56,7 @@ def read(store: Store) -> list[Artefact]:
 
 
 def used(store: Store, artefacts: Iterable[Artefact], keep: int) -> set[str]:
-    """The addresses that the last `keep` publications of every campaign stand on, through all manifests."""
+    """Find the addresses that the last `keep` publications of every campaign were made of, through all manifests."""
     known = {one.address for one in artefacts}
     todo = {place for place in _published(store, keep) if place in known}
     found = set(todo)
@@ -69,7 +69,7 @@ def used(store: Store, artefacts: Iterable[Artefact], keep: int) -> set[str]:
 
 
 def _published(store: Store, keep: int) -> Iterable[str]:
-    """The evaluations of the publications that are kept."""
+    """Yield the evaluations of the publications that are kept."""
     for name in store.names(REPORTS):
         folder = f"{REPORTS}/{name}"
         for stamp in _kept(store, folder, keep):
@@ -78,18 +78,18 @@ def _published(store: Store, keep: int) -> Iterable[str]:
 
 
 def _kept(store: Store, folder: str, keep: int) -> set[str]:
-    """The last publications of a campaign, and the last good one, which the next is compared with."""
+    """Return the last publications of a campaign, and the last good one, which the next is compared with."""
     good = history.last_good(store, folder)
     return {*history.entries(store, folder)[-keep:], *([good.stamp] if good else [])}
 
 
 def _named(text: str) -> set[str]:
-    """Everything in a manifest's JSON that could be an address: its strings with a slash."""
+    """Find everything in a manifest's JSON that could be an address: its strings with a slash."""
     return {part for part in text.split('"') if "/" in part}
 
 
 def unused(store: Store, keep: int, days: float) -> list[Artefact]:
-    """What retention takes: artefacts of `TAKEN` that no kept publication stands on and nobody touched for `days`.
+    """List what retention takes: artefacts of `TAKEN` that no kept publication needs and that are older than `days`.
 
     What is younger may belong to a run that goes on, or to one that never published.
     """
@@ -106,7 +106,7 @@ def unused(store: Store, keep: int, days: float) -> list[Artefact]:
 
 
 def forget(store: Store, keep: int) -> int:
-    """Remove the entries of each campaign's history that are not kept; how many went."""
+    """Remove the entries of each campaign's history that are not kept; return how many were removed."""
     gone = 0
     for name in store.names(REPORTS):
         folder = f"{REPORTS}/{name}"

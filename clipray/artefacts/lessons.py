@@ -37,7 +37,7 @@ def settings(entry: Fuser) -> dict[str, Any]:
 
 
 def what(task: Task, entry: Fuser) -> dict:
-    """The WHAT of a dataset's episodes."""
+    """Return the WHAT of a dataset's episodes."""
     data = {
         "embeddings": task.embeddings,  # of the test split the ids, which are never drawn
         "classifiers": task.classifiers,
@@ -53,16 +53,16 @@ def what(task: Task, entry: Fuser) -> dict:
 
 
 def address(store: Store, dataset: str, made_of: dict) -> str:
-    """Where a dataset's episodes lie; `made_of` is their `what`."""
+    """Return the address of a dataset's episodes; `made_of` is their `what`."""
     return store.address(FOLDER, dataset, "episodes", what=made_of)
 
 
 def what_of_weights(others: list[str], entry: Fuser) -> dict:
-    """The WHAT of a dataset's weights; `others` are the addresses of the other datasets' episodes."""
+    """Return the WHAT of a dataset's weights; `others` are the addresses of the other datasets' episodes."""
     code = evaluations.code(f"{COMPUTE}:learn")
     return {"episodes": others, "settings": settings(entry), "code": code}
 
 
 def address_of_weights(store: Store, dataset: str, made_of: dict) -> str:
-    """Where a dataset's weights lie; `made_of` is their WHAT."""
+    """Return the address of a dataset's weights; `made_of` is their WHAT."""
     return store.address(FOLDER, dataset, "weights", what=made_of)

@@ -10,7 +10,7 @@ WRITE = "clipray.steps.predict.write"  # that makes them
 
 
 def what(model: str, index: Index, targets: bool) -> dict:
-    """The WHAT of predictions.
+    """Return the WHAT of predictions.
 
     Args:
         model: the digest of the whole model. targets: whether labels are known, and are of the model's classes.
@@ -25,5 +25,5 @@ def what(model: str, index: Index, targets: bool) -> dict:
 
 
 def address(store: Store, model: str, dataset: str, made_of: dict) -> str:
-    """Where the predictions of a model, by its name, for a dataset lie; `made_of` is their WHAT."""
+    """Return the address of the predictions of a model, by its name, for a dataset; `made_of` is their WHAT."""
     return store.address(FOLDER, f"{model}-on-{dataset}", what=made_of)

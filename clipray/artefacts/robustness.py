@@ -41,5 +41,5 @@ class Shifted:
 
 
 def address(store: Store, shifted: Shifted) -> str:
-    """Where the scores lie."""
+    """Return the address of a dataset's scores under shift."""
     return store.address("robustness", shifted.task.dataset, what=shifted.what)

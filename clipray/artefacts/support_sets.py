@@ -54,14 +54,14 @@ def draw(
 
 
 def facts(draws: Sequence[Draw]) -> dict[str, dict[int, int]]:
-    """By number of shots: how many different support sets there are, and how many classes have fewer images."""
+    """Count, by number of shots, the different support sets, and the classes that have fewer images."""
     numbers = Counter(one.shots for one in draws)
     short = {one.shots: len(one.short) for one in draws}
     return {"distinct_support_sets": dict(numbers), "classes_with_fewer_images_than_shots": short}
 
 
 def tested(store: Store, test: str) -> list[str]:
-    """The ids of all images of a split, as its embeddings at an address list them, failed ones too."""
+    """Read the ids of all images of a split from its embeddings at an address, failed ones too."""
     shards = (store.manifest(test) or {}).get("shards", [])
     return store.tables(test, shards, ["image_id"])["image_id"].to_pylist()
 
@@ -74,7 +74,7 @@ def what(
     shots: Sequence[int],
     seeds: int,
 ) -> dict[str, Any]:
-    """The WHAT: the images that can be drawn with their labels, those that cannot, and how many are."""
+    """Return the WHAT: the images that can be drawn, with their labels, those that cannot, and how many are drawn."""
     labelled = sorted(zip(image_ids, np.asarray(labels_N).tolist(), strict=True))
     return {
         "train": _digest(f"{image_id} {label}" for image_id, label in labelled),
@@ -87,14 +87,14 @@ def what(
 
 
 def address(store: Store, dataset: str, told: dict[str, Any]) -> str:
-    """Where a dataset's support sets lie; `told` is their `what`."""
+    """Return the address of a dataset's support sets; `told` is their `what`."""
     return store.address(FOLDER, dataset, what=told)
 
 
 def table(
     dataset: str, image_ids: Sequence[str], labels_N: np.ndarray, draws: Sequence[Draw]
 ) -> pa.Table:
-    """`schema.SUPPORT_SETS` of some draws."""
+    """Make the table (`schema.SUPPORT_SETS`) of some draws."""
     ids, labels = np.asarray(image_ids, dtype=str), np.asarray(labels_N)
     parts = [
         pa.table(
@@ -113,7 +113,7 @@ def table(
 
 
 def read(store: Store, place: str) -> pa.Table:
-    """The recorded support sets at an address (`schema.SUPPORT_SETS`)."""
+    """Read the recorded support sets at an address (`schema.SUPPORT_SETS`)."""
     return store.read_table(f"{place}/{FILE}")
 
 

@@ -38,7 +38,7 @@ class Support:
             raise ValueError(f"labels must lie in 0..{classes - 1}")
 
     def take(self, rows: Tensor) -> "Support":
-        """The support set of these rows only (positions or a mask)."""
+        """Return the support set of these rows only (positions or a mask)."""
         parts = {"logits_KMC": self.logits_KMC[rows], "labels_K": self.labels_K[rows]}
         return dataclasses.replace(
             self, **parts, embeddings=tuple(e[rows] for e in self.embeddings)
@@ -113,12 +113,12 @@ class BySums(NamedTuple):
 
 
 def fit_nothing(supports: Sequence[Support], settings: Any) -> list[State]:
-    """The `fit` of label-free fusers: an empty state for each support set."""
+    """Fit nothing, as label-free fusers do: return an empty state for each support set."""
     return [State(settings) for _ in supports]
 
 
 def dump_settings(settings: Any) -> dict:
-    """Settings as a JSON-able mapping, for fingerprints and records.
+    """Turn settings into a JSON-able mapping, for fingerprints and records.
 
     >>> dump_settings(NoSettings())
     {}
@@ -127,7 +127,7 @@ def dump_settings(settings: Any) -> dict:
 
 
 def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """`dataclasses.replace` that reaches into nested settings and reads JSON's lists as tuples.
+    """Replace fields of a dataclass, inside nested settings too; JSON's lists are read as tuples.
 
     Raises:
         TypeError: no such setting. ValueError: the settings refuse such a value.
@@ -143,7 +143,7 @@ def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def alike(supports: Sequence[Support]) -> list[list[int]]:
-    """Positions of the support sets that can be stacked, those of equal shapes together (the seeds of one shot)."""
+    """Group the positions of support sets that can be stacked: those of equal shapes (the seeds of one shot)."""
     groups: dict[tuple, list[int]] = {}
     for position, support in enumerate(supports):
         shape = (*support.logits_KMC.shape, *(tuple(e.shape) for e in support.embeddings))
@@ -152,7 +152,7 @@ def alike(supports: Sequence[Support]) -> list[list[int]]:
 
 
 def unit(embeddings_ND: Tensor) -> Tensor:
-    """Rows scaled to length 1, in float32 at least (a zero row stays zero).
+    """Scale rows to length 1, in float32 at least (a zero row stays zero).
 
     >>> unit(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
@@ -162,7 +162,7 @@ def unit(embeddings_ND: Tensor) -> Tensor:
 
 
 def nothing(logits_NMC: Tensor, embeddings: tuple[Tensor, ...]) -> Support:
-    """An empty support set: what a label-free fuser is given to fit."""
+    """Make an empty support set: what a label-free fuser is given to fit."""
     none = tuple(e_ND[:0] for e_ND in embeddings)
     return Support(logits_NMC[:0], none, torch.zeros(0, dtype=torch.int64))
 
@@ -185,7 +185,7 @@ class Shots(NamedTuple):
     seed: int = 0
 
     def take(self, rows: Tensor) -> "Shots":
-        """These rows only."""
+        """Return these rows only."""
         return self._replace(embeddings_KD=self.embeddings_KD[rows], labels_K=self.labels_K[rows])
 
 

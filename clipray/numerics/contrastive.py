@@ -6,7 +6,7 @@ from torch.nn.functional import log_softmax
 
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, caption_B: Tensor, scale: Tensor) -> Tensor:
-    """Multi-positive contrastive loss (UniCL, Yang et al. 2022, arXiv 2204.03610); CLIP's where captions are unique.
+    """Compute the multi-positive contrastive loss (UniCL, arXiv 2204.03610); it is CLIP's where captions are unique.
 
     Args:
         image_BD: normalised image embeddings.
@@ -30,7 +30,7 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, caption_B: Tensor, scale
 
 
 def shifted(pixels_NCHW: Tensor, pad: int, generator: torch.Generator | None = None) -> Tensor:
-    """Each image moved by up to `pad` pixels in both directions, its edge pixels repeated; same shape."""
+    """Move each image by up to `pad` pixels in both directions, its edge pixels repeated; the shape stays."""
     n, _, height, width = pixels_NCHW.shape
     padded = torch.nn.functional.pad(pixels_NCHW, (pad,) * 4, mode="replicate")
     top_N, left_N = torch.randint(

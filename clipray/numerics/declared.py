@@ -43,18 +43,18 @@ class _StandIn(types.ModuleType):
 
 @functools.cache
 def fusers() -> Mapping[str, Any]:
-    """`fusers.FUSERS`, in which `fit` and `apply` cannot be called."""
+    """Return `fusers.FUSERS`, in which `fit` and `apply` cannot be called."""
     return _module(f"{PACKAGE}.fusers").FUSERS
 
 
 @functools.cache
 def heads() -> Mapping[str, Any]:
-    """`heads.HEADS`, in which `fit` and `apply` cannot be called."""
+    """Return `heads.HEADS`, in which `fit` and `apply` cannot be called."""
     return _module(f"{PACKAGE}.heads").HEADS
 
 
 def settings_of(method: Any, changes: Mapping[str, Any]) -> Any:
-    """The settings of an entry of a registry, the given ones changed.
+    """Return the settings of an entry of a registry, the given ones changed.
 
     Raises:
         TypeError: no such setting. ValueError: the settings refuse such a value.
@@ -64,7 +64,7 @@ def settings_of(method: Any, changes: Mapping[str, Any]) -> Any:
 
 @functools.cache
 def _module(name: str) -> types.ModuleType:
-    """A module of `numerics`, run without the numeric libraries."""
+    """Run a module of `numerics` without the numeric libraries."""
     spec = _spec(name)
     module = types.ModuleType(name)
     module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
@@ -82,7 +82,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _import(name: str, where=None, local=None, wanted=(), level: int = 0) -> Any:
-    """What an `import` statement of such a module gets."""
+    """Import for such a module: return what its `import` statement gets."""
     if name.partition(".")[0] in LIBRARIES:
         return _StandIn(name if wanted else name.partition(".")[0])
     if name == PACKAGE or name.startswith(f"{PACKAGE}."):

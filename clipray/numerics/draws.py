@@ -29,7 +29,7 @@ def draws(
     seeds: Sequence[int],
     test_ids: Sequence[str],
 ) -> list[Draw]:
-    """Support sets for every seed and number of shots.
+    """Draw support sets for every seed and number of shots.
 
     Within its class an image's place is the hash of (seed, image id), so a draw depends neither on the order of the
     rows nor on a random generator's version, and the draw of k lies within that of any larger k. A class with fewer
@@ -75,7 +75,7 @@ def draws(
 
 
 def short_classes(counts_C: np.ndarray, shots: Sequence[int]) -> dict[int, int]:
-    """How many classes have fewer images than k, for each k at which some have.
+    """Count the classes with fewer images than k, for each k at which there are some.
 
     Args:
         counts_C: images of each class.
@@ -87,7 +87,7 @@ def short_classes(counts_C: np.ndarray, shots: Sequence[int]) -> dict[int, int]:
 
 
 def apart(image_ids: Sequence[str], test_ids: Sequence[str]) -> np.ndarray:
-    """Which images do not stand in the test split too, bool_N; repeats of an image (".1", ".2", …) are that image.
+    """Tell which images are not in the test split too, bool_N; repeats of an image (".1", ".2", …) are that image.
 
     >>> apart(["a", "b", "b.1", "c"], ["b.2", "d"])
     array([ True, False, False,  True])
@@ -101,7 +101,7 @@ def _content(image_id: str) -> str:
 
 
 def _distinct(found: Sequence[Draw]) -> list[Draw]:
-    """The draws, but one alone of those numbers of shots at which all seeds have the same rows."""
+    """Keep one draw of each number of shots at which all seeds have the same rows, and all others."""
     first: dict[int, Draw] = {}
     differ: set[int] = set()
     for draw in found:

@@ -32,7 +32,7 @@ def exact_fuser(fuser: Fuser) -> Fuser:
 
 
 def exact_head(head: Head) -> Head:
-    """The same head, with equal logits for classes that it cannot tell apart."""
+    """Return the same head, with equal logits for classes that it cannot tell apart."""
     return head._replace(fit=partial(_fit_head, head.fit), apply=partial(_apply_head, head.apply))
 
 
@@ -55,7 +55,7 @@ def _fit_head(fit: Any, problems: Sequence[Any], settings: Any) -> list[State]:
 
 
 def _with_level_state(state: State, known_XC: Tensor, labels_K: Tensor) -> State:
-    """A state that holds the same of classes without support images of which the same is known otherwise."""
+    """Return a state that holds the same of all classes without support image that nothing else tells apart."""
     classes = known_XC.shape[1]
     own = {
         name: axis
@@ -130,7 +130,7 @@ def level(
     tensors: Mapping[str, Tensor] | None = None,
     per_image: bool = True,
 ) -> Tensor:
-    """Values that are equal for classes of equal logits: the highest of them for each.
+    """Make values equal for classes of equal logits: each gets the highest of them.
 
     Args:
         values_NC: what a fuser made of the logits.
@@ -157,7 +157,7 @@ def level(
 
 
 def kinds(tensors: Mapping[str, Tensor], classes: int) -> Tensor:
-    """number_C, equal for classes of which a fitted state holds the same.
+    """Number the classes, number_C, so that those of which a fitted state holds the same have equal numbers.
 
     >>> kinds({"w_DC": torch.tensor([[0.5, 0.5, 0.0]]), "labels_K": torch.tensor([1])}, 3)
     tensor([0, 1, 2])
@@ -175,7 +175,7 @@ def kinds(tensors: Mapping[str, Tensor], classes: int) -> Tensor:
 
 
 def class_axis(name: str, tensor: Tensor, classes: int) -> int | None:
-    """The axis of a state's tensor that stands for the classes, by its name; None where there is none.
+    """Return the axis of a state's tensor that stands for the classes, by its name; None where there is none.
 
     >>> class_axis("anchored/w_DC", torch.zeros(5, 3), 3), class_axis("keys_KD/0", torch.zeros(2, 5), 3)
     (1, None)
@@ -189,7 +189,7 @@ def class_axis(name: str, tensor: Tensor, classes: int) -> int | None:
 
 
 def first_alike(columns_XC: Tensor) -> Tensor:
-    """For each column the position of the first that is equal to it.
+    """Find for each column the position of the first that is equal to it.
 
     >>> first_alike(torch.tensor([[2.0, 1.0, 2.0], [0.0, 0.0, 0.0]]))
     tensor([0, 1, 0])
@@ -203,7 +203,7 @@ def first_alike(columns_XC: Tensor) -> Tensor:
 
 
 def _has_ties(logits_NC: Tensor) -> Tensor:
-    """Which rows hold a number twice; NumPy sorts several times as fast as PyTorch."""
+    """Tell which rows hold a number twice; NumPy sorts several times as fast as PyTorch."""
     sorted_NC = np.sort(logits_NC.detach().numpy(force=True), axis=1)
     return torch.from_numpy((sorted_NC[:, 1:] == sorted_NC[:, :-1]).any(axis=1))
 

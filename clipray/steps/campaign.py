@@ -84,7 +84,7 @@ def _unwritten(
 
 
 def _models(campaign: Campaign, datasets: list[Dataset]) -> list[Backbone]:
-    """The backbones that images are embedded with; none where all vectors are given."""
+    """Return the backbones that images are embedded with; none where all vectors are given."""
     named = catalog.backbones(campaign.backbones, datasets)
     with_images = [dataset.name for dataset in datasets if not dataset.given]
     if not with_images:
@@ -174,7 +174,7 @@ def embed_images(todo: Plan) -> None:
 
 
 def _grow(todo: Plan) -> bool:
-    """Look again at train splits of which images could not be used; whether there is more to embed now."""
+    """Look again at train splits with images that could not be used, and tell whether there is more to embed."""
     grown = False
     failed = {row["dataset"] for row in todo.failed}
     lost = {row["dataset"] for row in todo.failures if row["split"] == "train" and row["image_id"]}
@@ -187,7 +187,7 @@ def _grow(todo: Plan) -> bool:
 
 
 def _unprepared(todo: Plan, dataset: str) -> set[str]:
-    """Backbones that do not load, or have no classifier of a dataset: nobody would look at their embeddings of it."""
+    """Return the backbones that do not load or have no classifier of a dataset: nothing uses their embeddings of it."""
     if dataset in todo.given:
         return set()
     rows = [row for row in todo.failed if row["step"] in ("load", "text")]
@@ -254,7 +254,7 @@ def _settle(
 
 
 def _embed(todo: Plan) -> tuple[dict, dict]:
-    """Run the pools; by (dataset, split) and backbone, why there are shards without a file, and what others hold."""
+    """Run the pools; return, by (dataset, split) and backbone, why shards have no file, and what others hold."""
     compute, known = todo.campaign.compute, known_cards(todo)
     works = [work.without(_unprepared(todo, work.index.dataset)) for work in todo.works.values()]
     busy = {name for work in works for names in work.todo.values() for name in names}

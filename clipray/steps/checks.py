@@ -13,25 +13,25 @@ REFERENCE = "best_single_on_support"  # always there, before the fusers that are
 
 
 def entries(campaign: Campaign) -> tuple[Fuser, ...]:
-    """The config's fusers, behind the single backbone chosen on the support set: others are compared with it."""
+    """Return the config's fusers, and before them the reference: the single backbone chosen on the support set."""
     reference = Fuser(name=REFERENCE, fuser=REFERENCE)
     named = [Fuser(name=f, fuser=f) if isinstance(f, str) else f for f in campaign.fusers]
     return (reference, *(fuser for fuser in named if fuser != reference))
 
 
 def unlabelled(entry: Fuser) -> str:
-    """Which unlabelled images a fuser learns from: "batch", "train" or "none"."""
+    """Return which unlabelled images a fuser learns from: "batch", "train" or "none"."""
     settings = declared.settings_of(declared.fusers()[entry.fuser], entry.settings_for(0, 0))
     return getattr(settings, "unlabelled", "none")
 
 
 def named_heads(heads: tuple[str | Head, ...]) -> tuple[Head, ...]:
-    """The config's heads, each with its name and settings."""
+    """Return the config's heads, each with its name and settings."""
     return tuple(Head(name=h, head=h) if isinstance(h, str) else h for h in heads)
 
 
 def check(campaign: Campaign) -> None:
-    """`ConfigError` for a method, setting, name or place that cannot be."""
+    """Raise `ConfigError` for a method, setting, name or place that cannot be."""
     for number, head in enumerate(campaign.heads):
         _method("head", head, f"heads.{number}", declared.heads())
     for number, fuser in enumerate(campaign.fusers):
@@ -58,7 +58,7 @@ def _method(key: str, entry: str | Head | Fuser, where: str, known: Mapping[str,
 
 
 def method_name(name: str, kind: str, where: str, known: Mapping[str, Any]) -> None:
-    """`ConfigError` where a method has a reserved name or that of another one."""
+    """Raise `ConfigError` where a method has a reserved name or the name of another method."""
     if name == kind:
         return
     names.refuse_reserved(name, where)
@@ -71,7 +71,7 @@ def method_name(name: str, kind: str, where: str, known: Mapping[str, Any]) -> N
 
 
 def settings(method: Any, changes: Mapping[str, Any], where: str) -> None:
-    """`ConfigError` where a method has no such settings, or refuses their values."""
+    """Raise `ConfigError` where a method has no such settings, or refuses their values."""
     check_settings(method.settings, changes, where)
     try:
         declared.settings_of(method, changes)
@@ -80,7 +80,7 @@ def settings(method: Any, changes: Mapping[str, Any], where: str) -> None:
 
 
 def places(inputs: Inputs) -> None:
-    """`ConfigError` where workspace, data root or a dataset names storage that cannot be."""
+    """Raise `ConfigError` where the workspace, the data root or a dataset names storage that cannot be."""
     storage(inputs.workspace, "workspace")
     storage(inputs.data_root, "data_root")
     for number, text in enumerate(inputs.datasets):
@@ -88,7 +88,7 @@ def places(inputs: Inputs) -> None:
 
 
 def storage(place: str, where: str) -> None:
-    """`ConfigError` for a protocol that nothing here reads, or a Windows path elsewhere."""
+    """Raise `ConfigError` for a protocol that nothing here reads, or for a Windows path on another system."""
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/](?!/)", place):
         raise ConfigError(
             f"{where}: {place} is a Windows path, and this machine has no drives: write it as /folder/…"
@@ -113,6 +113,6 @@ def storage(place: str, where: str) -> None:
 
 
 def names_like(text: str, known: Iterable[str]) -> str:
-    """The protocols like a wrong one, short as they are."""
+    """List the known protocols that resemble a wrong one."""
     close = [name for name in known if len(name) == len(text) and name[:1] == text[:1]]
     return f" Did you mean {', '.join(close[:3])}?" if close else ""

@@ -12,7 +12,7 @@ from clipray.steps.todo import Plan, classifier_place, known_cards, record, told
 
 
 def tasks(todo: Plan) -> list[Task]:
-    """The evaluation of each dataset that has not failed, on the backbones that have not failed there."""
+    """List the evaluation of each dataset that has not failed, on the backbones that have not failed there."""
     known, specs = known_cards(todo), {spec.name: spec for spec in todo.specs}
     found = []
     for dataset in todo.datasets:
@@ -54,7 +54,7 @@ def tasks(todo: Plan) -> list[Task]:
 
 
 def evaluate_datasets(todo: Plan) -> dict[str, str]:
-    """Evaluate the datasets in parallel; the address of the scores of each one that did not fail.
+    """Evaluate the datasets in parallel; return the address of the scores of each one that did not fail.
 
     Raises:
         ErrorBudget: none is left.
@@ -86,7 +86,7 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
 
 
 def _size(todo: Plan, task: Task) -> int:
-    """How long an evaluation takes, roughly: support images × classes, for every logit is looked at."""
+    """Estimate how long an evaluation takes: support images × classes, because every logit is computed."""
     train, classes = (
         todo.works.get((task.dataset, "train")),
         len(todo.prompts[task.dataset]["classnames"]),

@@ -21,7 +21,7 @@ def failure(
     image_id: str | None = None,
     key: str | None = None,
 ) -> dict:
-    """A row of `schema.FAILURES`: of an image, or of all that it names where it names no image."""
+    """Make a row of `schema.FAILURES`: of one image, or, without an image, of all that the row names."""
     return {
         "dataset": dataset,
         "split": split,
@@ -34,12 +34,12 @@ def failure(
 
 
 def mark(store: Store, place: str, reason: str) -> None:
-    """Keep why an artefact could not be made; whoever can make it tries again all the same."""
+    """Keep why an artefact could not be made; a later run tries again all the same."""
     store.write_json(f"{place}/{MARK}", {"error": reason})
 
 
 def marked(store: Store, place: str) -> str | None:
-    """Why an artefact could not be made; None where nothing tried in vain."""
+    """Return why an artefact could not be made; None where no run has failed to make it."""
     return (store.read_json(f"{place}/{MARK}") or {}).get("error")
 
 
@@ -108,12 +108,12 @@ def _over(failed: int, images: int, allowed: float, words: str) -> str:
 
 
 def _of_model(error: str) -> bool:
-    """Whether an image's error is a backbone's own, and not that it cannot be read."""
+    """Tell whether an image's error comes from a backbone, and not from a file that cannot be read."""
     return error in (NOT_FINITE, ALL_ZERO, TOO_LARGE) or error.startswith(FAILS)
 
 
 def _errors(store: Store, work: Work, backbone: str, known: Tally) -> dict[str, str]:
-    """Image id → error, of all shards of a backbone; `LookupError` where some are not there."""
+    """Collect image id → error of all shards of a backbone; raise `LookupError` where a shard is not there."""
     place = work.addresses[backbone]
     names = {shard.name for shard in work.shards()}
     earlier = names - known.shards
@@ -134,7 +134,7 @@ def _keys(
     done: dict[str, dict | None],
     errors: dict[str, dict[str, str]],
 ) -> dict[str, str]:
-    """Where a person finds the images that failed: from the manifests, or else from the index."""
+    """Return where a person finds the images that failed: from the manifests, or else from the index."""
     names: dict[str, str] = {}
     for manifest in done.values():
         names |= manifest["keys"] if manifest else {}
@@ -143,7 +143,7 @@ def _keys(
 
 
 def _images(work: Work, errors: dict[str, dict[str, str]], names: dict[str, str]) -> list[dict]:
-    """A row for each image that cannot be read, and for each that a backbone alone cannot embed."""
+    """Make a row for each image that cannot be read, and for each that one backbone alone cannot embed."""
     rows = {}
     for backbone, own in errors.items():
         for image_id, error in own.items():

@@ -17,18 +17,18 @@ WHOLE = ""  # the one part of data without splits of their own
 
 
 def vectors(dataset: Dataset, name: str) -> str:
-    """The file of a backbone's rows, as the config names it."""
+    """Return the file of a backbone's rows, as the config names it."""
     backbone = dataset.backbones[name]
     return backbone.logits if dataset.format == "logits" else backbone.images
 
 
 def parts(dataset: Dataset) -> list[str]:
-    """What `{split}` stands for, in turn."""
+    """List the names that `{split}` stands for, in turn."""
     return [WHOLE] if dataset.split else list(dataset.splits.values())
 
 
 def what(dataset: Dataset, uri: str, name: str | None, classnames: list[str]) -> dict:
-    """The WHAT of checked rows, or of a backbone's checked files: what the config says of them, and their state."""
+    """Return the WHAT of checked rows or of a backbone's checked files: what the config says, and their state."""
     backbone = dataset.backbones[name] if name else None
     named = [dataset.labels, dataset.ids]
     if backbone:
@@ -49,7 +49,7 @@ def what(dataset: Dataset, uri: str, name: str | None, classnames: list[str]) ->
 
 
 def splits(dataset: Dataset, uri: str, classnames: list[str]) -> dict[str, pa.Table]:
-    """The rows of each split (`schema.INDEX`, `row` being that of the files)."""
+    """Return the rows of each split (`schema.INDEX`); `row` is the row in the files."""
     tables = {
         part: _rows(dataset, uri, part, classnames, number)
         for number, part in enumerate(parts(dataset))
@@ -67,12 +67,12 @@ def splits(dataset: Dataset, uri: str, classnames: list[str]) -> dict[str, pa.Ta
 
 
 def _share(text: str) -> float:
-    """A number from 0 up to 1 that a text alone decides."""
+    """Return a number from 0 up to 1 that depends on a text alone."""
     return int(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), 16) / 2**64
 
 
 def _rows(dataset: Dataset, uri: str, part: str, classnames: list[str], number: int) -> pa.Table:
-    """All rows of one part of the files."""
+    """Read all rows of one part of the files."""
     labels = files.labels(dataset.labels, uri, part, classnames)
     keys = _ids(dataset.ids, uri, part) if dataset.ids else None
     if keys is not None and len(keys) != len(labels):
@@ -99,7 +99,7 @@ def _rows(dataset: Dataset, uri: str, part: str, classnames: list[str], number: 
 
 
 def _ids(name: str, uri: str, part: str) -> list[str]:
-    """The ids that a config names; each once."""
+    """Read the ids that a config names, and check that each occurs once."""
     found = files.column(name, uri, part)
     if None in found:
         raise ConfigError(f"{name}: row {found.index(None)} has no id: give each image one.")
@@ -113,7 +113,7 @@ def _ids(name: str, uri: str, part: str) -> list[str]:
 
 
 def order(dataset: Dataset, uri: str, name: str, part: str, rows: int) -> np.ndarray:
-    """For each row of the set, the row of a backbone's file, by ids where it has some; labels must agree."""
+    """Return, for each row of the set, the row of a backbone's file: by ids where it has some. Labels must agree."""
     backbone = dataset.backbones[name]
     order_N = np.arange(rows)
     if backbone.ids and dataset.ids:
@@ -215,7 +215,7 @@ def _same_labels(
 
 
 def _digest(dataset: Dataset, name: str, matrix: files.Matrix) -> tuple[str, float]:
-    """A digest of all rows, and the length of the longest finite one, in one pass."""
+    """Compute a digest of all rows, and the length of the longest finite row, in one pass."""
     found = hashlib.blake2b(digest_size=16)
     longest, usable = 0.0, 0
     for block in matrix.blocks():
@@ -234,7 +234,7 @@ def _digest(dataset: Dataset, name: str, matrix: files.Matrix) -> tuple[str, flo
 
 
 def class_vectors(dataset: Dataset, uri: str, name: str, classnames: list[str]) -> np.ndarray:
-    """Class vectors C×D, float32, checked."""
+    """Read the class vectors C×D, float32, and check them."""
     if dataset.format == "logits":
         return np.eye(len(classnames), len(classnames) + 1, dtype=np.float32)
     backbone = dataset.backbones[name]

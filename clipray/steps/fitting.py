@@ -33,7 +33,7 @@ WITH_LABELS, IN_STAGES, WITHOUT = (
 
 
 def check(wanted: Fit) -> None:
-    """`ConfigError` for what is wrong with a config, found without torch, data or Ray."""
+    """Raise `ConfigError` for what is wrong with a config and can be found without torch, data or Ray."""
     if wanted.cascade and wanted.shots == 0:
         raise ConfigError("cascade: its thresholds come from labelled images, and `shots` is 0")
     if wanted.from_campaign:
@@ -60,7 +60,7 @@ def check(wanted: Fit) -> None:
 
 
 def workspace(wanted: Fit) -> str:
-    """Where the model goes: the config's place, or the campaign's."""
+    """Return the workspace that the model goes to: the config's, or the campaign's."""
     return wanted.workspace or campaign_of(wanted).workspace
 
 
@@ -167,7 +167,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
 
 
 def _recall(todo: Plan, wanted: Fit) -> None:
-    """Take what the campaign has embedded."""
+    """Take the embeddings that the campaign has made; embed nothing."""
     try:
         steps.recall(todo)
     except ConfigError as error:
@@ -177,7 +177,7 @@ def _recall(todo: Plan, wanted: Fit) -> None:
 
 
 def _train(todo: Plan, dataset: str) -> tuple[str, ...]:
-    """Where the train split's embeddings lie.
+    """Return the addresses of the train split's embeddings.
 
     Raises:
         ConfigError: none of its images can be learned from.
@@ -192,13 +192,13 @@ def _train(todo: Plan, dataset: str) -> tuple[str, ...]:
 
 
 def _image_ids(todo: Plan, dataset: str) -> frozenset[str]:
-    """The ids of a dataset's test images, from which nothing may learn."""
+    """Return the ids of a dataset's test images, from which nothing may learn."""
     table = todo.works[dataset, "test"].index.table(todo.store, ["image_id"])
     return frozenset(table["image_id"].to_pylist())
 
 
 def _common(todo: Plan, dataset: str, specs: list[Backbone]) -> dict[str, Any]:
-    """What of a plan every lesson has."""
+    """Collect what every lesson takes from a plan."""
     prompts, precision = todo.prompts[dataset], todo.campaign.precision
     if dataset in todo.given:
         return _of_vectors(todo, todo.given[dataset])
@@ -259,7 +259,7 @@ def _tested(ids: Any) -> tuple[str, ...]:
 
 
 def campaign_of(wanted: Fit) -> Campaign:
-    """The campaign of `from_campaign`, in the fit's workspace where it names one."""
+    """Load the campaign of `from_campaign`, in the fit's workspace where it names one."""
     sets = [f"workspace={wanted.workspace}"] if wanted.workspace else []
     campaign = config.load(Campaign, wanted.from_campaign, sets)
     given = {"compute": wanted.compute} if "compute" in wanted.model_fields_set else {}
@@ -267,7 +267,7 @@ def campaign_of(wanted: Fit) -> Campaign:
 
 
 def _campaign(wanted: Fit) -> Campaign:
-    """A campaign of one data set and one method: what embeds it."""
+    """Make a campaign of one data set and one method, by which the data set is embedded."""
     shots = _shots(wanted)
     values = {
         "name": wanted.name,
@@ -290,7 +290,7 @@ def _campaign(wanted: Fit) -> Campaign:
 
 
 def _unlabelled(wanted: Fit, campaign: Campaign) -> Plan:
-    """A plan that touches no image: class names and templates only."""
+    """Make a plan that needs no image, but class names and templates only."""
     from clipray import catalog, sources
     from clipray.config import Dataset, names
 
@@ -329,5 +329,5 @@ def _fuser(wanted: Fit) -> Fuser:
 
 
 def address(store: Store, name: str, told: Lesson) -> str:
-    """Where the fused model of a lesson lies."""
+    """Return the address of the fused model of a lesson."""
     return fused_model.address(store, name, told.what)

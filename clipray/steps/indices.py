@@ -23,7 +23,7 @@ def index(
     names: Sequence[str] | None = None,
     labelled: bool = True,
 ) -> Index:
-    """The index of a split, looked up in the store if its source has not changed, else made and kept there.
+    """Look up the index of a split in the store, or make it where its source is new or has changed.
 
     Args:
         store: where it is kept.
@@ -79,7 +79,7 @@ def _make(
     chunks: list[sources.Chunk],
     mapper: Mapper,
 ) -> dict:
-    """Make all parts of an index, number the repeats over them, and declare it complete; its manifest."""
+    """Make all parts of an index, number the repeats over them, declare it complete, and return its manifest."""
     items = [
         (store, address, part, location, group) for part, group in enumerate(parts.groups(chunks))
     ]
@@ -92,7 +92,7 @@ def _make(
 
 
 def _facts(counts: Sequence[Counts]) -> dict[str, Any]:
-    """What the manifest of an index tells: the rows of each part, and what they hold together."""
+    """Return what the manifest of an index tells: the rows of each part, and what they hold together."""
     whole = parts.merged(counts)
     return {
         "images": whole.rows,
@@ -112,7 +112,7 @@ def _also_at(
     chunks: list[sources.Chunk],
     manifest: dict,
 ) -> dict:
-    """The manifest of an index whose files are seen at another place than before: the chunks are written for it."""
+    """Write the chunks of an index for another place where its files are seen, and return the new manifest."""
     for part, group in enumerate(parts.groups(chunks)):
         parts.write_chunks(store, address, part, location, group)
     known = ("images", "parts", "content", "counts", "left_out", "unreadable", "chunks")
@@ -122,7 +122,7 @@ def _also_at(
 
 
 def limited(store: Store, whole: Index, limit: int, mapper: Mapper) -> Index:
-    """An index of some images of another, evenly over classes; it is an artefact of its own."""
+    """Make or look up an index of some images of another one, evenly over classes; it is an artefact of its own."""
     made_of = {"of": whole.address, "limit": limit, "code": code(parts.evenly)}
     address = store.address("index", whole.dataset, whole.split, what=made_of)
     manifest = store.manifest(address)
@@ -142,7 +142,7 @@ def write_limited(store: Store, whole: Index, address: str, limit: int) -> list[
 
 
 def _remarks(split: str, counts: Counts, n_classes: int) -> Iterator[str]:
-    """What a person should know of a split that can be used."""
+    """Yield what a person should know of a split that can be used."""
     if counts.left_out:
         yield f"{split} split: left out as no image: {counted(counts.left_out)}"
     if counts.bad:
@@ -153,5 +153,5 @@ def _remarks(split: str, counts: Counts, n_classes: int) -> Iterator[str]:
 
 
 def counted(kinds: dict[str, int]) -> str:
-    """Kinds with their counts, in words."""
+    """Write kinds with their counts in words."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

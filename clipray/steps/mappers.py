@@ -11,7 +11,7 @@ IN_PROCESS = 8  # parts that are not worth starting Ray for
 
 
 def reader(compute: Compute) -> Mapper:
-    """Threads for a few parts, Ray tasks over the cluster for many; once Ray has started, it does all."""
+    """Make a mapper: threads for a few parts, Ray tasks for many; once Ray has started, it does all."""
     starting, started = threading.Lock(), threading.Event()
 
     def read(function: Callable, items: list[tuple]) -> Iterator[Any]:
@@ -29,7 +29,7 @@ def reader(compute: Compute) -> Mapper:
 
 
 def in_threads(function: Callable, items: list[tuple]) -> Iterator[Any]:
-    """Results in order, computed by threads of this process: for work that mostly waits."""
+    """Yield results in order, computed by threads of this process; for work that mostly waits."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(8) as pool:

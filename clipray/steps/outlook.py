@@ -17,7 +17,7 @@ UNKNOWN = None  # in JSON; a number that nobody can give yet never is 0
 
 
 def outlook(todo: Plan) -> Facts:
-    """What `--dry-run` prints as JSON, and `describe` as lines."""
+    """Collect what `--dry-run` prints as JSON, and `describe` as lines."""
     images = _images_by_backbone(todo)
     known = {
         spec.name: cards.read(todo.store, spec, todo.campaign.precision) for spec in todo.specs
@@ -47,7 +47,7 @@ def outlook(todo: Plan) -> Facts:
 
 
 def describe(facts: Facts) -> list[str]:
-    """The plan in lines."""
+    """Write the plan in lines."""
     lines = [f"workspace {facts['workspace']}, reports/{facts['name']}"]
     lines += [*_defaults(facts["defaults"]), *facts["notes"]]
     for name, split in facts["splits"].items():
@@ -65,12 +65,12 @@ def describe(facts: Facts) -> list[str]:
 
 
 def defaults(inputs: Inputs) -> list[str]:
-    """The choices that change a number and that a config left open, in a line."""
+    """Write in a line the choices that change a number and that a config leaves open."""
     return _defaults(inputs.defaults())
 
 
 def evaluation(campaign: Campaign, done: dict[str, bool | None]) -> Facts:
-    """What is evaluated on each dataset.
+    """Count what is evaluated on each dataset.
 
     Args:
         done: by dataset, whether its scores are there; None where that cannot be known yet.
@@ -89,7 +89,7 @@ def evaluation(campaign: Campaign, done: dict[str, bool | None]) -> Facts:
 
 
 def fits(campaign: Campaign) -> int:
-    """Fits of fusers on a dataset that has a train split: one a support set, or one at all where no label is used."""
+    """Count the fits of fusers on a dataset with a train split: one per support set, or one where no label is used."""
     support_sets = len(campaign.shots) * campaign.seeds
     total = 0
     for head in checks.named_heads(campaign.heads):
@@ -101,7 +101,7 @@ def fits(campaign: Campaign) -> int:
 
 
 def of_search(config: Tune, campaign: Facts) -> Facts:
-    """What a search will do at most; which support sets can be used is known when all is embedded.
+    """Count what a search does at most; which support sets can be used is known when all is embedded.
 
     Args:
         campaign: the outlook of the campaign that makes its embeddings.
@@ -125,7 +125,7 @@ def of_search(config: Tune, campaign: Facts) -> Facts:
 
 
 def describe_search(facts: Facts) -> list[str]:
-    """The plan of a search in lines."""
+    """Write the plan of a search in lines."""
     plan = describe(facts | {"evaluation": None})
     lines = [f"support sets to choose on: at most {facts['support_sets_at_most']}"]
     for name, number in facts["configurations"].items():
@@ -135,7 +135,7 @@ def describe_search(facts: Facts) -> list[str]:
 
 
 def _images_by_backbone(todo: Plan) -> dict[str, int]:
-    """Images that each backbone has still to see."""
+    """Count the images that each backbone has still to embed."""
     counts = {spec.name: 0 for spec in todo.specs}
     for (dataset, _), work in todo.works.items():
         if dataset in todo.given:
@@ -153,7 +153,7 @@ def _seconds(images: int, per_image: float | None) -> float | None:
 
 
 def _done(todo: Plan, known: dict[str, dict | None]) -> dict[str, bool | None]:
-    """Whether each dataset's scores are there."""
+    """Tell by dataset whether its scores are there."""
     if None in known.values() or todo.images or todo.classifiers:
         return {dataset.name: False for dataset in todo.datasets}
     if any(meta.is_untaught(fuser) for fuser in checks.entries(todo.campaign)):
@@ -165,7 +165,7 @@ def _done(todo: Plan, known: dict[str, dict | None]) -> dict[str, bool | None]:
 
 
 def _notes(todo: Plan) -> list[str]:
-    """What a person may not have meant."""
+    """List what in a config may be a mistake."""
     there = {dataset.name for dataset in todo.datasets}
     methods = [*checks.named_heads(todo.campaign.heads), *checks.entries(todo.campaign)]
     chosen = {one.dataset for method in methods for one in method.chosen}

@@ -79,7 +79,7 @@ def share(
 
 
 def _grown(costs: dict[str, float], pools: dict[str, Pool], units: float) -> dict[str, Pool]:
-    """The pools with the sizes that they may grow to on that many devices; all actors take the same of one."""
+    """Give the pools the sizes that they may grow to on that many devices; all actors of a pool take the same share."""
     if not costs:
         return {}
     each = max(pools[name].num_gpus or pools[name].num_cpus for name in costs)
@@ -157,7 +157,7 @@ def busy(costs: dict[str, float], sizes: dict[str, int]) -> float:
 
 
 def apportion(costs: dict[str, float], seats: int) -> dict[str, int]:
-    """Whole seats by cost, at least one each: every next one goes where most cost waits for a seat.
+    """Deal out whole seats by cost, at least one each: the next seat goes to the most cost per seat.
 
     >>> apportion({"small": 1.0, "large": 3.0}, 4)
     {'small': 1, 'large': 3}
@@ -169,7 +169,7 @@ def apportion(costs: dict[str, float], seats: int) -> dict[str, int]:
 
 
 def check(pools: dict[str, Pool], cpus: float, gpus: float, decode_cpus: float) -> None:
-    """`ConfigError` where the pools and one decoding task need more than the cluster has."""
+    """Raise `ConfigError` where the pools and one decoding task need more than the cluster has."""
     need_cpus = sum(pool.size * pool.num_cpus for pool in pools.values()) + decode_cpus
     need_gpus = sum(pool.size * pool.num_gpus for pool in pools.values())
     if need_cpus > cpus + 1e-6:

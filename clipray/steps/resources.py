@@ -72,12 +72,12 @@ def pools(
 
 
 def _at_most(wanted: float, most: float) -> float:
-    """What is asked for: one at least, for that is what a head without CPUs waits for."""
+    """Limit what is asked for to what can be had; one at least, because a cluster of a head alone starts with none."""
     return max(1.0, min(wanted, most))
 
 
 def limit(resource: str) -> float:
-    """How much of a resource an autoscaler can bring; 0 where there is none, or where it does not say."""
+    """Return how much of a resource an autoscaler can bring; 0 where there is none, or where it does not say."""
     from ray._private.state import state
 
     return float((state.get_max_resources_from_cluster_config() or {}).get(resource, 0))
@@ -89,7 +89,7 @@ def wait(
     more: float = MORE,
     look: Callable[[], Mapping[str, float]] | None = None,
 ) -> dict[str, float]:
-    """Ask the autoscaler for a floor of resources, and wait for it with a line that says what for and how long.
+    """Ask the autoscaler for a floor of resources, and wait; a line says for what, and for how long so far.
 
     Args:
         floor: how much of each resource.

@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 def train(looker: Looker, work: Work, prompts: dict[str, list[str]]) -> Work:
-    """What a train split lacks now, as `work` told it before."""
+    """Look again at a train split, and return what it lacks now."""
     if work.index.of is None:
         return work
     indices = {"train": work.index.of, "test": work.index.apart}
@@ -46,7 +46,7 @@ def train(looker: Looker, work: Work, prompts: dict[str, list[str]]) -> Work:
 
 
 def look(looker: Looker, datasets: Sequence[Dataset]) -> Iterator[Found]:
-    """What is found of each dataset, in order.
+    """Look at many datasets at a time, and yield what is found of each, in order.
 
     Raises:
         ConfigError: of the first dataset that cannot be used.
@@ -65,7 +65,7 @@ def look(looker: Looker, datasets: Sequence[Dataset]) -> Iterator[Found]:
 
 
 def needs_whole(campaign: Campaign) -> bool:
-    """Whether a method looks at images of the train split outside the support sets."""
+    """Tell whether a method looks at images of the train split outside the support sets."""
     from clipray.steps import checks
 
     entries = checks.entries(campaign)
@@ -104,7 +104,7 @@ def _look(looker: Looker, dataset: Dataset) -> Found:
 
 
 def _look_given(looker: Looker, dataset: Dataset) -> Found:
-    """Vectors that come with the dataset are checked here, and written by the campaign."""
+    """Check the vectors that come with a dataset; the campaign writes them."""
     store, campaign = looker.store, looker.campaign
     names = sources.classnames(dataset, campaign.data_root)
     own = catalog.own_backbones(dataset, campaign.backbones)
@@ -122,7 +122,7 @@ def _look_given(looker: Looker, dataset: Dataset) -> Found:
 
 
 def _train(looker: Looker, indices: dict[str, Index], classes: int) -> Work:
-    """What a train split lacks: of all its images, or of those that support sets may hold.
+    """Find what a train split lacks: of all its images, or of those that support sets may hold.
 
     Images of the pool that have no embedding are drawn by no support set, so others take their place.
     """

@@ -12,7 +12,7 @@ HOUR = 3600.0
 
 
 def status(store: Store, prices: dict[str, float]) -> dict[str, Any]:
-    """Everything that `jobs.status` tells.
+    """Collect everything that `jobs.status` tells.
 
     Args:
         prices: of an hour of a device, by its kind ("cpu", "cuda"); none where no money is to be told.
@@ -34,7 +34,7 @@ def status(store: Store, prices: dict[str, float]) -> dict[str, Any]:
 
 
 def _kinds(artefacts: list[Artefact]) -> dict[str, dict[str, int]]:
-    """Of each kind that is made in whole or not at all: how many are so, and their bytes."""
+    """Count, by kind of artefact, those that are whole and those that are unfinished, and their bytes."""
     found: dict[str, dict[str, int]] = {}
     for one in artefacts:
         if one.kind not in (*inventory.TAKEN, "index", "backbones"):
@@ -46,7 +46,7 @@ def _kinds(artefacts: list[Artefact]) -> dict[str, dict[str, int]]:
 
 
 def _campaign(store: Store, name: str) -> dict[str, Any] | None:
-    """A campaign's last publication: headline, what failed, what changed; None where nothing is published."""
+    """Read a campaign's last publication: headline, what failed, what changed; None where nothing is published."""
     folder = f"{inventory.REPORTS}/{name}"
     published = store.read_json(f"{folder}/{files.MARK}")
     if published is None:
@@ -68,7 +68,7 @@ def _campaign(store: Store, name: str) -> dict[str, Any] | None:
 def _embedding(
     store: Store, artefacts: list[Artefact], prices: dict[str, float]
 ) -> dict[str, dict[str, Any]]:
-    """By backbone: images, bytes, and the device-seconds that its card's time per image amounts to.
+    """Sum up, by backbone, images, bytes, and the device-seconds by its card's time per image.
 
     The seconds are an estimate: measured once on some device, times the images. `money` is there where the device has
     a price.
@@ -92,7 +92,7 @@ def _embedding(
 
 
 def _cards(store: Store, artefacts: list[Artefact]) -> dict[str, tuple[float | None, str | None]]:
-    """By backbone, of its newest card: seconds per image, and the device that they were measured on."""
+    """Read, by backbone, its newest card: seconds per image, and the device that they were measured on."""
     found = {}
     cards = [one for one in artefacts if one.kind == "backbones" and one.whole]
     for one in sorted(cards, key=lambda card: card.modified):

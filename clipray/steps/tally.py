@@ -42,7 +42,7 @@ class Tally:
 
 
 def failures_of(part: pa.Table) -> dict[str, str]:
-    """By image id, why a shard's file holds no embedding of it."""
+    """Return, by image id, why a shard's file holds no embedding of the image."""
     failed = part.select(["image_id", "error"]).filter(part["error"].is_valid())
     return dict(zip(failed["image_id"].to_pylist(), failed["error"].to_pylist(), strict=True))
 

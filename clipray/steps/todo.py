@@ -54,7 +54,7 @@ class Plan:
         return [row for row in self.failures if row["image_id"] is None]
 
     def usable(self, dataset: str) -> list[str]:
-        """The backbones that a dataset is evaluated with; none where the dataset itself has failed."""
+        """Return the backbones that a dataset is evaluated with; none where the dataset itself has failed."""
         own = self.given.get(dataset)
         # given vectors need no model to load, unless it is to make their class vectors
         places = (dataset,) if own else (None, dataset)
@@ -69,7 +69,7 @@ class Plan:
         return [name for name in names if name not in out]
 
     def models(self, dataset: str) -> list[Backbone]:
-        """Those of `usable` that embed images; none of a dataset of given vectors."""
+        """Return those of `usable` that embed images; none for a dataset of given vectors."""
         names = () if dataset in self.given else self.usable(dataset)
         return [spec for spec in self.specs if spec.name in names]
 
@@ -94,7 +94,7 @@ class Plan:
 
 
 def classifier_place(todo: Plan, spec: Backbone, dataset: str) -> str:
-    """Where a backbone's class vectors of a dataset lie."""
+    """Return the address of a backbone's class vectors of a dataset."""
     prompts, precision = todo.prompts[dataset], todo.campaign.precision
     return classifiers.address(todo.store, spec, precision, dataset, prompts)
 
@@ -106,13 +106,13 @@ def known_cards(todo: Plan) -> dict[str, dict | None]:
 
 
 def require_all(todo: Plan) -> None:
-    """`ErrorBudget` where anything has failed as a whole, for a step that needs all datasets and backbones."""
+    """Raise `ErrorBudget` where anything has failed as a whole, for a step that needs all datasets and backbones."""
     if todo.failed:
         raise ErrorBudget("; ".join(told(todo.failed)))
 
 
 def told(failed: list[dict]) -> list[str]:
-    """What failed as a whole, one sentence each; the same of several splits or datasets is told once."""
+    """Write what failed as a whole, one sentence each; the same failure of several splits or datasets is told once."""
     places: dict[tuple[str, str], list[str]] = {}
     for row in failed:
         split = f"/{row['split']}" if row["split"] else ""

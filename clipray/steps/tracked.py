@@ -31,7 +31,7 @@ HEADLINE += ("oracle_gain", "synergy", "synergy_low", "synergy_high", "gain_low"
 def record(
     todo: "Plan", scores: pa.Table, standings: pa.Table, made: dict[str, str], headline: dict
 ) -> dict:
-    """Record the campaign's runs; where they are, or why not.
+    """Record the campaign's runs; return where they are, or why they are not recorded.
 
     Args:
         scores, standings: of all datasets.
@@ -62,7 +62,7 @@ def record(
 
 
 def _parent(todo: "Plan", what: dict, made: dict[str, str], headline: dict) -> Record:
-    """The campaign: its config, its main numbers, its tables, and the leaderboard as its description."""
+    """Make the campaign's record: its config, its main numbers, its tables, and the leaderboard as its description."""
     campaign = todo.campaign
     board = todo.store.read(made["markdown"].removeprefix(todo.store.uri + "/")).decode()
     artifacts = {
@@ -78,14 +78,14 @@ def _parent(todo: "Plan", what: dict, made: dict[str, str], headline: dict) -> R
 
 
 def settings_file(campaign: Campaign) -> bytes:
-    """The config as YAML, without secrets, and without its place: a moved workspace is the same campaign."""
+    """Write the config as YAML, without secrets and without its place: a moved workspace is the same campaign."""
     values = campaign.model_dump(mode="json", exclude={"tracking", "workspace"})
     head = "# Add `workspace:` to run it again.\n"
     return (head + yaml.safe_dump(secrets.clean(values), sort_keys=False)).encode()
 
 
 def _about(todo: "Plan", kind: str, note: str = "") -> tuple:
-    """Tags, note, status and times that all runs of a campaign have in common."""
+    """Collect the tags, note, status and times that all runs of a campaign have in common."""
     tags = tracking.origin("jobs.run", provenance()) | {
         "clipray.kind": kind,
         "clipray.provenance": provenance(),
@@ -96,7 +96,7 @@ def _about(todo: "Plan", kind: str, note: str = "") -> tuple:
 def _dataset(
     todo: "Plan", dataset: str, what: dict, scores: pa.Table, rows: list["Row"], headline: dict
 ) -> Record:
-    """How the backbones complement each other on one dataset, and its headline numbers."""
+    """Make a dataset's record: how the backbones complement each other, and its headline numbers."""
     names = todo.prompts[dataset]
     works = {split: work for (name, split), work in todo.works.items() if name == dataset}
     params = what | {
@@ -115,7 +115,7 @@ def _dataset(
 
 
 def _failed(todo: "Plan", dataset: str, what: dict) -> Record:
-    """A dataset that has no score, and why."""
+    """Make the record of a dataset that has no score, with the reason."""
     tags, _, _, started = _about(todo, "dataset")
     reasons = [row["error"] for row in todo.failed if row["dataset"] in (None, dataset)]
     return Record(
@@ -130,7 +130,7 @@ def _failed(todo: "Plan", dataset: str, what: dict) -> Record:
 def _set_metrics(
     dataset: str, scores: pa.Table, rows: list["Row"], headline: dict
 ) -> Iterator[Metric]:
-    """Plain names for the headline's head (the first, without a headline), `name/head` for the others."""
+    """Name the measures: plain names for the headline's head (or the first head), `name/head` for the others."""
     from clipray.report import gains, summary
 
     frame = gains.clean(scores)
@@ -158,7 +158,7 @@ def _set_metrics(
 def _methods(
     todo: "Plan", what: dict, scores: pa.Table, rows: list["Row"], standings: pa.Table
 ) -> dict[str, Record]:
-    """One record per head, method and number of shots: every metric's mean over datasets, and each dataset's."""
+    """Make a record per head, method and number of shots: every metric's mean over datasets, and each value."""
     from clipray.report import gains, summary
 
     frame = gains.clean(scores)
@@ -192,7 +192,7 @@ def _scores(part: pd.DataFrame) -> Iterator[Metric]:
 
 
 def _gains(row: "Row", stand: dict) -> Iterator[Metric]:
-    """Intervals, wins and ranks over datasets."""
+    """Yield intervals, wins and ranks over datasets."""
     for name, gain in (("on_support", row.on_support), ("on_test", row.on_test)):
         if gain:
             yield Metric(f"gain_{name}_low", gain.low)
@@ -207,7 +207,7 @@ def _gains(row: "Row", stand: dict) -> Iterator[Metric]:
 
 
 def check(name: str, wanted: Any) -> None:
-    """Look before work starts whether MLflow takes the runs; see `tracking.check`.
+    """Check before work starts whether MLflow takes the runs; see `tracking.check`.
 
     Args:
         name: of the record. wanted: a config with `workspace` and `tracking`.
@@ -216,12 +216,12 @@ def check(name: str, wanted: Any) -> None:
 
 
 def kept(campaign: Campaign) -> bool:
-    """Whether the workspace has a record of the campaign, sent or not."""
+    """Tell whether the workspace has a record of the campaign, sent or not."""
     return tracking.stated(campaign.name, campaign.workspace)
 
 
 def again(campaign: Campaign) -> dict:
-    """Where the runs of a campaign are that was published before; sends what could not be sent then."""
+    """Send what could not be sent of a campaign that was published before; return where its runs are."""
     return tracking.send(campaign.name, campaign.workspace, campaign.tracking)
 
 

@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 def curve(logits_NMC: Tensor, labels_N: Tensor, gflops_M: Sequence[float]) -> list[Point]:
-    """The points to draw, from the cheapest up; all fused by `log_avg`, so that no label is used but to count.
+    """Return the points to draw, from the cheapest up; all are fused by `log_avg`, so labels only count answers.
 
     Their number stays small: M single backbones, the full fusion, the cheapest 2, 3, … backbones together, a cascade
     over all of them for each of `LEVELS`, and of the other subsets those on the front (all of them for few backbones).
@@ -63,7 +63,7 @@ def curve(logits_NMC: Tensor, labels_N: Tensor, gflops_M: Sequence[float]) -> li
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points from the cheapest up, with those on the Pareto front marked.
+    """Sort the points from the cheapest up, and mark those on the Pareto front.
 
     >>> cheap = Point("single", (0,), 0.0, intervals.wilson(5, 10), 1.0)
     >>> dear = Point("single", (1,), 0.0, intervals.wilson(4, 10), 2.0)
@@ -79,7 +79,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def stage_log_probs(logits_NMC: Tensor, order: Sequence[int]) -> list[Tensor]:
-    """The `log_avg` fusion of the first 1, 2, … backbones of an order; S = M tensors N×C."""
+    """Fuse the first 1, 2, … backbones of an order by `log_avg`; S = M tensors N×C."""
     log_p_NMC = torch.log_softmax(logits_NMC, dim=-1)
     members = [sorted(order[: stage + 1]) for stage in range(len(order))]
     return [torch.log_softmax(log_p_NMC[:, some].mean(1), dim=-1) for some in members]
@@ -105,7 +105,7 @@ def _cascades(
 
 
 def _worth(logits_NMC: Tensor, labels_N: Tensor, gflops_M: Sequence[float]) -> list[tuple]:
-    """The subsets that are worth a point."""
+    """Choose the subsets that are worth a point."""
     if len(gflops_M) > search.MOST:
         return []
     every = search.subsets(len(gflops_M))

@@ -119,7 +119,7 @@ def apply_cascade(
     embeddings: Sequence[Tensor],
     left_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All stages.
+    """Run all stages.
 
     Args:
         logits_NMC, embeddings: of all backbones. What belongs to a backbone that an image has not reached is not
@@ -146,7 +146,7 @@ def apply_cascade(
 
 
 def cascade_to_parts(cascade: Cascade) -> tuple[dict[str, Tensor], dict]:
-    """A cascade as tensors (for safetensors) and a JSON-able mapping; infinite thresholds are None."""
+    """Take a cascade apart: tensors (for safetensors) and a JSON-able mapping; infinite thresholds are None."""
     tensors, stages = {}, []
     for stage, state in enumerate(cascade.states):
         own, mapping = to_parts(state)
@@ -165,7 +165,7 @@ def cascade_to_parts(cascade: Cascade) -> tuple[dict[str, Tensor], dict]:
 
 
 def cascade_from_parts(tensors: Mapping[str, Tensor], mapping: Mapping[str, Any]) -> Cascade:
-    """The cascade that `cascade_to_parts` took apart."""
+    """Put together the cascade that `cascade_to_parts` took apart."""
     states = []
     for stage, one in enumerate(mapping["stages"]):
         prefix = f"stage{stage}/"
@@ -179,14 +179,14 @@ def cascade_from_parts(tensors: Mapping[str, Tensor], mapping: Mapping[str, Any]
 
 
 def narrowed(support: Support, members: Sequence[int]) -> Support:
-    """The support set as some of the backbones see it."""
+    """Return the support set as some of the backbones see it."""
     embeddings = tuple(support.embeddings[m] for m in members) if support.embeddings else ()
     logits_KmC = support.logits_KMC[:, list(members)]
     return dataclasses.replace(support, logits_KMC=logits_KmC, embeddings=embeddings)
 
 
 def _unseen(support: Support, fuser: str, settings: Any, state: State, folds: int) -> Tensor:
-    """Fused log-probabilities K×C of support images, each by a fuser fitted without it (a lone one by itself)."""
+    """Fuse support images, K×C log-probabilities, each by a fuser fitted without it (a lone image by itself)."""
     fuse = FUSERS[fuser]
     if not fuse.needs_labels or len(support.labels_K) < 2:
         return fuse.apply(state, support.logits_KMC, support.embeddings)

@@ -58,7 +58,7 @@ class Choice(NamedTuple):
 
 
 def subsets(backbones: int) -> list[tuple[int, ...]]:
-    """All 2^M − 1 subsets, small ones first.
+    """List all 2^M − 1 subsets, small ones first.
 
     Raises:
         ValueError: there are too many backbones.
@@ -73,7 +73,7 @@ def subsets(backbones: int) -> list[tuple[int, ...]]:
 
 
 def orders(p: complementarity.Patterns, gflops_M: Sequence[float]) -> list[Order]:
-    """For each subset the order of least expected cost, in the order of `subsets`.
+    """Find for each subset the order of least expected cost; the list is in the order of `subsets`.
 
     An order o costs Σ_k c_{o_k} · P(all before the k-th are wrong), and P depends on which backbones came before and
     not on their order. So the best order of a set ends with some backbone m, and is the best order of the others before
@@ -101,7 +101,7 @@ def orders(p: complementarity.Patterns, gflops_M: Sequence[float]) -> list[Order
 
 
 def by_cost(members: Sequence[int], gflops_M: Sequence[float]) -> tuple[int, ...]:
-    """Backbones from the cheapest up: the order in which a cascade runs them unless it is told another.
+    """Sort backbones from the cheapest up: the order in which a cascade runs them by default.
 
     >>> by_cost((0, 1, 2), [3.0, 1.0, 2.0])
     (1, 2, 0)
@@ -110,7 +110,7 @@ def by_cost(members: Sequence[int], gflops_M: Sequence[float]) -> tuple[int, ...
 
 
 def right_of(logits_NMC: Tensor, labels_N: Tensor, sets: Sequence[Sequence[int]]) -> Tensor:
-    """Whether the `log_avg` fusion of each set of backbones has each image right, bool N×V."""
+    """Tell whether the `log_avg` fusion of each set of backbones has each image right, bool N×V."""
     mask_VM = torch.zeros(len(sets), logits_NMC.shape[1], dtype=logits_NMC.dtype)
     for row, members in enumerate(sets):
         mask_VM[row, list(members)] = 1 / len(members)
@@ -131,7 +131,7 @@ def which_backbones(
     max_gflops: float = math.inf,
     seed: int = 0,
 ) -> list[Choice]:
-    """The subsets that one can afford, from the most accurate down: "I can afford two: which?".
+    """Rank the subsets that one can afford, from the most accurate down: "I can afford two: which?".
 
     The images are those of a support set; the first answer is the best on these images, and so looks a little better
     than it is. `best_in` says how often another sample of images would give the same answer. Ties go to the cheaper.

@@ -89,7 +89,7 @@ class Promise:
 
 
 def confidence(log_probs_NC: Tensor) -> Tensor:
-    """The probability of each image's answer, N, float64.
+    """Return the probability of each image's answer, N, float64.
 
     >>> confidence(torch.tensor([[0.75, 0.25]]).log())
     tensor([0.7500], dtype=torch.float64)
@@ -98,7 +98,7 @@ def confidence(log_probs_NC: Tensor) -> Tensor:
 
 
 def route(log_probs_NC: Tensor, threshold: float) -> Tensor:
-    """Which images leave at a stage, bool N. With an infinite threshold nobody does.
+    """Tell which images leave at a stage, bool N; with an infinite threshold none does.
 
     >>> route(torch.tensor([[0.75, 0.25], [0.5, 0.5]]).log(), 0.7)
     tensor([ True, False])
@@ -107,7 +107,7 @@ def route(log_probs_NC: Tensor, threshold: float) -> Tensor:
 
 
 def stages(log_probs_SNC: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor:
-    """The stage at which each image leaves, int64 N.
+    """Find the stage at which each image leaves, int64 N.
 
     >>> early, full = torch.tensor([[0.75, 0.25], [0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1], [0.9, 0.1]]).log()
     >>> stages([early, full], [0.7])
@@ -123,7 +123,7 @@ def stages(log_probs_SNC: Sequence[Tensor], thresholds: Sequence[float]) -> Tens
 
 
 def leave(log_probs_SNC: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor:
-    """Each image's log-probabilities N×C at the stage at which it leaves; without any threshold reached, the full."""
+    """Take each image's log-probabilities N×C at the stage at which it leaves; the last one where it never does."""
     stage_N = stages(log_probs_SNC, thresholds)
     left_NC = log_probs_SNC[-1].clone()
     for stage, log_probs_NC in enumerate(log_probs_SNC[:-1]):
@@ -132,7 +132,7 @@ def leave(log_probs_SNC: Sequence[Tensor], thresholds: Sequence[float]) -> Tenso
 
 
 def upper_limit(events: int, images: int, confidence: float) -> float:
-    """The exact upper limit of a share (Clopper and Pearson 1934).
+    """Compute the exact upper limit of a share (Clopper and Pearson 1934).
 
     >>> round(upper_limit(0, 100, 0.9), 4)      # 1 − 0.1^(1/100)
     0.0228
@@ -143,7 +143,7 @@ def upper_limit(events: int, images: int, confidence: float) -> float:
 
 
 def images_needed(max_accuracy_drop: float, confidence: float) -> float:
-    """How many support images a promise takes if none of them is harmed; infinite for a drop of 0.
+    """Count the support images that a promise takes if none of them is harmed; infinite for a drop of 0.
 
     >>> images_needed(0.01, 0.9)
     230
@@ -156,7 +156,7 @@ def images_needed(max_accuracy_drop: float, confidence: float) -> float:
 def promise(
     log_probs_SKC: Sequence[Tensor], labels_K: Tensor, gflops_S: Sequence[float], target: Target
 ) -> Promise:
-    """The thresholds that meet a target, by the support images alone; see the module's text for what holds.
+    """Find the thresholds that meet a target, by the support images alone; see the module's text for what holds.
 
     Args:
         log_probs_SKC: each stage's fused log-probabilities of the support images, which it has not seen.
@@ -208,7 +208,7 @@ def _by_accuracy(
 def _by_cost(
     right_SK: Tensor, sure_SK: Tensor, gflops_S: Sequence[float], target: Target
 ) -> Promise:
-    """The strictest rung below the budget: from the loosest up, for each rung costs no less than the one before.
+    """Find the strictest rung below the budget, from the loosest up: each rung costs no less than the one before.
 
     The mean cost is that of the first stage, and what each further one adds times the share of images that reach it;
     each share has its own upper limit, so that all of them hold together at the confidence asked for (Bonferroni).

@@ -54,7 +54,7 @@ class Probe:
 
 
 def class_means(x_KD: Tensor, labels_K: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mean of each class's rows, means_CD (0 for a class without any), and the images per class, count_C.
+    """Compute the mean of each class's rows, means_CD (0 for a class without any), and the images per class, count_C.
 
     >>> class_means(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 1]), 2)[0]
     tensor([[0.0000, 0.0000],
@@ -66,12 +66,12 @@ def class_means(x_KD: Tensor, labels_K: Tensor, classes: int) -> tuple[Tensor, T
 
 
 def joined(embeddings: Sequence[Tensor]) -> Tensor:
-    """All backbones' embeddings side by side, each of length 1."""
+    """Put all backbones' embeddings side by side, each scaled to length 1."""
     return torch.cat([unit(e) for e in embeddings], dim=1)
 
 
 def fit_ncm_concat(supports: Sequence[Support], settings: Prototypes) -> list[State]:
-    """Class means of the concatenated embeddings."""
+    """Compute the class means of the concatenated embeddings."""
     return [
         _means([joined(s.embeddings)], s.labels_K, s.logits_KMC.shape[2], settings)
         for s in supports
@@ -79,14 +79,14 @@ def fit_ncm_concat(supports: Sequence[Support], settings: Prototypes) -> list[St
 
 
 def ncm_concat(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """log softmax of the cosine to the class means of the concatenated embeddings; zero-shot logits are not used."""
+    """Compute log softmax of the cosine to the class means of the concatenated embeddings, without zero-shot logits."""
     return torch.log_softmax(
         cosines(state, [joined(embeddings)])[:, 0] / state.settings.temperature, dim=1
     )
 
 
 def fit_proto_avg(supports: Sequence[Support], settings: Prototypes) -> list[State]:
-    """Class means in each backbone's own space."""
+    """Compute the class means in each backbone's own space."""
     return [
         _means([unit(e) for e in s.embeddings], s.labels_K, s.logits_KMC.shape[2], settings)
         for s in supports
@@ -94,7 +94,7 @@ def fit_proto_avg(supports: Sequence[Support], settings: Prototypes) -> list[Sta
 
 
 def proto_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """log softmax of the mean over backbones of the cosine to its class means; zero-shot logits are not used."""
+    """Compute log softmax of the mean over backbones of the cosine to its class means, without zero-shot logits."""
     cosines_NMC = cosines(state, [unit(e) for e in embeddings])
     return torch.log_softmax(cosines_NMC.mean(1) / state.settings.temperature, dim=1)
 
@@ -109,7 +109,7 @@ def _means(spaces: list[Tensor], labels_K: Tensor, classes: int, settings: Proto
 
 
 def cosines(state: State, spaces: Sequence[Tensor]) -> Tensor:
-    """cosines_NMC to the class means; −1, the least there is, for a class without support images."""
+    """Compute cosines_NMC to the class means; a class without support images gets −1, the least there is."""
     seen_C = state.tensors["count_C"] > 0
     all_of = [
         unit(x - state.tensors[f"centre_D/{m}"]) @ state.tensors[f"means_CD/{m}"].T
@@ -119,7 +119,7 @@ def cosines(state: State, spaces: Sequence[Tensor]) -> Tensor:
 
 
 def affinity(keys_KD: Tensor, labels_K: Tensor, x_ND: Tensor, beta: float, classes: int) -> Tensor:
-    """Tip-Adapter's cache: Σ over the class's keys of exp(−β (1 − cosine)), N×C; keys and x of length 1.
+    """Compute Tip-Adapter's affinities: Σ over the class's keys of exp(−β (1 − cosine)), N×C; keys and x of length 1.
 
     >>> keys = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> affinity(keys, torch.tensor([0, 1]), torch.tensor([[1.0, 0.0]]), 1.0, 2)   # exp(0), exp(−1)
@@ -130,7 +130,7 @@ def affinity(keys_KD: Tensor, labels_K: Tensor, x_ND: Tensor, beta: float, class
 
 
 def fit_tip(supports: Sequence[Support], settings: Tip) -> list[State]:
-    """The cache: unit keys of every backbone and the labels."""
+    """Make the cache: unit keys of every backbone, and the labels."""
     return [
         State(
             settings,
@@ -142,7 +142,7 @@ def fit_tip(supports: Sequence[Support], settings: Tip) -> list[State]:
 
 
 def tip_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """Tip-Adapter on every backbone, then the mean of their log p."""
+    """Apply Tip-Adapter to every backbone, then take the mean of their log p."""
     settings, classes = state.settings, logits_NMC.shape[2]
     cache_NMC = torch.stack(
         [
@@ -161,12 +161,12 @@ def tip_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> T
 
 
 def design(x_KD: Tensor, centre_D: Tensor) -> Tensor:
-    """Centred features and a constant column, which makes the intercept a (penalised) weight."""
+    """Centre features and add a constant column, which makes the intercept a (penalised) weight."""
     return torch.cat([x_KD - centre_D, x_KD.new_ones(len(x_KD), 1)], dim=1)
 
 
 def fit_probe_concat(supports: Sequence[Support], settings: Probe) -> list[State]:
-    """A linear probe on the concatenated embeddings of all backbones."""
+    """Fit a linear probe on the concatenated embeddings of all backbones."""
     return fit_probes(
         [joined(s.embeddings) for s in supports],
         [s.labels_K for s in supports],
@@ -176,14 +176,14 @@ def fit_probe_concat(supports: Sequence[Support], settings: Probe) -> list[State
 
 
 def probe_concat(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """log softmax of the probe on the concatenated embeddings; zero-shot logits are not used."""
+    """Compute log softmax of the probe on the concatenated embeddings; zero-shot logits are not used."""
     return torch.log_softmax(probe(state, joined(embeddings)), dim=1)
 
 
 def fit_probes(
     xs: Sequence[Tensor], ys: Sequence[Tensor], classes: int, settings: Probe
 ) -> list[State]:
-    """Linear probes on unit features K×D, those of one shape in one tensor program."""
+    """Fit linear probes on unit features K×D, those of one shape in one tensor program."""
     groups: dict[tuple, list[int]] = {}
     splits = [folds(y, settings.folds) for y in ys]
     for i, x in enumerate(xs):
@@ -209,5 +209,5 @@ def fit_probes(
 
 
 def probe(state: State, x_ND: Tensor) -> Tensor:
-    """logits_NC of a fitted linear probe on unit features."""
+    """Compute logits_NC of a fitted linear probe on unit features."""
     return design(x_ND, state.tensors["centre_D"]) @ state.tensors["w_DC"]

@@ -28,7 +28,7 @@ from clipray.numerics.ties import exact_fuser
 
 
 def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """The settings of a fuser, the given ones changed.
+    """Return the settings of a fuser, the given ones changed.
 
     Raises:
         KeyError: no such fuser. TypeError: no such setting.
@@ -42,13 +42,13 @@ def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
 
 
 def to_parts(state: State) -> tuple[dict[str, Tensor], dict]:
-    """A state as tensors (for safetensors) and a JSON-able mapping."""
+    """Take a state apart: tensors (for safetensors) and a JSON-able mapping."""
     tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
     return tensors, {"settings": dump_settings(state.settings), "numbers": state.numbers}
 
 
 def from_parts(name: str, tensors: Mapping[str, Tensor], mapping: Mapping[str, Any]) -> State:
-    """The state that `to_parts` took apart; `name` is the fuser's."""
+    """Put together the state that `to_parts` took apart; `name` is the fuser's."""
     return State(settings_of(name, mapping["settings"]), dict(tensors), dict(mapping["numbers"]))
 
 

@@ -41,7 +41,7 @@ class Anchored:
 
 
 def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
-    """Temperatures, then the probe; support sets of one shape in one tensor program."""
+    """Fit temperatures, then the probe; support sets of one shape are fitted in one tensor program."""
     texts = fit_twice_calibrated(supports, settings.temperatures)
     states: dict[int, State] = {}
     for group in alike(supports):
@@ -68,16 +68,16 @@ def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
 
 
 def features(embeddings: Sequence[Tensor]) -> Tensor:
-    """The embeddings N×ΣD side by side, of length 1 together, each backbone's share the same."""
+    """Put the embeddings side by side, N×ΣD, of length 1 together, each backbone's share the same."""
     return joined(embeddings) / len(embeddings) ** 0.5
 
 
 def centre(x_KD: Tensor) -> Tensor:
-    """The mean row; zeros where there is none."""
+    """Compute the mean row; zeros where there is no row."""
     return x_KD.sum(0) / max(1, len(x_KD))
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """log softmax of text plus what was learned beyond it."""
+    """Compute log softmax of text plus what was learned beyond it."""
     learned_NC = design(features(embeddings), state.tensors["centre_D"]) @ state.tensors["w_DC"]
     return torch.log_softmax(twice_calibrated(state, logits_NMC) + learned_NC, dim=1)

@@ -36,7 +36,7 @@ CALIBRATED = Calibrated()
 
 
 def mean_logits(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """log softmax of the mean logits.
+    """Compute log softmax of the mean logits.
 
     >>> mean_logits(State(None), torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])).exp()
     tensor([[0.5000, 0.5000]])
@@ -45,7 +45,7 @@ def mean_logits(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] =
 
 
 def log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """Product of experts: the mean of log p_m, normalised.
+    """Multiply the experts: the mean of log p_m, normalised.
 
     Normalising each p_m first adds one number per image, so this equals `mean_logits` in exact arithmetic.
     """
@@ -53,7 +53,7 @@ def log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ())
 
 
 def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """Mixture of experts: log of the mean of p_m.
+    """Mix the experts: log of the mean of p_m.
 
     >>> prob_avg(State(None), torch.tensor([[[0.8, 0.2], [0.4, 0.6]]]).log()).exp()
     tensor([[0.6000, 0.4000]])
@@ -65,7 +65,7 @@ def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()
 
 
 def vote(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """Each backbone votes for its `settings.best` classes; ties by mean log p.
+    """Let each backbone vote for its `settings.best` classes; mean log p decides ties.
 
     A backbone that ties classes for its last vote votes for all of them. To be a distribution that keeps this order,
     the winner (each of them where they tie in all) has one vote more and `log_avg`'s distribution spreads another one,
@@ -87,7 +87,7 @@ def vote(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) ->
 
 
 def conf(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """Per image the log p of the backbone with the highest max p.
+    """Take, per image, the log p of the backbone with the highest max p.
 
     >>> conf(State(None), torch.tensor([[[0.8, 0.2], [0.1, 0.9]]]).log()).exp()
     tensor([[0.1000, 0.9000]])
@@ -102,7 +102,7 @@ def conf(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) ->
 
 
 def conf_weighted(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """Mean of p_m weighted by the softmax over the M max-probabilities (zero-shot mode of arXiv 2311.17091).
+    """Weigh p_m by the softmax over the M max-probabilities (zero-shot mode of arXiv 2311.17091).
 
     >>> p = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
     >>> conf_weighted(State(None), (p + 1e-12).log()).exp()   # weights softmax(1, 0.5) = 0.6225, 0.3775
@@ -114,7 +114,7 @@ def conf_weighted(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 
 
 def fit_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[State]:
-    """A temperature per support set and backbone by NLL; `tensors["beta_M"]` holds 1/T in float64."""
+    """Fit a temperature per support set and backbone by NLL; `tensors["beta_M"]` holds 1/T in float64."""
     states: dict[int, State] = {}
     for group in alike(supports):
         logits_SKMC = torch.stack([supports[i].logits_KMC for i in group])
@@ -130,7 +130,7 @@ def fit_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[St
 
 
 def calibrate(state: State, logits_NMC: Tensor) -> Tensor:
-    """Logits divided by their backbone's temperature."""
+    """Divide logits by their backbone's temperature."""
     return logits_NMC * state.tensors["beta_M"].to(logits_NMC)[:, None]
 
 
@@ -149,20 +149,20 @@ def fit_twice_calibrated(supports: Sequence[Support], settings: Calibrated) -> l
 
 
 def twice_calibrated(state: State, logits_NMC: Tensor) -> Tensor:
-    """The mean N×C of calibrated logits, itself calibrated."""
+    """Compute the mean N×C of calibrated logits, itself calibrated."""
     return calibrate(state, logits_NMC).mean(1) * state.tensors["sure_1"].to(logits_NMC)
 
 
 def c_log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """`log_avg` of calibrated logits."""
+    """Apply `log_avg` to calibrated logits."""
     return log_avg(state, calibrate(state, logits_NMC))
 
 
 def c_prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """`prob_avg` of calibrated logits."""
+    """Apply `prob_avg` to calibrated logits."""
     return prob_avg(state, calibrate(state, logits_NMC))
 
 
 def c_conf(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """`conf` of calibrated logits."""
+    """Apply `conf` to calibrated logits."""
     return conf(state, calibrate(state, logits_NMC))

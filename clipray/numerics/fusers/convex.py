@@ -38,7 +38,7 @@ class Greedy:
 
 
 def log_mix(w_QM: Tensor, log_p_KMC: Tensor, space: str) -> Tensor:
-    """Fused log-probabilities K×Q×C for Q weightings (rows summing to 1).
+    """Fuse log-probabilities, K×Q×C for Q weightings (rows summing to 1).
 
     >>> log_mix(torch.tensor([[0.5, 0.5]]), torch.tensor([[[0.8, 0.2], [0.2, 0.8]]]).log(), "prob").exp()
     tensor([[[0.5000, 0.5000]]])
@@ -118,7 +118,7 @@ def simplex_weights(
 
 
 def fit_convex(supports: Sequence[Support], settings: Convex) -> list[State]:
-    """Convex weights on calibrated backbones; the strength of the prior by cross-validation, all folds at once."""
+    """Fit convex weights on calibrated backbones; the strength of the prior by cross-validation, all folds at once."""
     counts = torch.tensor(settings.prior_counts, dtype=torch.float64)
     states = []
     for support, calibrated in zip(
@@ -146,7 +146,7 @@ def fit_convex(supports: Sequence[Support], settings: Convex) -> list[State]:
 
 
 def in_turn(labels_K: Tensor, most: int) -> Tensor:
-    """Fold numbers 0, 1, 2, 0, … over the images sorted by class; for methods that need no image of every class."""
+    """Deal fold numbers 0, 1, 2, 0, … to the images sorted by class; for methods that need no image of every class."""
     count = max(1, min(most, len(labels_K)))
     number = torch.empty_like(labels_K)
     number[labels_K.argsort(stable=True)] = torch.arange(len(labels_K)) % count
@@ -154,14 +154,14 @@ def in_turn(labels_K: Tensor, most: int) -> Tensor:
 
 
 def convex(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """Calibrated backbones under the fitted weights."""
+    """Mix calibrated backbones under the fitted weights."""
     log_p = torch.log_softmax(calibrate(state, logits_NMC), dim=-1)
     space = getattr(state.settings, "space", "prob")
     return log_mix(state.tensors["w_M"][None].to(log_p), log_p, space)[:, 0].clamp_min(-87.0)
 
 
 def fit_greedy(supports: Sequence[Support], settings: Greedy) -> list[State]:
-    """Each round adds the backbone that leaves the average with the least support NLL; the lower number wins ties."""
+    """Add, in each round, the backbone that leaves the least support NLL of the average; the lower number wins ties."""
     states = []
     for support, calibrated in zip(
         supports, fit_calibrated(supports, settings.temperatures), strict=True

@@ -44,12 +44,12 @@ class MetaDes:
 
 
 def fit_neighbours(supports: Sequence[Support], settings: Neighbours) -> list[State]:
-    """The support images' unit embeddings and who is right on them."""
+    """Keep the support images' unit embeddings, and which backbones are right on them."""
     return [State(settings, memory(s)) for s in supports]
 
 
 def memory(support: Support) -> dict[str, Tensor]:
-    """What selection remembers of a support set."""
+    """Collect what the selection keeps of a support set."""
     right_KM = support.logits_KMC.argmax(2) == support.labels_K[:, None]
     keys = {f"keys_KD/{m}": unit(e) for m, e in enumerate(support.embeddings)}
     return keys | {"right_KM": right_KM.to(torch.uint8)}
@@ -58,7 +58,7 @@ def memory(support: Support) -> dict[str, Tensor]:
 def nearest(
     tensors: dict[str, Tensor], embeddings: Sequence[Tensor], k: int, leave_self_out: bool = False
 ) -> Tensor:
-    """Rows of the k support images nearest to each image by cosine, N×M×k, nearest first, each in its own space."""
+    """Find the k support images nearest to each image by cosine, rows N×M×k, nearest first, for each backbone."""
     found = []
     for m, e in enumerate(embeddings):
         near_NK = unit(e) @ tensors[f"keys_KD/{m}"].T
@@ -69,7 +69,7 @@ def nearest(
 
 
 def competence(right_NMk: Tensor, rule: str) -> Tensor:
-    """Weights N×M (summing to 1) from who was right on the nearest k images, nearest first.
+    """Weigh backbones, N×M (summing to 1), by which of them are right on the nearest k images, nearest first.
 
     >>> right = torch.tensor([[[1, 1, 0], [1, 0, 1]]])
     >>> competence(right, "knora_u"), competence(right, "knora_e"), competence(right, "ola")
@@ -89,7 +89,7 @@ def competence(right_NMk: Tensor, rule: str) -> Tensor:
 
 
 def mixed(weights_NM: Tensor, logits_NMC: Tensor) -> Tensor:
-    """log Σ_m w_m p_m: a soft vote, so ties of hard votes do not arise."""
+    """Compute log Σ_m w_m p_m: a soft vote, so ties of hard votes do not arise."""
     log_w = weights_NM.log().clamp_min(
         -80
     )  # a weight of 0 leaves a trace, so that no class has probability 0
@@ -99,7 +99,7 @@ def mixed(weights_NM: Tensor, logits_NMC: Tensor) -> Tensor:
 
 
 def neighbours(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """The backbones weighed by their competence near each image."""
+    """Mix the backbones, weighed by their competence near each image."""
     rows_NMk = nearest(state.tensors, embeddings, state.settings.neighbours)
     right_KM = state.tensors["right_KM"].long()
     right_NMk = right_KM[rows_NMk, torch.arange(rows_NMk.shape[1])[:, None]]
@@ -113,7 +113,7 @@ def features(
     settings: MetaDes,
     leave_self_out: bool,
 ) -> Tensor:
-    """Meta-features N×M×F of each backbone on each image.
+    """Compute meta-features N×M×F of each backbone on each image.
 
     Per neighbour, nearest first: right or wrong, and the probability it gave to the label; their mean; right or wrong
     on each image with a similar profile of probabilities; its own confidence. Where the support set is too small for
@@ -145,7 +145,7 @@ def features(
 
 
 def fit_meta_des(supports: Sequence[Support], settings: MetaDes) -> list[State]:
-    """The memory, and the meta-classifier trained on the support images, each left out of its own neighbours."""
+    """Keep the memory, and train the meta-classifier on the support images, each left out of its own neighbours."""
     states = []
     for s in supports:
         p_KMC = torch.softmax(s.logits_KMC.float(), dim=-1)
@@ -176,7 +176,7 @@ def fit_meta_des(supports: Sequence[Support], settings: MetaDes) -> list[State]:
 
 
 def meta_des(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """The backbones of enough predicted competence, weighed by it."""
+    """Mix the backbones of enough predicted competence, weighed by it."""
     settings, tensors = state.settings, state.tensors
     if len(tensors["right_KM"]) == 0:
         return mixed(torch.full_like(logits_NMC[..., 0], 1 / logits_NMC.shape[1]), logits_NMC)

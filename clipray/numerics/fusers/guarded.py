@@ -149,7 +149,7 @@ def _weighed(
 
 
 def _informed(told_KJ: Tensor, part: float) -> Tensor:
-    """Which candidates tell more than a part of what the best one does; few images must not decide it by chance.
+    """Tell which candidates say more than a set part of what the best one says, so that chance decides less.
 
     Args:
         told_KJ: nats of each held-out image beyond a guess.
@@ -161,7 +161,7 @@ def _informed(told_KJ: Tensor, part: float) -> Tensor:
 
 
 def _unweighed(support: Support, settings: Guarded) -> dict[str, Tensor]:
-    """Weights that a rule gives where no image can be held out."""
+    """Return the weights that a rule gives where no image can be held out."""
     right_K = _text(support.logits_KMC).argmax(1) == support.labels_K
     chance = 1 / support.logits_KMC.shape[2]
     reliable = (float(right_K.double().mean()) - chance) / max(1 - chance, 1e-12)
@@ -175,7 +175,7 @@ def _unweighed(support: Support, settings: Guarded) -> dict[str, Tensor]:
 
 
 def _calibrated(log_p_KJC: Tensor, labels_K: Tensor, settings: Guarded) -> tuple[Tensor, Tensor]:
-    """Inverse temperatures of candidates, and their calibrated log-probabilities."""
+    """Fit the candidates' inverse temperatures, and return them with the calibrated log-probabilities."""
     how = settings.temperatures
     beta_J = inverse_temperatures(
         log_p_KJC[None], labels_K[None], how.prior_count, how.low, how.high
@@ -184,7 +184,7 @@ def _calibrated(log_p_KJC: Tensor, labels_K: Tensor, settings: Guarded) -> tuple
 
 
 def _own(log_p_KJC: Tensor, labels_K: Tensor) -> Tensor:
-    """log p of the label, K×J."""
+    """Take log p of the label, K×J."""
     return log_p_KJC.gather(2, labels_K[:, None, None].expand(-1, log_p_KJC.shape[1], 1))[..., 0]
 
 
@@ -205,7 +205,7 @@ def _split(labels_K: Tensor, settings: Guarded) -> Tensor:
 
 
 def _counted(fold_K: Tensor) -> range:
-    """The folds to hold out: none where there is only one."""
+    """Return the folds to hold out: none where there is only one."""
     count = int(fold_K.max()) + 1 if len(fold_K) else 1
     return range(count if count > 1 else 0)
 
@@ -272,7 +272,7 @@ def _judged(state: State, taught: Any) -> tuple[float, float]:
 def apply(
     fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 ) -> Tensor:
-    """log Σ_j w_j p_j over the calibrated candidates of any weight, and what unlabelled images taught beside them."""
+    """Compute log Σ_j w_j p_j over the calibrated candidates of any weight, and what unlabelled images taught."""
     learned = _inside(state, "mixture")
     share = float(learned["share_1"]) if learned else 0.0
     plain_NC = _mixed(fusers, state, logits_NMC, embeddings) if share < 1 else None
@@ -287,7 +287,7 @@ def apply(
 
 
 def _inside(state: State, name: str) -> dict[str, Tensor]:
-    """The tensors of a part of the state."""
+    """Return the tensors of a part of the state."""
     start = f"{name}/"
     return {k.removeprefix(start): t for k, t in state.tensors.items() if k.startswith(start)}
 
@@ -295,7 +295,7 @@ def _inside(state: State, name: str) -> dict[str, Tensor]:
 def _mixed(
     fusers: Mapping[str, Fuser], state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 ) -> Tensor:
-    """What the candidates say; without labels, what text says."""
+    """Return what the candidates say; without labels, what text says."""
     if "w_J" not in state.tensors:
         return _text(logits_NMC)
     fused, kept = [], []
@@ -312,7 +312,7 @@ def _mixed(
 def flops(
     fusers: Mapping[str, Fuser], state: State, backbones: int, classes: int, dims: Sequence[int]
 ) -> float:
-    """Those of the candidates of any weight, and of their mixture; see `fusers.flops`."""
+    """Count the operations of the candidates of any weight, and of their mixture; see `fusers.flops`."""
     learned = _inside(state, "mixture")
     share = float(learned["share_1"]) if learned else 0.0
     taught = class_vectors(state, backbones, classes, dims) if share else 0.0
@@ -329,7 +329,7 @@ def flops(
 def _parts(
     fusers: Mapping[str, Fuser], state: State
 ) -> Iterator[tuple[Fuser, State, float, float]]:
-    """The candidates of any weight: each with its own state, its weight and its 1/T."""
+    """List the candidates of any weight, each with its own state, its weight and its 1/T."""
     every = zip(
         state.settings.candidates,
         state.tensors["w_J"].tolist(),

@@ -71,7 +71,7 @@ _NAMES = {
 
 
 def inputs(embeddings: Sequence[Tensor], normalise: bool) -> Tensor:
-    """The concatenated embeddings, N×ΣD."""
+    """Concatenate the embeddings, N×ΣD."""
     return torch.cat([unit(e) if normalise else e.float() for e in embeddings], dim=-1)
 
 
@@ -102,7 +102,7 @@ def initial(dim: int, backbones: int, settings: Gate, seed: int) -> list[Tensor]
 
 
 def weights(parameters: Sequence[Tensor], x: Tensor, settings: Gate) -> Tensor:
-    """w_m(x) for one problem (x N×D) or S of them (x S×N×D, parameters with a first axis S)."""
+    """Compute w_m(x) for one problem (x N×D) or S of them (x S×N×D, parameters with a first axis S)."""
     *first, w2, b2 = parameters
     hidden = (
         _ACTIVATIONS[settings.activation](x @ first[0] + first[1].unsqueeze(-2)) if first else x
@@ -111,7 +111,7 @@ def weights(parameters: Sequence[Tensor], x: Tensor, settings: Gate) -> Tensor:
 
 
 def fuse(weights_XM: Tensor, logits_XMC: Tensor, combine: str) -> Tensor:
-    """log-probabilities under these weights, over any leading axes X.
+    """Compute log-probabilities under these weights, over any leading axes X.
 
     >>> fuse(torch.tensor([2.0, -1.0]), torch.tensor([[1.0, 0.0], [2.0, 0.0]]), "logits").exp()
     tensor([0.5000, 0.5000])
@@ -129,7 +129,7 @@ def fit(supports: Sequence[Support], settings: Gate) -> list[State]:
 def path(
     supports: Sequence[Support], settings: Sequence[Gate], parts: int
 ) -> Iterator[list[State]]:
-    """The networks after each of `parts` equal parts of their training; the last are those of `fit`.
+    """Return the networks after each of `parts` equal parts of their training; the last are those of `fit`.
 
     Networks of one shape are one tensor program, also where their rates, weight decays, inputs or starts differ.
 
@@ -209,12 +209,12 @@ def _rows(whole_SKX: Tensor, rows_Sb: Tensor) -> Tensor:
 
 
 def image_weights(state: State, embeddings: Sequence[Tensor]) -> Tensor:
-    """weights_NM that a fitted gate gives to the backbones, per image."""
+    """Compute weights_NM that a fitted gate gives to the backbones, per image."""
     settings = state.settings
     parameters = [state.tensors[name] for name in _NAMES[not settings.hidden]]
     return weights(parameters, inputs(embeddings, settings.normalise_inputs), settings)
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """The backbones under the gate's weights."""
+    """Mix the backbones under the gate's weights."""
     return fuse(image_weights(state, embeddings).to(logits_NMC), logits_NMC, state.settings.combine)

@@ -75,12 +75,12 @@ class Episode(NamedTuple):
 
 
 def size(hidden: int) -> int:
-    """How many parameters g has."""
+    """Count the parameters of g."""
     return (FEATURES + 1) * hidden + hidden + 1
 
 
 def fit(supports: Sequence[Support], settings: MetaGate) -> list[State]:
-    """The experts of each support set; the gate itself is not fitted to them."""
+    """Fit the experts of each support set; the gate itself is not fitted to them."""
     states = proto_fusion.fit(supports, settings.experts)
     for state, support in zip(states, supports, strict=True):
         state.tensors["images"] = torch.tensor([float(len(support.labels_K))])
@@ -93,7 +93,7 @@ def fit(supports: Sequence[Support], settings: MetaGate) -> list[State]:
 def seen(
     state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the gate sees of N images, and what it weighs.
+    """Compute what the gate sees of N images, and what it weighs.
 
     Returns:
         features_NEF, the 2M experts' logits_NEC (text first), and base_E, their weights in `proto_fusion`.
@@ -145,19 +145,19 @@ def _of_task(state: State, classes: int) -> Tensor:
 
 
 def gate(weights: Tensor, features_XF: Tensor, hidden: int, reach: float) -> Tensor:
-    """g of any number of experts: one hidden layer of tanh, the output bent to stay within ±reach."""
+    """Compute g of any number of experts: one hidden layer of tanh, the output bent to stay within ±reach."""
     first, bias, second, last = weights.split([FEATURES * hidden, hidden, hidden, 1])
     units = torch.tanh(features_XF @ first.view(FEATURES, hidden) + bias)
     return reach * torch.tanh((units @ second + last) / reach)
 
 
 def weigh(gate_NE: Tensor, logits_NEC: Tensor, base_E: Tensor) -> Tensor:
-    """log-probabilities N×C of the sum of the experts' logits, weighted by base · exp(gate)."""
+    """Compute log-probabilities N×C of the sum of the experts' logits, weighted by base · exp(gate)."""
     return torch.log_softmax(((base_E * gate_NE.exp())[:, None] @ logits_NEC)[:, 0], dim=1)
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """The experts under the gate; `proto_fusion` where the gate has learned nothing."""
+    """Weigh the experts by the gate; without learned weights this is `proto_fusion`."""
     settings = state.settings
     if not settings.weights:
         return proto_fusion.apply(state, logits_NMC, embeddings)
@@ -169,7 +169,7 @@ def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Ten
 
 
 def flops(state: State, backbones: int, classes: int, dims: Sequence[int]) -> float:
-    """The experts', and a small network for each of them; see `fusers.flops`."""
+    """Count the operations of the experts, and of a small network for each of them; see `fusers.flops`."""
     experts = text_and_prototypes(state, backbones, classes, dims)
     if not state.settings.weights:
         return experts
@@ -179,13 +179,13 @@ def flops(state: State, backbones: int, classes: int, dims: Sequence[int]) -> fl
 
 
 def episode(support: Support, query: Support, settings: MetaGate, group: str) -> Episode:
-    """What a gate can learn from one dataset's support set and further labelled images of it."""
+    """Make what a gate can learn from one dataset's support set and further labelled images of it."""
     (state,) = fit([support], settings)
     return Episode(*seen(state, query.logits_KMC, query.embeddings), query.labels_K, group)
 
 
 def learn(episodes: Sequence[Episode], settings: MetaGate, how: Learning) -> tuple[float, ...]:
-    """The gate's weights that minimise the mean NLL of the queries; the last layer starts at 0, as `proto_fusion`."""
+    """Learn the gate's weights: the least mean NLL of the queries, from `proto_fusion` (a last layer of 0)."""
     generator = torch.Generator().manual_seed(how.seed)
     groups: dict[str, list[Episode]] = {}
     for one in episodes:
@@ -215,7 +215,7 @@ def _start(settings: MetaGate, generator: torch.Generator) -> Tensor:
 
 
 def _mean_loss(weights: Tensor, episodes: Sequence[Episode], settings: MetaGate) -> Tensor:
-    """Mean over episodes of their queries' mean NLL."""
+    """Compute the mean over episodes of their queries' mean NLL."""
     # One call for all episodes: they differ in classes, not in features.
     features = torch.cat([one.features_QEF for one in episodes])
     sizes = [len(one.labels_Q) for one in episodes]

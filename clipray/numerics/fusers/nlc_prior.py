@@ -37,7 +37,7 @@ class PriorGate:
 
 
 def fit(supports: Sequence[Support], settings: PriorGate) -> list[State]:
-    """Temperatures first, then g: all seeds, folds and penalties of one shot in one tensor program."""
+    """Fit temperatures first, then g: all seeds, folds and penalties of one shot in one tensor program."""
     calibrated = fit_calibrated(supports, settings.temperatures)
     states: dict[int, State] = {}
     for group in alike(supports):
@@ -100,7 +100,7 @@ def _chosen(
     held_SKF: Tensor,
     settings: PriorGate,
 ) -> list[int | None]:
-    """For each support set the penalty whose gain in held-out NLL is the surest; None where none is sure."""
+    """Choose for each support set the penalty whose gain in held-out NLL is the surest; None where none is sure."""
     grid, images = len(settings.penalties), x_SKR.shape[1]
     loss_SKQ = _loss(v_SRQM, x_SKR, z_SKMC, labels_SK, settings.reach)
     by_fold = loss_SKQ.unflatten(2, (-1, grid))[:, :, :-1]
@@ -158,7 +158,7 @@ def _train(
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """log softmax of mean_m w_m(x) z_m(x)."""
+    """Compute log softmax of mean_m w_m(x) z_m(x)."""
     g_NM = (joined(embeddings) - state.tensors["centre_D"]) @ state.tensors["v_DM"]
     z_NMC = calibrate(state, logits_NMC)
     return torch.log_softmax(_fused(g_NM.to(z_NMC), z_NMC, state.settings.reach), dim=1)

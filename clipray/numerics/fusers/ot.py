@@ -37,7 +37,7 @@ class Transport:
 
 
 def sinkhorn(score_NC: Tensor, log_share_C: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """log of the entropic optimal-transport plan (Cuturi 2013), N×C, each row summing to 1.
+    """Compute log of the entropic optimal-transport plan (Cuturi 2013), N×C, each row summing to 1.
 
     The plan is exp((score + column)/ε) with rows normalised; columns are scaled until they hold `share` of the images.
 
@@ -56,7 +56,7 @@ def sinkhorn(score_NC: Tensor, log_share_C: Tensor, epsilon: float, iterations: 
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """log of the plan's rows; an image's row depends on the other images of the call."""
+    """Compute log of the plan's rows; an image's row depends on the other images of the call."""
     settings = state.settings
     text_NC = torch.log_softmax(logits_NMC, dim=-1).mean(1)
     if settings.class_share == "uniform":

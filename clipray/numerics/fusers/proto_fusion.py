@@ -47,7 +47,7 @@ class ProtoFusion:
 
 
 def fit(supports: Sequence[Support], settings: ProtoFusion) -> list[State]:
-    """Temperatures of both experts of every backbone, then the weights of text and prototypes."""
+    """Fit temperatures of both experts of every backbone, then the weights of text and prototypes."""
     calibrated = fit_twice_calibrated(supports, settings.temperatures)
     return [_fit_one(s, c, settings) for s, c in zip(supports, calibrated, strict=True)]
 
@@ -120,7 +120,7 @@ def left_out_cosines(x_KD: Tensor, means_CD: Tensor, labels_K: Tensor, count_C: 
 
 
 def spread(cosine_KMC: Tensor, wrong_KMC: Tensor) -> Tensor:
-    """σ_m: standard deviation of the cosines to wrong classes, at least 0.05 (two classes at one shot have none)."""
+    """Compute σ_m: the deviation of the cosines to wrong classes, at least 0.05 (two classes at one shot have none)."""
     count_M = wrong_KMC.sum((0, 2)).clamp_min(1)
     mean_M = (cosine_KMC * wrong_KMC).sum((0, 2)) / count_M
     squares = ((cosine_KMC - mean_M[:, None]) ** 2 * wrong_KMC).sum((0, 2)) / count_M
@@ -128,7 +128,7 @@ def spread(cosine_KMC: Tensor, wrong_KMC: Tensor) -> Tensor:
 
 
 def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
-    """A class without prototype gets the mean logit of those that have one: nothing is said for it or against it."""
+    """Give a class without prototype the mean logit of those that have one, which speaks neither for nor against it."""
     seen = logits_NMC * seen_C
     mean = seen.sum(2, keepdim=True) / seen_C.sum().clamp_min(1)
     return torch.where(seen_C, logits_NMC, mean)
@@ -137,7 +137,7 @@ def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
 def positive_weights(
     logits_KJC: Tensor, labels_K: Tensor, prior_count: float, steps: int = 60
 ) -> Tensor:
-    """w_J > 0 minimising Σ_k −log softmax(Σ_j w_j z_kj)[y_k] + prior_count · Σ_j (w_j − log w_j).
+    """Find w_J > 0 minimising Σ_k −log softmax(Σ_j w_j z_kj)[y_k] + prior_count · Σ_j (w_j − log w_j).
 
     Convex; the prior's mode is 1 for every weight, which is also the answer without images. Damped Newton.
 
@@ -194,7 +194,7 @@ def evidence(logits_KMC: Tensor, labels_K: Tensor) -> Tensor:
 
 
 def cosines(state: State, embeddings: Sequence[Tensor]) -> Tensor:
-    """Cosines N×M×C of centred embeddings to the class means; 0 for a class without any."""
+    """Compute cosines N×M×C of centred embeddings to the class means; 0 for a class without any."""
     tensors = state.tensors
     every = [
         unit(unit(e) - tensors[f"centre_D/{m}"]) @ tensors[f"means_CD/{m}"].T
@@ -204,7 +204,7 @@ def cosines(state: State, embeddings: Sequence[Tensor]) -> Tensor:
 
 
 def experts(state: State, logits_NMC: Tensor, cosine_NMC: Tensor) -> tuple[Tensor, Tensor]:
-    """Calibrated logits N×M×C of every backbone's two experts: text, and prototypes."""
+    """Compute calibrated logits N×M×C of every backbone's two experts: text, and prototypes."""
     proto_NMC = neutral(
         cosine_NMC * state.tensors["gamma_M"].float()[:, None], state.tensors["seen_C"]
     )
@@ -214,7 +214,7 @@ def experts(state: State, logits_NMC: Tensor, cosine_NMC: Tensor) -> tuple[Tenso
 
 
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """log softmax of the weighted sum of both experts: they are evidence of different kinds, so they add up."""
+    """Compute log softmax of the weighted sum of both experts: they are evidence of different kinds, so they add up."""
     weight_2 = state.tensors["weight_2"].to(logits_NMC)
     kinds = [
         kind_NMC.mean(1) for kind_NMC in experts(state, logits_NMC, cosines(state, embeddings))

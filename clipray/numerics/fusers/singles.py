@@ -11,12 +11,12 @@ from clipray.numerics.contracts import State, Support
 
 
 def single(logits_NMC: Tensor, backbone: int) -> Tensor:
-    """log p of one backbone."""
+    """Return log p of one backbone."""
     return torch.log_softmax(logits_NMC[:, backbone], dim=-1)
 
 
 def accuracies(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
-    """a_m: each backbone's top-1 accuracy, accuracy_M in float64.
+    """Compute a_m: each backbone's top-1 accuracy, accuracy_M in float64.
 
     >>> accuracies(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([0, 0]))
     tensor([1.0000, 0.5000], dtype=torch.float64)
@@ -25,7 +25,7 @@ def accuracies(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def best(logits_NMC: Tensor, labels_N: Tensor) -> int:
-    """The backbone with the highest accuracy; equal ones are told apart by the lower NLL of their own softmax.
+    """Find the backbone with the highest accuracy; of equal ones, the one with the lower NLL of its own softmax.
 
     Without images it is the first.
     """
@@ -53,24 +53,24 @@ def quality(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
 
 
 def fit_best_single(supports: Sequence[Support], settings: Any) -> list[State]:
-    """The best backbone on each support set; `tensors["backbone"]` holds its number."""
+    """Find the best backbone on each support set; `tensors["backbone"]` holds its number."""
     chosen = [best(s.logits_KMC, s.labels_K) for s in supports]
     return [State(settings, {"backbone": torch.tensor(m)}, {"backbone": m}) for m in chosen]
 
 
 def best_single(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """log p of the backbone chosen on the support set."""
+    """Return log p of the backbone chosen on the support set."""
     return single(logits_NMC, int(state.tensors["backbone"]))
 
 
 def best_single_on_test(logits_NMC: Tensor, labels_N: Tensor) -> tuple[int, Tensor]:
-    """A bound: the backbone that is best on the test labels, and its log_probs_NC."""
+    """Compute a bound: the backbone that is best on the test labels, and its log_probs_NC."""
     backbone = best(logits_NMC, labels_N)
     return backbone, single(logits_NMC, backbone)
 
 
 def oracle(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
-    """A bound: log_probs_NC of a chooser that knows the labels; its top-1 is right where any backbone is.
+    """Compute a bound: log_probs_NC of a chooser that knows the labels; its top-1 is right where any backbone is.
 
     Per image it takes the backbone that gives the label most probability, among the right ones where there are any.
 

@@ -46,7 +46,7 @@ def _columns(state: State, logits_NMC: Tensor) -> Tensor:
 
 
 def fit_stacking(supports: Sequence[Support], settings: Stacking) -> list[State]:
-    """Temperatures, then the regression; its penalty by cross-validation."""
+    """Fit temperatures, then the regression; its penalty by cross-validation."""
     calibrated = fit_calibrated(supports, settings.temperatures)
     xs = [_columns(c, s.logits_KMC.float()) for c, s in zip(calibrated, supports, strict=True)]
     classes = supports[0].logits_KMC.shape[2] if supports else 0
@@ -58,7 +58,7 @@ def fit_stacking(supports: Sequence[Support], settings: Stacking) -> list[State]
 
 
 def stacking(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """log softmax of the regression."""
+    """Compute log softmax of the regression."""
     return torch.log_softmax(probe(state, _columns(state, logits_NMC)), dim=1)
 
 
@@ -112,7 +112,7 @@ def _evolve(
 
 
 def _fitness(genes_SPM: Tensor, z_SKMC: Tensor, labels_SK: Tensor) -> Tensor:
-    """Support accuracy, and less than half an image's worth of NLL to tell equals apart; S×P in float64."""
+    """Compute support accuracy, plus less than half an image's worth of NLL to tell equals apart; S×P in float64."""
     w_SPM = torch.softmax(genes_SPM, dim=2)
     fused_SPKC = torch.einsum("spm,skmc->spkc", w_SPM, z_SKMC)
     right = (fused_SPKC.argmax(3) == labels_SK[:, None]).double().sum(2)
@@ -122,7 +122,7 @@ def _fitness(genes_SPM: Tensor, z_SKMC: Tensor, labels_SK: Tensor) -> Tensor:
 
 
 def weighted_logits(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:
-    """log softmax of Σ_m w_m z_m."""
+    """Compute log softmax of Σ_m w_m z_m."""
     return torch.log_softmax(
         torch.einsum("m,nmc->nc", state.tensors["w_M"].to(logits_NMC), logits_NMC), dim=1
     )

@@ -122,12 +122,12 @@ def in_memory(
 
 
 def features(embeddings: Sequence[Tensor]) -> Tensor:
-    """Embeddings side by side: each of unit length by itself, of length 1 together."""
+    """Put embeddings side by side: each scaled to the same length, all of length 1 together."""
     return torch.cat([unit(e) for e in embeddings], dim=1) / len(embeddings) ** 0.5
 
 
 def block_statistics(z_NC: Tensor, x_ND: Tensor) -> Statistics:
-    """The statistics of a block of images.
+    """Compute the statistics of a block of images.
 
     >>> block_statistics(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[2.0], [4.0]])).sum_CD
     tensor([[4.],
@@ -137,7 +137,7 @@ def block_statistics(z_NC: Tensor, x_ND: Tensor) -> Statistics:
 
 
 def parameters(seen: Statistics, support: Statistics | None, settings: Transductive) -> Parameters:
-    """The mixture of the sums over all unlabelled images and over the support set.
+    """Compute the mixture of the sums over all unlabelled images and over the support set.
 
     Class weights are (n + a) / (N + a C) of the unlabelled images. A class mean is pulled to the centre, 0, by
     κ = (pull + pull_few / K) · Σn²/Σn images, with K = (Σn)² / Σn² the effective number of classes.
@@ -162,7 +162,7 @@ def parameters(seen: Statistics, support: Statistics | None, settings: Transduct
 def answers(
     mixture: Parameters, start_NC: Tensor, x_ND: Tensor, trust: float, bound: float
 ) -> Tensor:
-    """log z: the start, moved by at most `trust` · `bound` in any class's log-odds against the start's first choice."""
+    """Compute log z: the start, moved by at most `trust` · `bound` in a class's log-odds against the start's choice."""
     scaled_CD = mixture.means_CD * mixture.sharpness_D
     length_C = (scaled_CD * mixture.means_CD).sum(1)
     says_NC = x_ND @ scaled_CD.T - length_C / 2 + mixture.log_share_C
@@ -217,7 +217,7 @@ def reliability(seen: Look, classes: int) -> float:
 
 
 def trust_in(reliable: float, settings: Transductive) -> float:
-    """How much of the mixture's word counts, from 0 at `doubtful` to 1 at `sure`."""
+    """Compute how much the mixture counts, from 0 at `doubtful` to 1 at `sure`."""
     room = max(settings.sure - settings.doubtful, _TINY)
     return min(1.0, max(0.0, (reliable - settings.doubtful) / room))
 
@@ -288,7 +288,7 @@ def say(
     embeddings: Sequence[Tensor],
     settings: Transductive,
 ) -> Tensor:
-    """log z of some images, by what `learn` gave; the start where it learned nothing."""
+    """Compute log z of some images, by what `learn` gave; the start where it learned nothing."""
     if "means_CD" not in tensors or not float(tensors["trust_1"]):
         return start_NC
     mixture = Parameters(*(tensors[name] for name in Parameters._fields))

@@ -15,7 +15,7 @@ class Images(NamedTuple):
     embeddings: tuple[Tensor, ...]
 
     def of(self, backbone: int) -> "Images":
-        """As one backbone alone sees them."""
+        """Return the images as one backbone alone sees them."""
         only = slice(backbone, backbone + 1)
         return Images(self.logits_NMC[:, only], self.embeddings[only])
 

@@ -104,7 +104,7 @@ def held_out(
 
 
 def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor:
-    """logits_KC of the support images, each from a head that has not seen it; for fusers that need the same labels.
+    """Compute logits_KC of the support images, each by a head that has not seen it; for fusers on the same labels.
 
     With one image per class there is nothing to spare, and the zero-shot logits are given (`borrowed`). Heads that lack
     some classes' images were tried in their place: temperatures gain by them, `nlc` and `stacking`, which then see no
@@ -128,7 +128,7 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
 
 
 def borrowed(head: Head, labels_K: Tensor, most: int) -> bool:
-    """Whether `cross_fitted` has to give zero-shot logits in place of the head's, and they are no likeness of them.
+    """Tell whether `cross_fitted` has to give zero-shot logits in place of a head's that are unlike them.
 
     >>> from clipray.numerics.heads import HEADS
     >>> one_each = torch.arange(3)

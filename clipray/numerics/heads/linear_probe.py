@@ -9,7 +9,7 @@ from clipray.numerics.fewshot.prototypes import Probe, fit_probes, probe
 
 
 def fit_linear_probe(problems: Sequence[Shots], settings: Probe) -> list[State]:
-    """Multinomial logistic regression on centred unit features; the penalty by cross-validation."""
+    """Fit multinomial logistic regression on centred unit features; the penalty by cross-validation."""
     classes = len(problems[0].classifier_CD) if problems else 0
     return fit_probes(
         [unit(p.embeddings_KD) for p in problems], [p.labels_K for p in problems], classes, settings
@@ -19,7 +19,7 @@ def fit_linear_probe(problems: Sequence[Shots], settings: Probe) -> list[State]:
 def linear_probe(
     state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
 ) -> Tensor:
-    """The probe's logits; text and the model's scale play no part."""
+    """Compute the probe's logits; text and the model's scale play no part."""
     return probe(state, unit(embeddings_ND))
 
 

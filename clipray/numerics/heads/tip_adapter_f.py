@@ -24,7 +24,7 @@ class TipTrained:
 
 
 def fit_tip_adapter_f(problems: Sequence[Shots], settings: TipTrained) -> list[State]:
-    """The cache with trained keys, those of one shape in one tensor program; keys start at the support embeddings."""
+    """Train the cache's keys, those of one shape in one tensor program; keys start at the support embeddings."""
     groups: dict[tuple, list[int]] = {}
     for i, p in enumerate(problems):
         groups.setdefault((tuple(p.embeddings_KD.shape), p.scale, p.bias), []).append(i)

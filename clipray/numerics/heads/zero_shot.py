@@ -9,7 +9,7 @@ from clipray.numerics.contracts import Head, Shots, State, unit
 
 
 def classifier(text_CTD: Tensor) -> Tensor:
-    """Class vectors t_c: the normalised mean over templates of normalised text embeddings (Radford et al. 2021, 3.1.4).
+    """Compute class vectors t_c: the unit mean over templates of unit text embeddings (Radford et al. 2021, 3.1.4).
 
     Args:
         text_CTD: text embeddings, classes × templates × dimension, as the model gives them.
@@ -25,7 +25,7 @@ def classifier(text_CTD: Tensor) -> Tensor:
 
 
 def zero_shot(embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float) -> Tensor:
-    """CLIP's zero-shot logits: scale · cos(f, t_c) + bias, scale and bias the model's own.
+    """Compute CLIP's zero-shot logits: scale · cos(f, t_c) + bias, scale and bias the model's own.
 
     Args:
         embeddings_ND: image embeddings, not necessarily normalised.
@@ -45,7 +45,7 @@ def zero_shot(embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: 
 
 
 def alike(classifier_CD: Tensor) -> Tensor:
-    """Which classes, bool C, have the class vector of another one: names that a text tower cannot tell apart.
+    """Tell which classes, bool C, have the class vector of another one: names that a text tower cannot tell apart.
 
     >>> import torch
     >>> alike(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))

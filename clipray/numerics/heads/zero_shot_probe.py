@@ -30,7 +30,7 @@ class Pulled:
 
 
 def fit_zero_shot_probe(problems: Sequence[Shots], settings: Pulled) -> list[State]:
-    """W = T + V minimising Σ cross-entropy(scale · x W + bias) + strength · Σ_c pull_c / 2 · scale² ‖v_c‖²."""
+    """Find W = T + V minimising Σ cross-entropy(scale · x W + bias) + strength · Σ_c pull_c / 2 · scale² ‖v_c‖²."""
     states = []
     for p in problems:
         x, classes = unit(p.embeddings_KD), len(p.classifier_CD)
@@ -60,7 +60,7 @@ def fit_zero_shot_probe(problems: Sequence[Shots], settings: Pulled) -> list[Sta
 def zero_shot_probe(
     state: State, embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float
 ) -> Tensor:
-    """Zero-shot logits plus the learned departure from them (which already holds the scale)."""
+    """Compute the zero-shot logits plus the learned departure from them (which already holds the scale)."""
     return (
         zero_shot(embeddings_ND, classifier_CD, scale, bias)
         + unit(embeddings_ND) @ state.tensors["v_DC"]

@@ -31,7 +31,7 @@ class Patterns(NamedTuple):
 
 
 def patterns(right_NM: Tensor) -> Patterns:
-    """The histogram of the rows of R (bool or 0/1).
+    """Make the histogram of the rows of R (bool or 0/1).
 
     >>> patterns(torch.tensor([[1, 0], [1, 1], [1, 0]]))
     Patterns(rights_UM=tensor([[ True, False],
@@ -41,17 +41,17 @@ def patterns(right_NM: Tensor) -> Patterns:
 
 
 def merge(parts: Sequence[Patterns]) -> Patterns:
-    """The histogram of all parts' images together; exactly that of one pass."""
+    """Merge the histograms of parts: exactly what one pass over all images gives."""
     return _tally(torch.cat([p.rights_UM for p in parts]), torch.cat([p.counts_U for p in parts]))
 
 
 def subset(p: Patterns, backbones: Sequence[int]) -> Patterns:
-    """The histogram for some of the backbones."""
+    """Reduce the histogram to some of the backbones."""
     return _tally(p.rights_UM[:, list(backbones)], p.counts_U)
 
 
 def resample(p: Patterns, resamples: int, seed: int) -> Patterns:
-    """B bootstrap resamples of the images at once: counts_BU."""
+    """Draw B bootstrap resamples of the images at once: counts_BU."""
     return Patterns(p.rights_UM, resampled_counts(p.counts_U, resamples, seed))
 
 
@@ -81,18 +81,18 @@ def _tally(rights_XM: Tensor, counts_X: Tensor | None) -> Patterns:
 
 
 def shares(p: Patterns) -> Tensor:
-    """counts as shares of the images, float64."""
+    """Turn counts into shares of the images, float64."""
     counts = p.counts_U.double()
     return counts / counts.sum(-1, keepdim=True)
 
 
 def accuracy(p: Patterns) -> Tensor:
-    """a_m, …×M."""
+    """Compute the accuracies a_m, …×M."""
     return shares(p) @ p.rights_UM.double()
 
 
 def by_backbone(p: Patterns) -> dict[str, Tensor]:
-    """Measures of each backbone in its company, …×M each.
+    """Compute the measures of each backbone among the others, …×M each.
 
     `accuracy`; `exclusive`: share of images that it alone has right; `shapley`: its Shapley value in oracle coverage
     (an image that r backbones have right pays 1/r to each of them, which is exact for a coverage game; the values sum
@@ -111,7 +111,7 @@ def by_backbone(p: Patterns) -> dict[str, Tensor]:
 
 
 def of_set(p: Patterns) -> dict[str, Tensor]:
-    """Measures of the whole set of backbones.
+    """Compute the measures of the whole set of backbones.
 
     `oracle`: share of images that any backbone has right; `best`: max a_m; `mean`: mean a_m; `oracle_gain` = oracle −
     best; `complementarity` = oracle_gain / (1 − best), the share of the best backbone's errors that another gets right;
@@ -167,7 +167,7 @@ def of_set(p: Patterns) -> dict[str, Tensor]:
 
 
 def pairs(p: Patterns) -> dict[str, Tensor]:
-    """Measures of each pair of backbones, …×M×M each.
+    """Compute the measures of each pair of backbones, …×M×M each.
 
     `disagreement` (right by exactly one), `double_fault` (both wrong), `yule_q`, `phi` (correlation of correctness),
     `kappa` (Cohen's κ of correctness: error consistency, Geirhos et al. 2020), and the directed `rescue`[i, j] =
@@ -199,7 +199,7 @@ def pairs(p: Patterns) -> dict[str, Tensor]:
 
 
 def headroom_captured(fused: float, best: float, oracle: float) -> float:
-    """(fused − best) / (oracle − best): the share of the oracle's gain that a fuser reaches; nan without headroom.
+    """Compute (fused − best) / (oracle − best): the share of the oracle's gain that is reached; nan without headroom.
 
     >>> headroom_captured(0.625, 0.5, 1.0)
     0.25
@@ -208,7 +208,7 @@ def headroom_captured(fused: float, best: float, oracle: float) -> float:
 
 
 def oracle_of_subsets(p: Patterns) -> Tensor:
-    """The oracle's accuracy for every subset of the backbones, …×2^M; bit m of the place says whether m is in.
+    """Compute the oracle's accuracy for every subset of the backbones, …×2^M; bit m of the place says whether m is in.
 
     1 − P(every backbone of the subset is wrong), the latter by a sum over subsets in M·2^M steps. M ≤ 20.
 
@@ -233,7 +233,7 @@ def oracle_of_subsets(p: Patterns) -> Tensor:
 
 
 def coverage_order(p: Patterns) -> list[tuple[int, float]]:
-    """Backbones in greedy order of the images they add, with the oracle's accuracy so far; the lower number wins ties.
+    """Order backbones greedily by the images they add, with the oracle's accuracy so far; the lower number wins ties.
 
     >>> coverage_order(patterns(torch.tensor([[1, 0, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]])))
     [(0, 0.5), (1, 0.75), (2, 0.75)]

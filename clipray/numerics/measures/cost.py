@@ -6,7 +6,7 @@ from clipray.numerics.contracts import State
 
 
 def backbones_used(state: State, backbones: int) -> Sequence[int]:
-    """Numbers of the backbones that must run: one for `best_single_on_support`, those of non-zero weight, else all."""
+    """Return the backbones that must run: one for `best_single_on_support`, those of non-zero weight, else all."""
     if "backbone" in state.tensors:
         return [int(state.tensors["backbone"])]
     if "w_M" in state.tensors:
@@ -17,7 +17,7 @@ def backbones_used(state: State, backbones: int) -> Sequence[int]:
 def method_cost(
     used: Sequence[int], per_backbone: Sequence[Mapping[str, float]], fuser_gflops: float
 ) -> dict[str, float]:
-    """Cost per image of a method that runs these backbones one after another.
+    """Add up the cost per image of a method that runs these backbones one after another.
 
     Args:
         used: numbers of the backbones that run.

@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
 
 
 def wilson(successes: float, images: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927).
+    """Compute Wilson's score interval of a proportion (Wilson 1927).
 
     >>> [round(v, 4) for v in wilson(8, 10)]
     [0.8, 0.4902, 0.9433]
@@ -47,7 +47,7 @@ def wilson(successes: float, images: int, confidence: float = 0.95) -> Interval:
 
 
 def normal_interval(values_N: Tensor, confidence: float = 0.95) -> Interval:
-    """A mean with its interval by the central limit theorem: mean ± z · s / √N.
+    """Compute a mean with its interval by the central limit theorem: mean ± z · s / √N.
 
     >>> [round(v, 4) for v in normal_interval(torch.tensor([1.0, 2.0, 3.0]))]
     [2.0, 0.8684, 3.1316]
@@ -59,7 +59,7 @@ def normal_interval(values_N: Tensor, confidence: float = 0.95) -> Interval:
 
 
 def resampled_counts(counts_U: Tensor, resamples: int, seed: int) -> Tensor:
-    """counts_BU: how often each of U kinds of image occurs when all images are drawn anew with replacement.
+    """Draw counts_BU: how often each of U kinds of image occurs when all images are drawn anew with replacement.
 
     >>> resampled_counts(torch.tensor([3, 7]), resamples=4, seed=0).sum(1)
     tensor([10, 10, 10, 10])
@@ -70,7 +70,7 @@ def resampled_counts(counts_U: Tensor, resamples: int, seed: int) -> Tensor:
 
 
 def resampled_means(values_NV: Tensor, resamples: int, seed: int) -> Tensor:
-    """means_BV: column means when the N rows are drawn anew with replacement; columns keep company, so it is paired.
+    """Draw means_BV: column means when the N rows are drawn anew with replacement; rows stay whole, so it is paired.
 
     Rows that are equal are counted first, which is the same distribution at a fraction of the work.
     """
@@ -87,7 +87,7 @@ def resampled_means(values_NV: Tensor, resamples: int, seed: int) -> Tensor:
 
 
 def percentiles(samples_B: Tensor, confidence: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap samples; samples that are undefined (nan) are left out.
+    """Compute the percentile interval of bootstrap samples; samples that are undefined (nan) are left out.
 
     >>> percentiles(torch.arange(5.0), 0.5)
     (1.0, 3.0)
@@ -110,7 +110,7 @@ def mean_interval(
 def paired_bootstrap(
     a_N: Tensor, b_N: Tensor, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> Comparison:
-    """Mean of a − b over the same images, interval and p-value by resampling the images.
+    """Compute the mean of a − b over the same images, with interval and p-value by resampling the images.
 
     p is twice the smaller share of resamples on either side of 0, counting the data themselves as one resample.
 
@@ -126,7 +126,7 @@ def paired_bootstrap(
 def nested(
     differences: Sequence[Tensor], resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> Comparison:
-    """Mean of paired differences over datasets, with support sets and images drawn anew inside each (hierarchical).
+    """Compute the mean of paired differences over datasets, with support sets and images drawn anew inside each.
 
     A resample draws datasets with replacement, and for each one anew its support sets and its images, so that the
     interval holds all three kinds of chance. With one dataset it is about that dataset: its images and support sets.
@@ -168,7 +168,7 @@ def _p(samples_B: Tensor) -> float:
 
 
 def mcnemar(right_a_N: Tensor, right_b_N: Tensor) -> tuple[int, int, float]:
-    """McNemar's exact test of two methods' correctness on the same images.
+    """Apply McNemar's exact test to two methods' correctness on the same images.
 
     Returns:
         images only a has right, images only b has right, the two-sided binomial p-value.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def top(log_probs_NC: Tensor, labels_N: Tensor, k: int) -> Tensor:
-    """1 where the label is among the k most probable classes, else 0; float64. Of equal classes the first comes first.
+    """Score 1 where the label is among the k most probable classes, else 0; float64. Of equal classes the first wins.
 
     >>> top(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([1]), k=1)
     tensor([0.], dtype=torch.float64)
@@ -21,7 +21,7 @@ def top(log_probs_NC: Tensor, labels_N: Tensor, k: int) -> Tensor:
 
 
 def nll(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """−log p of the label, in nats.
+    """Compute −log p of the label, in nats.
 
     >>> nll(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0])).round(decimals=4)
     tensor([0.6931], dtype=torch.float64)
@@ -30,7 +30,7 @@ def nll(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def brier(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """Σ_c (p_c − [c is the label])², from 0 to 2 (Brier 1950).
+    """Compute Σ_c (p_c − [c is the label])², from 0 to 2 (Brier 1950).
 
     >>> brier(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0])).round(decimals=4)
     tensor([0.5000], dtype=torch.float64)
@@ -41,7 +41,7 @@ def brier(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def balanced_accuracy(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """Mean over the classes that occur of the top-1 accuracy within the class.
+    """Compute the mean, over the classes that occur, of the top-1 accuracy within the class.
 
     >>> p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
     >>> balanced_accuracy(p.log(), torch.tensor([0, 0, 1]))
@@ -54,7 +54,7 @@ def balanced_accuracy(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def ece_width(log_probs_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
-    """Expected calibration error over bins of equal width [i/bins, (i+1)/bins): Σ share · |accuracy − confidence|.
+    """Compute the calibration error over bins of equal width [i/bins, (i+1)/bins): Σ share · |accuracy − confidence|.
 
     >>> ece_width(torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log(), torch.tensor([0, 1]), bins=10)  # (0.2 + 0.6) / 2
     tensor(0.4000, dtype=torch.float64)
@@ -66,7 +66,7 @@ def ece_width(log_probs_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
 
 
 def ece_mass(log_probs_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
-    """Expected calibration error over bins of equally many images (the first N mod bins hold one more).
+    """Compute the calibration error over bins of equally many images (the first N mod bins hold one more).
 
     Images of equal confidence share their mean correctness, so the order of the rows does not matter.
 
@@ -80,7 +80,7 @@ def ece_mass(log_probs_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
 
 
 def aurc(log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """Area under the risk-coverage curve: the mean over n of the error rate among the n most confident images.
+    """Compute the area under the risk-coverage curve: the mean over n of the error rate of the n most confident images.
 
     (Geifman & El-Yaniv 2017.) Where confidences are equal it is the expectation over their orders.
 

@@ -42,7 +42,7 @@ class Gain(NamedTuple):
 
 
 def ranks(scores_XY: Tensor, alpha: float = 0.05) -> Ranks:
-    """Ranks of Y methods on X data sets, higher scores being better.
+    """Rank Y methods on X data sets, higher scores being better.
 
     >>> ranks(torch.tensor([[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [5.0, 3.0, 3.0]])).mean_rank
     [1.0, 2.5, 2.5]
@@ -82,7 +82,7 @@ def gain(
 
 
 def correlation(a_X: Tensor, b_X: Tensor, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Pearson's correlation over data sets with its percentile-bootstrap interval.
+    """Compute Pearson's correlation over data sets with its percentile-bootstrap interval.
 
     >>> round(correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])).value, 6)
     1.0

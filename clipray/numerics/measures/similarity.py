@@ -7,7 +7,7 @@ from clipray.numerics.contracts import unit
 
 
 def cka(x_ND: Tensor, y_NE: Tensor) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019): ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred columns, 0 to 1.
+    """Compute linear CKA (Kornblith et al. 2019): ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred columns, 0 to 1.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
     >>> round(cka(x, 3 * x), 6)
@@ -18,7 +18,7 @@ def cka(x_ND: Tensor, y_NE: Tensor) -> float:
 
 
 def neighbour_overlap(x_ND: Tensor, y_NE: Tensor, k: int = 10, block: int = 1024) -> float:
-    """Mutual k-NN: the mean share of an image's k nearest others (cosine) that both spaces have in common.
+    """Compute mutual k-NN: the mean share of an image's k nearest others (cosine) that both spaces have in common.
 
     (Huh et al. 2024.) Needs N > k.
 

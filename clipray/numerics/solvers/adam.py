@@ -68,7 +68,7 @@ class Adam:
         return [[t[i].contiguous() for t in tensors for i in rows] for rows in self.rows]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """One update."""
+        """Make one update."""
         every = zip(
             self.each,
             self.parameters,
@@ -99,7 +99,7 @@ def minimise(
 
 
 def shuffled(images: int, seeds: Sequence[int], batch: int, epochs: int, most: int) -> list[Tensor]:
-    """Batches of row numbers, S×b each: every epoch each problem visits its images in an order of its own.
+    """Yield batches of row numbers, S×b each: every epoch each problem visits its images in an order of its own.
 
     Args:
         images: K, the same for all problems.

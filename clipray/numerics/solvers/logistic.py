@@ -8,7 +8,7 @@ _LARGE = 1_000_000  # features of all problems, from which on there is nothing t
 
 
 def rotate(x_SKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features in the axes of their own span: R = min(K, D) orthogonal columns instead of D.
+    """Rotate features to the axes of their own span: R = min(K, D) orthogonal columns instead of D.
 
     An L2 penalty does not see a rotation and leaves weights outside the span at 0, so nothing is lost.
 
@@ -149,7 +149,7 @@ def _search(
 
 
 def folds(labels_K: Tensor, most: int) -> Tensor:
-    """A fold number per image, classes spread evenly: the image's place within its class modulo the number of folds.
+    """Give each image a fold number, classes spread evenly: its place within its class modulo the number of folds.
 
     The number of folds is the largest class's size, at most `most`; with one image per class there is a single fold.
 
@@ -177,7 +177,7 @@ def fit_path(
     shape_C: Tensor | None = None,
     tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Weights under the penalty that has the least held-out NLL, chosen for each of the S problems.
+    """Fit weights under the penalty that has the least held-out NLL, chosen for each of the S problems.
 
     Args:
         x_SKD: features.

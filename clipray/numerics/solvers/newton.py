@@ -19,7 +19,7 @@ def inverse_temperatures(
     high: float,
     steps: int = 100,
 ) -> Tensor:
-    """β = 1/T per support set and backbone: the minimum over β in [low, high] of
+    """Find β = 1/T per support set and backbone: the minimum over β in [low, high] of
 
         Σ_k −log softmax(β z_k)[y_k]  +  prior_count · (β − log β)
 

@@ -13,7 +13,7 @@ from clipray.store import Store
 def decode(
     table: pa.Table, store: Store, groups: dict[str, images.Preprocess], max_pixels: int
 ) -> pa.Table:
-    """One shard: look up its rows, read, decode, and crop for every preprocess group that its backbones want.
+    """Read one shard: look up its rows, decode, and crop for every preprocess group that its backbones want.
 
     Args:
         table: one row with the pickled `task`.

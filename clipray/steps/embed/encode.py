@@ -43,7 +43,7 @@ class Embedder:
             self.broken = f"it cannot be loaded: {words(error)}"
 
     def load(self, device: str) -> backbones.Encoder:
-        """The model."""
+        """Load the model."""
         return backbones.load(self.spec, self.precision, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -58,7 +58,7 @@ class Embedder:
         return table.drop_columns([self.column]) if self.last else table
 
     def embed(self, task: dict, table: pa.Table) -> str | None:
-        """Write one shard's file; why there is none, or None."""
+        """Write one shard's file; return why there is none, or None."""
         size = (*self.encoder.preprocess.size, 3)
         crops_NHWC = np.frombuffer(table[self.column][0].as_buffer(), np.uint8).reshape(-1, *size)
         embeddings_ND, errors = encode(self.encoder, crops_NHWC, self.batch_size)
@@ -73,7 +73,7 @@ class Embedder:
 
 
 def with_errors(rows: pa.Table, errors: list[str | None]) -> pa.Table:
-    """Rows of a shard with one backbone's errors in place where the image itself has none."""
+    """Fill one backbone's errors into the rows of a shard, where the image itself has none."""
     own = iter(errors)
     every = [known or next(own) for known in rows["error"].to_pylist()]
     place = rows.column_names.index("error")

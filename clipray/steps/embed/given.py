@@ -35,7 +35,7 @@ def plan(
     campaign: Campaign,
     prompts: dict[str, list[str]],
 ) -> Given:
-    """Check a data set's files, or recall that they are checked, and find out what is to be written.
+    """Check a data set's files unless they have been checked before, and find out what is to be written.
 
     Args:
         towers: the backbones of it that are wanted, each with the model that makes its class vectors, if one does.
@@ -94,7 +94,7 @@ def _plan(
 def _indices(
     store: Store, dataset: Dataset, campaign: Campaign, classnames: list[str], uri: str
 ) -> dict[str, Index]:
-    """The rows of each split as an index, whose images no worker reads."""
+    """Make the index of each split from given rows; no worker reads images by it."""
     made_of = {"rows": fits.what(dataset, uri, None, classnames), "limit": campaign.limit}
     place = store.address(FOLDER, dataset.name, "rows", what=made_of)
     if store.manifest(place) is None:
@@ -170,7 +170,7 @@ def _write_split(store: Store, given: Given, split: str, work: Work, name: str) 
 
 
 def on_sphere(logits_NC: np.ndarray, radius: float) -> np.ndarray:
-    """Unit vectors N×(C+1) whose first C numbers, times the radius, are the logits.
+    """Make unit vectors N×(C+1) whose first C numbers, times the radius, are the logits.
 
     >>> on_sphere(np.array([[3.0, 4.0]], np.float32), 10.0).round(4).tolist()
     [[0.30000001192092896, 0.4000000059604645, 0.8659999966621399]]
@@ -181,7 +181,7 @@ def on_sphere(logits_NC: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _work(store: Store, dataset: Dataset, split: str, index: Index, facts: dict) -> Work:
-    """The addresses of a split's embeddings, and the shards that are not there."""
+    """Find the addresses of a split's embeddings, and the shards that are not there."""
     part = fits.WHOLE if dataset.split else dataset.splits[split]
     whats = {
         name: {
@@ -203,7 +203,7 @@ def _remarks(split: str, counts: dict) -> Iterator[str]:
 
 
 def methods(campaign: Campaign, logits: bool) -> tuple[tuple[Head, ...], tuple[Fuser, ...]]:
-    """The heads and fusers of a campaign; for a set of logits, those that need no embedding."""
+    """Return the heads and fusers of a campaign; for a set of logits, those that need no embedding."""
     heads, fusers = checks.named_heads(campaign.heads), checks.entries(campaign)
     if not logits:
         return heads, fusers
@@ -215,7 +215,7 @@ def methods(campaign: Campaign, logits: bool) -> tuple[tuple[Head, ...], tuple[F
 
 
 def remarks(given: Given, campaign: Campaign) -> list[str]:
-    """What a person should know: rows that cannot be used, and methods that are left out on logits.
+    """List what a person should know: rows that cannot be used, and methods that are left out on logits.
 
     Raises:
         ConfigError: no head is left.

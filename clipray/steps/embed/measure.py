@@ -24,7 +24,7 @@ def write(store: Store, encoder: "Encoder", device: str) -> None:
 
 
 def measure(encoder: "Encoder") -> dict:
-    """Dimension, scale, preprocessing and cost of a loaded backbone.
+    """Measure dimension, scale, preprocessing and cost of a loaded backbone.
 
     `image_gflops` counts 2 operations per multiply-add for one image; `memory_mb` is the image tower's weights, in
     10⁶ bytes; `seconds_per_image` is the median of three batches on this device: the cost by which pools are shared
@@ -48,7 +48,7 @@ def measure(encoder: "Encoder") -> dict:
 
 
 def describe(encoder: "Encoder") -> dict:
-    """What `jobs.backbones` shows of a backbone: where it comes from, its card, and what half precision does to it."""
+    """Collect what `jobs.backbones` shows of a backbone: its origin, its card, and what half precision does to it."""
     spec = encoder.spec
     return {
         "name": spec.name,
@@ -60,7 +60,7 @@ def describe(encoder: "Encoder") -> dict:
 
 
 def drift(encoder: "Encoder", precision: str) -> float | str:
-    """The least cosine between embeddings in a precision and the loaded ones; the reason where it cannot compute."""
+    """Return the least cosine of embeddings in a precision to the loaded ones, or the reason why there is none."""
     crops = np.random.default_rng(0).integers(0, 256, (4, *encoder.preprocess.size, 3), np.uint8)
     try:
         other = backbones.load(encoder.spec, precision, encoder.device).images(crops, 4)
@@ -72,7 +72,7 @@ def drift(encoder: "Encoder", precision: str) -> float | str:
 
 
 def gflops(encoder: "Encoder") -> float:
-    """10⁹ floating-point operations of one image's embedding, as PyTorch's counter sees them."""
+    """Count the floating-point operations of one image's embedding, in 10⁹, as PyTorch's counter sees them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,7 +89,7 @@ def gflops(encoder: "Encoder") -> float:
 
 
 def seconds_per_image(encoder: "Encoder") -> float:
-    """Median over three batches, after one to warm up."""
+    """Measure the seconds that an image takes: the median over three batches, after one to warm up."""
     crops, times = blank(encoder, BATCH), []
     for _ in range(4):
         start = time.perf_counter()
@@ -109,5 +109,5 @@ def decode_seconds(encoder: "Encoder") -> float:
 
 
 def blank(encoder: "Encoder", images: int) -> np.ndarray:
-    """Black crops of a backbone's size, uint8 N×H×W×3."""
+    """Make black crops of a backbone's size, uint8 N×H×W×3."""
     return np.zeros((images, *encoder.preprocess.size, 3), np.uint8)

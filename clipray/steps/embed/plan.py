@@ -21,7 +21,7 @@ TOLD = ("dataset", "split", "shard", "content", "broken", "errors")
 
 
 def items(work: Work) -> Iterator[dict]:
-    """The rows of the Ray dataset: a shard that lacks something, by its numbers; its worker looks up its images."""
+    """Yield the rows of the Ray dataset: each is a shard that lacks something, whose images its worker looks up."""
     for shard in work.shards():
         if work.todo[shard.name]:
             todo = work.todo[shard.name]
@@ -48,7 +48,7 @@ def run(
     pools: dict[str, Pool],
     device: str,
 ) -> Iterator[dict]:
-    """Embed what is missing; yields what workers tell of each shard as it is done.
+    """Embed what is missing; yield what workers tell of each shard as it is done.
 
     That is its `dataset`, `split` and `shard`, the number of its `images`, the sum of their `content`, by backbone why
     it left no file (`broken`), or else which images it has no embedding of and why (`errors`). Whether a split keeps
@@ -77,7 +77,7 @@ def passed(
     pools: dict[str, Pool],
     device: str,
 ) -> Iterator[dict]:
-    """Send rows through decoding and a chain of pools; yields the tasks that come out, as they are done.
+    """Send rows through decoding and a chain of pools; yield the tasks that come out, as they are done.
 
     Args:
         rows: of the Ray dataset, each with a pickled `task`.

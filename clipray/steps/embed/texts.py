@@ -12,7 +12,7 @@ from clipray.store import Store
 def prepare(
     store: Store, spec: Backbone, precision: str, device: str, prompts: dict[str, dict]
 ) -> dict[str, str]:
-    """Load a backbone once; write its card and the classifiers that are missing.
+    """Load a backbone once, and write its card and the classifiers that are missing.
 
     Args:
         prompts: for each dataset whose classifier is missing, its class names and templates.

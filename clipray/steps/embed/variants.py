@@ -17,7 +17,7 @@ from clipray.store import Store
 def decode_variants(
     table: pa.Table, store: Store, groups: dict[str, images.Preprocess], max_pixels: int
 ) -> Iterator[pa.Table]:
-    """One shard: read and decode every image once; then, for each variant, perturb and crop.
+    """Decode every image of a shard once; then, for each variant, perturb and crop it.
 
     Args:
         table: one row with the pickled tasks of all variants of a shard.
@@ -64,7 +64,7 @@ def perturbed(
 def _decoded(
     data: bytes | Exception | None, known: str | None, max_pixels: int
 ) -> Image.Image | str:
-    """The image, or why there is none."""
+    """Decode an image, or return why there is none."""
     if known or isinstance(data, Exception):
         return known or str(data)
     try:

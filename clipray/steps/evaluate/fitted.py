@@ -14,7 +14,7 @@ FOLDER = "fusers"
 
 
 def path(place: str, head: str, name: str, shots: int, seed: int) -> str:
-    """Where a fitted fuser lies in an evaluation."""
+    """Return the path of a fitted fuser in an evaluation."""
     return f"{place}/{FOLDER}/{head}/{name}/{shots}-shot-seed-{seed}.safetensors"
 
 
@@ -30,7 +30,7 @@ def write(store: Store, file: str, entry: Fuser, state: State, **about: Any) -> 
 
 
 def read(store: Store, file: str) -> tuple[Fuser, State, dict]:
-    """The entry, the state that `write` stored, and `about`."""
+    """Read what `write` stored: the entry, the state, and `about`."""
     data = store.read(file)
     length = int.from_bytes(
         data[:8], "little"

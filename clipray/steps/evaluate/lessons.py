@@ -18,7 +18,7 @@ FILE = "episodes.safetensors"
 
 
 def make_episodes(store: Store, place: str, task: Task, told: dict, entry: Fuser) -> None:
-    """Write the episodes of one dataset; reads its train split only.
+    """Write the episodes of one dataset, made of its train split only.
 
     Args:
         told: their WHAT. entry: that of `nlc_meta` in the config.

@@ -108,11 +108,11 @@ class Scores:
         return pa.Table.from_pylist(rows, schema=schema.SCORES)
 
     def outcomes(self) -> pa.Table:
-        """What every method said of every image (`schema.OUTCOMES`)."""
+        """Return the answer of every method to every image (`schema.OUTCOMES`)."""
         return pa.concat_tables(self.parts) if self.parts else schema.OUTCOMES.empty_table()
 
     def _gains(self, place: Place, kind: str) -> Iterator[dict]:
-        """Rows of paired differences of top-1 to the best single backbones, and the share of the oracle's gain reached.
+        """Yield rows of paired differences of top-1 to the best single backbones, and the share of headroom captured.
 
         `p_on_support` is McNemar's exact test against the single backbone chosen on the same support set.
         """
@@ -133,7 +133,7 @@ class Scores:
             yield self._made(place, kind, "headroom_captured", headroom_captured(*means))
 
     def _synergies(self) -> Iterator[dict]:
-        """Rows of fused − alone: per support set, and over all support sets of a number of shots.
+        """Yield rows of fused − alone: per support set, and over all support sets of a number of shots.
 
         A fuser without labels at a head without labels has no `synergy`, for nothing chooses its one backbone. It has
         `gain_on_mean`, over the mean of the single backbones.
@@ -157,7 +157,7 @@ class Scores:
             yield self._made(place, kinds[place], "synergy_over_draws", *interval)
 
     def _gain_on_mean(self, place: Place, kind: str) -> dict:
-        """A row with the paired difference of top-1 to the mean of the single backbones."""
+        """Make a row with the paired difference of top-1 to the mean of the single backbones."""
         singles = [
             right
             for own, right in self.right.items()
@@ -169,7 +169,7 @@ class Scores:
         return self._made(place, kind, "gain_on_mean", *interval)
 
     def _difference(self, place: Place, kind: str, metric: str, reference: Place) -> dict:
-        """A row with the paired difference of top-1 to a reference."""
+        """Make a row with the paired difference of top-1 to a reference."""
         found = intervals.paired_bootstrap(self.right[place], self.right[reference], RESAMPLES)
         return self._made(place, kind, metric, found.difference, found.low, found.high)
 

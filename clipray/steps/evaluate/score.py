@@ -163,7 +163,7 @@ def score_without_support(
 
 
 def asks_for_pool(task: Task) -> bool:
-    """Whether a fuser learns from unlabelled train images."""
+    """Tell whether a fuser learns from unlabelled train images."""
     settings = (settings_of(one.fuser, one.settings_for(0, 0)) for one in task.fusers)
     return any(getattr(one, "unlabelled", "") == "train" for one in settings)
 
@@ -171,20 +171,20 @@ def asks_for_pool(task: Task) -> bool:
 def _images(
     head: FittedHead, problem: list, test: Sequence[View], pool: Sequence[View] | None
 ) -> tuple[Images, Images | None]:
-    """The test images and the pool, under a head that has learned from `problem`."""
+    """Fit a head on `problem`, and give the test images and the pool as fusers see them under it."""
     states = head.fit(problem, head.settings)
     return seen(head, states, test), None if pool is None else seen(head, states, pool)
 
 
 def seen(head: FittedHead, states: Sequence[State], views: Sequence[View]) -> Images:
-    """Images as fusers see them under a fitted head."""
+    """Return images as fusers see them under a fitted head."""
     return Images(
         cross_fit.logits(head, states, views), tuple(view.embeddings_ND for view in views)
     )
 
 
 def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[States]:
-    """For each support set, every label-needing fuser's state by its name."""
+    """Fit every fuser that needs labels on each support set; return the states by the fuser's name."""
     states: list[States] = [{} for _ in supports]
     for entry in task.fusers:
         if not FUSERS[entry.fuser].needs_labels:
@@ -199,7 +199,7 @@ def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[
 def fit_each_alone(
     task: Task, drawn: Sequence[Draw], supports: Sequence[Support]
 ) -> list[dict[str, Alone]]:
-    """For each support set, every label-needing fuser and control fitted on each backbone alone, by its name."""
+    """Fit every fuser that needs labels on each backbone alone, for each support set; return the fits by name."""
     found: list[dict[str, Alone]] = [{} for _ in supports]
     for entry in task.fusers:
         fuser = FUSERS[entry.fuser]
@@ -308,7 +308,7 @@ def references(entry: Fuser, here: Place) -> tuple[str, str]:
 def score_bounds(
     scores: Scores, where: tuple[str, int, int], test: Sequence[View], logits_NMC: Tensor
 ) -> None:
-    """Single backbones, the best of them on test, the oracle, and how the backbones complement each other."""
+    """Score the single backbones, the best of them on test, the oracle, and how the backbones complement each other."""
     head, shots, seed = where
     _, best = singles.best_single_on_test(logits_NMC, scores.labels_N)
     scores.add(Place(head, ON_TEST, shots, seed), "bound", best)
@@ -330,7 +330,7 @@ def score_bounds(
 
 
 def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:
-    """(method, kind, metric, value, bootstrap samples) of every measure of the set, the backbones and their pairs."""
+    """Yield (method, kind, metric, value, bootstrap samples) of each measure of the set, of backbones and pairs."""
     again = complementarity.resample(patterns, RESAMPLES, seed=0)
     resampled = complementarity.of_set(again)
     for metric, value in complementarity.of_set(patterns).items():
@@ -347,7 +347,7 @@ def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:
 
 
 def score_support(scores: Scores, drawn: Sequence[Draw], seeds: int) -> None:
-    """Of each number of shots: classes with fewer images, and how many support sets of those asked for differ."""
+    """Add, for each number of shots, the classes with fewer images, and the number of different support sets."""
     for k in sorted({draw.shots for draw in drawn}):
         own = [draw for draw in drawn if draw.shots == k]
         values = {"short_classes": len(own[0].short), "support_sets": len(own), "seeds": seeds}
@@ -356,7 +356,7 @@ def score_support(scores: Scores, drawn: Sequence[Draw], seeds: int) -> None:
 
 
 def score_spaces(scores: Scores, test: Sequence[View]) -> None:
-    """How alike the backbones' embedding spaces are, pair by pair: linear CKA and mutual k-NN overlap.
+    """Measure how alike the backbones' embedding spaces are, pair by pair: linear CKA and mutual k-NN overlap.
 
     On the first images by id, which is a hash, so they are a random sample: neighbours cost N². And of each backbone
     the share of class names that its text tower cannot tell from another one.

@@ -76,7 +76,7 @@ def score(store: Store, shifted: Shifted, place: str) -> None:
 
 
 def shifts(store: Store, shifted: Shifted, weights: tuple[Tensor, ...]) -> Iterator[Shift]:
-    """The clean images that have perturbed copies, then the copies, part by part."""
+    """Yield the clean images that have perturbed copies, then the copies, part by part."""
     task, classes = shifted.task, len(weights[0])
     ids: set[str] = set()
     for part in shifted.parts:
@@ -114,7 +114,7 @@ def fit(store: Store, task: Task, weights: tuple[Tensor, ...]) -> Iterator[Fitte
 def _fitted_on(
     task: Task, entry: Head, drawn: list, problems: list, pool: Sequence[View] | None
 ) -> Iterator[Fitted]:
-    """One head, and its fusers, on every support set."""
+    """Fit one head, and its fusers, on every support set."""
     models = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
     supports = [
         cross_fit.support(model, problem, task.folds)
@@ -140,7 +140,7 @@ def _fitted(
 
 
 def scored(task: Task, fitted: Fitted, shift: Shift) -> Iterator[dict]:
-    """Rows (`schema.SCORES`) of one fitted head, and of the fusers on it, on one shift.
+    """Yield the rows (`schema.SCORES`) of one fitted head, and of the fusers on it, under one shift.
 
     What does not depend on labels (single backbones, bounds, label-free fusers) is scored once a head: with the head's
     own support set where it has one. A fuser that learns from unlabelled images learns from the perturbed ones.
@@ -168,7 +168,7 @@ def scored(task: Task, fitted: Fitted, shift: Shift) -> Iterator[dict]:
 def _fused(
     say: "_Teller", task: Task, results: Iterator[evaluate.Fused], batch: Images, best_N: Tensor
 ) -> Iterator[dict]:
-    """Rows of every fuser, and whom it follows."""
+    """Yield the rows of every fuser, and how often it answers as each backbone does."""
     answers_NM = batch.logits_NMC.argmax(-1)
     for entry, state, log_probs_NC in results:
         yield from say.method(entry.name, FUSERS[entry.fuser].kind, log_probs_NC, best_N)
@@ -182,7 +182,7 @@ def _fused(
 
 
 def mean_weights(state: Any, embeddings: tuple[Tensor, ...]) -> Tensor | None:
-    """A gate's mean share of weight by backbone, by absolute value; None for other fusers."""
+    """Return a gate's mean share of weight by backbone, by absolute value; None for other fusers."""
     if not isinstance(state.settings, nlc.Gate):
         return None
     weights_NM = nlc.image_weights(state, embeddings).abs().double()
@@ -196,7 +196,7 @@ class _Teller:
         self.dataset, self.shift, self.place = dataset, shift, place
 
     def row(self, method: str, kind: str, metric: str, value: float, *interval: float) -> dict:
-        """One row."""
+        """Make one row."""
         head, shots, seed = self.place
         low, high = interval or (None, None)
         return {
@@ -220,7 +220,7 @@ class _Teller:
     def method(
         self, method: str, kind: str, log_probs_NC: Tensor, best_N: Tensor | None = None
     ) -> Iterator[dict]:
-        """Top-1 and NLL of a method; and its gain over the single backbone that is best under this shift."""
+        """Yield top-1 and NLL of a method, and its gain over the single backbone that is best under this shift."""
         labels_N = self.shift.labels_N
         right_N = outcomes.top(log_probs_NC, labels_N, 1)
         yield self.row(method, kind, "top1", *intervals.wilson(float(right_N.sum()), len(right_N)))
@@ -230,7 +230,7 @@ class _Teller:
             yield self.row(method, kind, "gain_on_test", *gain)
 
     def together(self, right_NM: Tensor) -> Iterator[dict]:
-        """Oracle and complementarity of the backbones."""
+        """Yield the oracle and the complementarity of the backbones."""
         patterns = complementarity.patterns(right_NM)
         again = complementarity.of_set(complementarity.resample(patterns, RESAMPLES, seed=0))
         values = complementarity.of_set(patterns)

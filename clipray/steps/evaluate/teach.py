@@ -17,7 +17,7 @@ LEAST = 3  # other datasets; with fewer, the gate stays untaught
 def taught(
     store: Store, tasks: list[Task], compute: Compute, verbose: bool
 ) -> tuple[list[Task], dict[str, str]]:
-    """The tasks, with learned weights in the settings of every `nlc_meta` entry that has none of its own.
+    """Teach the tasks: put learned weights into the settings of every `nlc_meta` entry that has none of its own.
 
     Each dataset's episodes are computed once, and each dataset's weights from those of all others; both are artefacts,
     so nothing is done twice. A dataset that fails in it is left out, and the others learn without it.
@@ -40,7 +40,7 @@ def taught(
 
 
 def is_untaught(entry: Fuser) -> bool:
-    """Whether an entry is to be taught on other datasets."""
+    """Tell whether an entry is to be taught on other datasets."""
     return entry.fuser == FUSER and "weights" not in entry.settings
 
 
@@ -64,7 +64,7 @@ def _weights(
     verbose: bool,
     failed: dict[str, str],
 ) -> dict[str, list[float]]:
-    """By dataset, the weights learned on all others; `failed` gets the datasets that cannot be learned on or for."""
+    """Learn, for each dataset, the weights from all others; add to `failed` the datasets where that is not possible."""
     told = {name: artefact.what(task, entry) for name, task in known.items()}
     sources = {name: artefact.address(store, name, one) for name, one in told.items()}
     lessons = _lessons(store, sources, entry)
@@ -90,7 +90,7 @@ def _weights(
 def _lessons(
     store: Store, sources: dict[str, str], entry: Fuser
 ) -> dict[str, tuple[str, list[str], dict]]:
-    """By dataset: where its weights lie, the episodes of the others, and the WHAT of the weights."""
+    """Find, for each dataset, the address of its weights, the episodes of the others, and the WHAT of the weights."""
     lessons = {}
     for name in sources:
         others = sorted(source for other, source in sources.items() if other != name)
@@ -104,7 +104,7 @@ def _lessons(
 def _each(
     function: Any, names: list[str], items: list[tuple], words: str, compute: Compute
 ) -> dict[str, str]:
-    """Run a task for each dataset; why it failed, by the names of those where it did."""
+    """Run a task for each dataset; return, by dataset, why it failed."""
     failed = {}
     if items:
         with progress(words, len(items), "datasets") as advance:

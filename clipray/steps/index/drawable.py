@@ -14,7 +14,7 @@ from clipray.store import Store
 
 
 def few_images(labels: Mapping[int, int], n_classes: int, shots: Sequence[int]) -> Iterator[str]:
-    """What to say of classes of a train split with fewer images than shots: they give what they have.
+    """Yield what to say of a train split with fewer images than shots in some classes: these give what they have.
 
     Args:
         labels: by label, how many images can be drawn.
@@ -30,7 +30,7 @@ def few_images(labels: Mapping[int, int], n_classes: int, shots: Sequence[int]) 
 
 
 def drawable(store: Store, train: Index, test: Index, mapper: Mapper) -> dict[int, int]:
-    """By label, how many of a train split's images can be used and do not stand in the test split too.
+    """Count, by label, the images of a train split that can be used and are not in the test split too.
 
     It is kept in the store, so that a later run reads it and neither split.
     """

@@ -36,7 +36,7 @@ def pool(
     mapper: Mapper,
     unusable: Collection[str] = (),
 ) -> Index:
-    """The pool of a train split, grown until it holds every image that a support set may hold.
+    """Return the pool of a train split, grown until it holds every image that a support set may hold.
 
     Args:
         train, test: the splits; images of the test split are never drawn.
@@ -66,12 +66,12 @@ def pool(
 
 
 def what(train: Index, test: Index) -> dict[str, Any]:
-    """The WHAT of a pool: the rows that it is drawn from, not how many are drawn."""
+    """Return the WHAT of a pool: the rows that it is drawn from, not how many are drawn."""
     return {"train": train.address, "test": test.address, "code": code(draws.draws)}
 
 
 def place(store: Store, train: Index, test: Index) -> str:
-    """Where a pool lies."""
+    """Return the address of a pool."""
     return store.address("index", train.dataset, "pool", what=what(train, test))
 
 
@@ -86,7 +86,7 @@ def grow(
     classes: int,
     unusable: Sequence[str],
 ) -> dict[str, Any]:
-    """Write what a pool lacks as new parts; returns what its manifest has to tell.
+    """Write what a pool lacks as new parts, and return what its manifest has to tell.
 
     A spare of each class is taken with the others, so that few images that cannot be decoded cost no second round.
 
@@ -134,7 +134,7 @@ def _nothing() -> dict[str, Any]:
 
 
 def _holds(drawn: Sequence[Any], wanted: Sequence[Any]) -> bool:
-    """Whether a pool that was drawn so holds what is wanted: as many shots and seeds, and the same is unusable."""
+    """Tell whether a pool holds what is wanted: as many shots and seeds, with the same unusable images."""
     shots, seeds, *rest = drawn
     return shots >= wanted[0] and seeds >= wanted[1] and rest == wanted[2:]
 

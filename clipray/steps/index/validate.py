@@ -23,7 +23,7 @@ LISTED = 5  # corrupt files and repeats named in a report; all are counted
 def validate(
     campaign: Campaign, datasets: Sequence[Dataset], sample: int
 ) -> Iterator[dict[str, Any]]:
-    """One report per dataset, in order.
+    """Yield one report per dataset, in order.
 
     Args:
         campaign: for `data_root`, `shots` and the error budget.
@@ -84,7 +84,7 @@ def _dataset(campaign: Campaign, dataset: Dataset, sample: int) -> dict[str, Any
 
 
 def _given(campaign: Campaign, dataset: Dataset, report: dict[str, Any]) -> dict[str, Any]:
-    """The report of given vectors: all rows are looked at, for that is a matter of seconds."""
+    """Report on given vectors; all rows are looked at, because that takes seconds."""
     try:
         names = sources.classnames(dataset, campaign.data_root)
         uri = sources.location(dataset, campaign.data_root)
@@ -110,7 +110,7 @@ def _given(campaign: Campaign, dataset: Dataset, report: dict[str, Any]) -> dict
 
 
 def _given_split(table: pa.Table, n_classes: int) -> dict[str, Any]:
-    """What `_split` tells, of the rows of given vectors."""
+    """Return what `_split` tells, of the rows of given vectors."""
     bad = table.filter(table["error"].is_valid())["key"].to_pylist()
     labels = Counter(table["label"].drop_null().to_pylist())
     inside = [count for label, count in labels.items() if 0 <= label < n_classes]
@@ -134,7 +134,7 @@ def _given_split(table: pa.Table, n_classes: int) -> dict[str, Any]:
 def _split(
     campaign: Campaign, dataset: Dataset, split: str, n_classes: int, sample: int
 ) -> tuple[dict[str, Any], dict[str, str], list[tuple[str, int]]]:
-    """What a split holds, its images' hashes with a key each, and the hash and label of every image.
+    """Return what a split holds, its images' hashes with a key each, and the hash and label of every image.
 
     Returns:
         `files` (chunks), `images` (None where only reading all would tell), `read`, `corrupt` (count), `corrupt_keys`,
@@ -206,7 +206,7 @@ def _sample(
 def _part(
     chunk: sources.Chunk, share: int, left: list[str], left_out: Counter
 ) -> Iterator[sources.Sample]:
-    """Samples of a chunk drawn by a fixed seed; the first ones of a tar, whose number is not known beforehand."""
+    """Draw samples of a chunk by a fixed seed; of a tar, whose length is not known beforehand, take the first ones."""
     if chunk.count is None:
         found = sources.scan(chunk, left_out)
         yield from itertools.islice(found, share)

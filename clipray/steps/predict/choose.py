@@ -28,7 +28,7 @@ class Held(NamedTuple):
 
 
 def candidates(heads: Sequence[Head], fusers: Sequence[Fuser]) -> list[Candidate]:
-    """Every head with every fuser that gives single images a label of their own."""
+    """List every head with every fuser that gives single images a label of their own."""
     known = declared.fusers()
     return [
         Candidate(head, fuser)
@@ -93,7 +93,7 @@ def _score(entry: Fuser, cases: list, draw: Any) -> Held:
 
 
 def best(every: Sequence[Candidate], scored: Sequence[Held], by: str) -> Candidate:
-    """The candidate with the least NLL, or the most right; the other one decides between equals, then their order.
+    """Return the candidate with the least NLL, or the highest top-1; the other measure decides between equals.
 
     Raises:
         ConfigError: nothing could be held out.

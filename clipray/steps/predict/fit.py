@@ -28,7 +28,7 @@ FILES = ("weights", "config")  # of a backbone's entry
 
 
 def make(store: Store, name: str, place: str, told: Lesson) -> None:
-    """Fit, and write the fused model; a method is chosen first where there are several."""
+    """Fit and write the fused model; choose a method first where there are several."""
     import torch
 
     weights = tuple(torch.from_numpy(classifiers.read(store, one)) for one in told.classifiers)
@@ -59,7 +59,7 @@ def _train(store: Store, told: Lesson, classes: int) -> "Split":
 
 
 def _draws(train: "Split", told: Lesson, classes: int) -> tuple[list, Any]:
-    """The support sets that are fitted together, and the one that is meant."""
+    """Draw the support sets that are fitted together, and return them and the one that is meant."""
     from clipray.numerics import draws
 
     labels_N = train.labels_N.numpy()
@@ -84,7 +84,7 @@ def _fitted(
     weights: tuple,
     told: Lesson,
 ) -> tuple[Any, list, Any]:
-    """The head, its state for each backbone, and the fuser's state, just as an evaluation fits them."""
+    """Fit the head on each backbone, and the fuser, just as an evaluation does; return the head and the states."""
     import torch
 
     from clipray.numerics.contracts import nothing
@@ -123,7 +123,7 @@ def _fitted(
 
 
 def _views(told: Lesson, weights: tuple, train: "Split") -> "list[View]":
-    """Each backbone as it sees the train split."""
+    """List each backbone as it sees the train split."""
     from clipray.numerics.heads.cross_fit import View
 
     every = zip(told.backbones, weights, told.scales, train.embeddings, strict=True)
@@ -131,7 +131,7 @@ def _views(told: Lesson, weights: tuple, train: "Split") -> "list[View]":
 
 
 def _taught(fuser: Any, state: Any, head: Any, heads: list, views: "list[View] | None") -> Any:
-    """The fuser's state as unlabelled images teach it, where it has an `adapt` and its settings want some.
+    """Let unlabelled images teach the fuser's state, where the fuser has an `adapt` and its settings ask for it.
 
     They are those of the train split, also where an evaluation takes the very images to be labelled: these are not
     known when a model is fitted, and a state that they change would label no single image.
@@ -153,7 +153,7 @@ def _cascade(
     draw: Any,
     weights: tuple,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The stages, backbones in order of cost, and the thresholds between them: tensors and a mapping.
+    """Fit a cascade: stages with backbones in order of cost, and thresholds between them; tensors and a mapping.
 
     Raises:
         ConfigError: the cost of a backbone is not known.
@@ -184,7 +184,7 @@ def _cascade(
 def _parts(
     told: Lesson, method: choose.Candidate, fitted: tuple, weights: tuple
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `fused_model.json` says, and the tensors."""
+    """Collect what `fused_model.json` says, and the tensors."""
     from clipray.numerics.contracts import dump_settings
     from clipray.numerics.fusers import to_parts
 
@@ -226,7 +226,7 @@ def _entries(told: Lesson) -> list[dict[str, Any]]:
 
 
 def _entry(spec: Backbone) -> dict[str, Any]:
-    """A backbone's entry, with its own files as they are called in the model's folder."""
+    """Return a backbone's entry, with its own files by their names in the model's folder."""
     values = spec.model_dump(mode="json", exclude_defaults=True)
     for key in FILES:
         place = getattr(spec, key)
@@ -240,7 +240,7 @@ def _file(spec: Backbone, place: str) -> str:
 
 
 def _files(told: Lesson) -> dict[str, str]:
-    """The backbones' files that go into the model's folder: those that lie on this machine alone."""
+    """Find the backbones' files that go into the model's folder: those that lie on this machine alone."""
     return {
         _file(spec, place): str(local_path(place))
         for spec in told.specs
@@ -250,7 +250,7 @@ def _files(told: Lesson) -> dict[str, str]:
 
 
 def _support(train: "Split | None", draw: Any) -> dict[str, Any]:
-    """Which labelled images the model has learned from."""
+    """Say which labelled images the model has learned from."""
     if draw is None:
         return {"shots": 0, "images": 0}
     ids = "\n".join(sorted(train.image_ids[row] for row in draw.rows_K))
@@ -266,7 +266,7 @@ def _support(train: "Split | None", draw: Any) -> dict[str, Any]:
 def _figures(
     store: Store, told: Lesson, method: choose.Candidate, held: list, draw: Any
 ) -> dict[str, Any]:
-    """The numbers the method has: held out on the support set, and on the test images where a campaign has them."""
+    """Collect the method's numbers: held out on the support set, and on the test images where a campaign has them."""
     found: dict[str, Any] = {}
     if held:
         found["held_out"] = held[told.methods.index(method)]._asdict()

@@ -55,6 +55,6 @@ class Lesson:
 
 
 def needs_labels(method: choose.Candidate) -> bool:
-    """Whether the head or the fuser learns from labels."""
+    """Tell whether the head or the fuser learns from labels."""
     head, fuser = declared.heads()[method.head.head], declared.fusers()[method.fuser.fuser]
     return head.needs_labels or fuser.needs_labels

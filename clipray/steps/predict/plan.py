@@ -137,7 +137,7 @@ def _knows_vectors_only(about: dict[str, Any]) -> bool:
 
 
 def only(work: Work, names: Collection[str]) -> Work:
-    """The same with just these shards to do."""
+    """Return the same with only these shards to do."""
     return replace(work, todo=tuple(sorted(names)))
 
 
@@ -184,7 +184,7 @@ def _unlabelled(name: str, layout: str, uri: str) -> Dataset:
 
 
 def _targets(wanted: Predict, dataset: Dataset, classnames: list[str]) -> tuple[bool, list[str]]:
-    """Whether the images' labels are the numbers of the model's classes, and what to say where they are not.
+    """Tell whether the images' labels are the numbers of the model's classes, and what to say where they are not.
 
     Raises:
         ConfigError: they are its classes in another order, so that each accuracy would be of swapped names.
@@ -208,7 +208,7 @@ def _targets(wanted: Predict, dataset: Dataset, classnames: list[str]) -> tuple[
 
 
 def outside(labels: Sequence[int], classes: int) -> str:
-    """What to say of labels that are no class's number, for then the others may be off by one; "" where all are.
+    """Say which labels are not the number of a class, because then the others may be off by one; "" where all are.
 
     >>> outside([1, 2], 2)
     "the images' labels are 1 to 2, the model's classes 0 to 1, so they are not compared"
@@ -290,7 +290,7 @@ def _told(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def items(work: Work) -> Iterator[dict[str, Any]]:
-    """The shards that lack predictions, by their numbers; a worker looks up their images."""
+    """Yield the shards that lack predictions, by their numbers; a worker looks up their images."""
     wanted = set(work.todo)
     for shard in work.shards():
         if shard.name in wanted:

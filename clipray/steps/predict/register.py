@@ -14,12 +14,12 @@ CARRIERS = ("fsspec", "s3fs", "pyarrow", "pydantic", "pyyaml", "safetensors", "f
 
 
 def name_of(wanted: Fit) -> str:
-    """The name of the record."""
+    """Return the name of the record."""
     return f"fit/{wanted.name}"
 
 
 def check(wanted: Fit, workspace: str) -> None:
-    """Look before work starts whether MLflow takes the run; see `tracking.check`."""
+    """Check before work starts whether MLflow takes the run; see `tracking.check`."""
     tracking.check(name_of(wanted), workspace, wanted.tracking)
 
 
@@ -81,7 +81,7 @@ def register(wanted: Fit, store: Store, address: str) -> dict[str, Any]:
 
 
 def metrics(figures: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a model by the names that MLflow shows: `held_out_nll`, `test_top1`, …"""
+    """List the numbers of a model by the names that MLflow shows: `held_out_nll`, `test_top1`, …"""
     found = {}
     for part in ("held_out", "test"):
         for key, value in figures.get(part, {}).items():
@@ -90,7 +90,7 @@ def metrics(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def note(told: dict[str, Any]) -> str:
-    """What MLflow shows of the model, in Markdown."""
+    """Write what MLflow shows of the model, in Markdown."""
     held = told["figures"].get("held_out")
     lines = [
         f"`{told['fuser']}` of {', '.join(told['backbones'])} on `{told['head']}`, {told['classes']} classes of "
@@ -105,7 +105,7 @@ def note(told: dict[str, Any]) -> str:
 
 
 def requirements() -> list[str]:
-    """What a machine must install to load a model, at the versions that are here."""
+    """List what a machine must install to load a model, at the versions that are here."""
     known = dict(fingerprint.code("clipray.fused")["libraries"])
     for name in CARRIERS:
         known[name] = metadata.version(name)

@@ -27,7 +27,7 @@ RUNNING = ("image_id", "key", "label")  # what of an index's row a prediction ne
 def decode(
     table: pa.Table, store: Store, groups: list[images.Preprocess], max_pixels: int
 ) -> pa.Table:
-    """One shard: read, decode, and crop for every preprocess group.
+    """Read one shard, decode it, and crop it for every preprocess group.
 
     Args:
         table: one row with the pickled `task`.
@@ -155,7 +155,7 @@ class Label:
         self.store, self.place, self.targets = store, place, targets
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Write one shard; its name and counts are handed on."""
+        """Write one shard, and hand on its name and counts."""
         task = pickle.loads(table["task"][0].as_py())
         part = self.label(task)
         self.store.write_table(f"{self.place}/{task['shard']}", part)
@@ -163,7 +163,7 @@ class Label:
         return pa.table({"shard": [task["shard"]], "images": [len(part)], "failed": [failed]})
 
     def label(self, task: dict) -> pa.Table:
-        """The predictions of a shard (`schema.PREDICTIONS`)."""
+        """Make the predictions of a shard (`schema.PREDICTIONS`)."""
         errors = task["errors"]
         places = [p for p, row in enumerate(task["cropped"]) if errors[row] is None]
         embeddings = [
@@ -200,7 +200,7 @@ def run(
     pools: dict[str, Pool],
     device: str,
 ) -> Iterator[dict[str, Any]]:
-    """Label what is missing; yields {shard, images, failed} as shards are done.
+    """Label what is missing; yield {shard, images, failed} as shards are done.
 
     Args:
         items: the shards, as `plan.items` gives them.
@@ -241,7 +241,7 @@ def run(
 
 
 def _pooled(dataset: Any, kind: type, arguments: tuple, pool: Pool, compute: Compute) -> Any:
-    """A stage of actors, bounded in its restarts."""
+    """Add a stage of actors, bounded in its restarts."""
     import ray
 
     return dataset.map_batches(

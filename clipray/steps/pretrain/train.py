@@ -81,7 +81,7 @@ def pretrain(config: Pretrain, verbose: bool = False) -> dict:
 
 
 def check(config: Pretrain, resources: dict[str, float]) -> None:
-    """`ConfigError` where the workers do not fit into the cluster, or a step cannot be shared out among them."""
+    """Raise `ConfigError` where the workers do not fit into the cluster, or cannot share a step out evenly."""
     if config.batch_size % config.workers:
         raise ConfigError(
             f"batch_size {config.batch_size} is not a multiple of workers {config.workers}"
@@ -162,7 +162,7 @@ def export(config: Pretrain, last) -> dict:
 
 
 def model_card(config: Pretrain, history: list[dict], images: int) -> str:
-    """What the weights are, how they were made and what they reach, as Markdown.
+    """Write what the weights are, how they were made and what they reach, as Markdown.
 
     Args:
         history: one dict of metrics an epoch. images: training images.
@@ -202,7 +202,7 @@ def model_card(config: Pretrain, history: list[dict], images: int) -> str:
 
 
 def what(config: Pretrain) -> dict:
-    """The choices that make the weights: all but where and with how many workers they are trained."""
+    """Return the choices that make the weights: all but where and with how many workers they are trained."""
     how = {"workspace", "output", "data", "tracking", "max_failures"}
     how |= {"workers", "use_gpu", "cpus_per_worker", "threads"}
     return {
@@ -212,7 +212,7 @@ def what(config: Pretrain) -> dict:
 
 
 def corpus(config: Pretrain):
-    """The captioned images, decoded once: (training part, held-out part, the held-out part's captions).
+    """Decode the captioned images once: (training part, held-out part, the held-out part's captions).
 
     The held-out part is chosen by the hash of the image's bytes, so it is the same in every run.
     """

@@ -155,11 +155,6 @@ def backbone_names() -> tuple[list[str], dict[str, tuple[str, ...]]]:
     return list(known), groups
 
 
-def local(path: str) -> str:
-    """Where a backbone's `weights` or `config` lies: URIs and absolute paths as they are, others below `configs/`."""
-    return path if "://" in path or path.startswith("/") else str(CONFIGS / path)
-
-
 def _datasets(text: str, data_root: str) -> list[Dataset]:
     if text.endswith(YAML):
         return [_from_yaml(text, data_root)]

@@ -1,12 +1,12 @@
 """What a campaign may name: shipped entries, files, folders, patterns, groups; and what it is told otherwise."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 
 from clipray import catalog, sources
+from clipray.backbones import local_path
 from clipray.config import CONFIGS
 from clipray.errors import ConfigError
 from tests.sources.made import MAKERS, make_folder, make_parquet, make_wds
@@ -46,7 +46,7 @@ def test_every_backbone_is_one_that_open_clip_knows_with_the_tags_own_activation
             config = open_clip.get_model_config(backbone.architecture)
             assert config.get("quick_gelu", False) == tag.get("quick_gelu", False), backbone
         else:
-            assert json.loads(Path(catalog.local(backbone.config)).read_text())["embed_dim"]
+            assert json.loads(local_path(backbone.config).read_text())["embed_dim"]
 
 
 def test_groups_stand_for_their_members_each_once():

@@ -24,7 +24,6 @@ from clipray.store import MANIFEST, Store
 FORMAT = 1  # of the folder; a reader refuses any other
 FOLDER = "models"
 ABOUT, TENSORS, WEIGHTS = "fused_model.json", "tensors.safetensors", "weights"
-BLOCK = 2**24
 
 
 class Folder(NamedTuple):

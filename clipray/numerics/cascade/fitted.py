@@ -69,7 +69,7 @@ def fit_cascade(
         support: the labelled images, with all M backbones' logits (cross-fitted by the head where it has learned).
         fuser: a name of the registry; a transductive one cannot be cut in stages.
         settings: its settings.
-        order: which backbones run, one after another, by number; see `search.by_cost` and `search.orders`.
+        order: which backbones run, one after another, by number; see `search.by_cost`.
         gflops_M: cost per image of each backbone.
         target: what is asked for.
         folds: the most folds.

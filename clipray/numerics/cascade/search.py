@@ -1,10 +1,8 @@
-"""Which backbones, and in which order: every subset of up to ten backbones by what it costs and what it has right.
+"""Which backbones: every subset of up to ten backbones by what it costs and what it has right.
 
-Two things are known of a subset. Its oracle, how often any of its backbones is right, comes from the histogram of
-right and wrong alone, for any number of images; so does the cost that an order would have if each image left at the
-first backbone that has it right, the least that any router can pay. And its accuracy when it is fused: `log_avg` needs
-no fit, so that it can be had for all subsets at once, and stands in for the fusers that would have to be fitted 2^M
-times.
+Two things are known of a subset: its oracle, how often any of its backbones is right, and its accuracy when it is
+fused. `log_avg` needs no fit, so its accuracy can be had for all subsets at once. It stands in for the fusers that
+would have to be fitted 2^M times.
 """
 
 import math
@@ -15,27 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipray.numerics.measures import complementarity, intervals
+from clipray.numerics.measures import intervals
 
 MOST = 10  # backbones whose subsets are all looked at
 RESAMPLES = 1000
 BLOCK = 2**24  # fused logits held at once
-
-
-class Order(NamedTuple):
-    """The best order of a subset's backbones.
-
-    Attributes:
-        members: numbers of the backbones, in the order in which they run.
-        gflops: per image when all of them run.
-        oracle: share of images that any of them has right.
-        expected: mean GFLOPs per image if it left at the first backbone that has it right (all run if none has).
-    """
-
-    members: tuple[int, ...]
-    gflops: float
-    oracle: float
-    expected: float
 
 
 class Choice(NamedTuple):
@@ -70,34 +52,6 @@ def subsets(backbones: int) -> list[tuple[int, ...]]:
         raise ValueError(f"{backbones} backbones have too many subsets; choose at most {MOST}")
     sizes = range(1, backbones + 1)
     return [members for size in sizes for members in combinations(range(backbones), size)]
-
-
-def orders(p: complementarity.Patterns, gflops_M: Sequence[float]) -> list[Order]:
-    """Find for each subset the order of least expected cost; the list is in the order of `subsets`.
-
-    An order o costs Σ_k c_{o_k} · P(all before the k-th are wrong), and P depends on which backbones came before and
-    not on their order. So the best order of a set ends with some backbone m, and is the best order of the others before
-    it: all orders are compared in M·2^M steps (Held and Karp 1962). Ties go to the lower numbers.
-
-    >>> right = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 0]])
-    >>> orders(complementarity.patterns(right), [1.0, 2.0])[2]      # 1 + 2 · 2/4
-    Order(members=(0, 1), gflops=3.0, oracle=0.75, expected=2.0)
-    """
-    oracle_V = complementarity.oracle_of_subsets(p).tolist()
-    best: dict[frozenset, tuple[float, tuple[int, ...]]] = {frozenset(): (0.0, ())}
-    found = []
-    for members in subsets(len(gflops_M)):
-        ways = []
-        for last in members:
-            before = frozenset(members) - {last}
-            cost, order = best[before]
-            missed = 1 - oracle_V[_code(before)]
-            ways.append((cost + gflops_M[last] * missed, (*order, last)))
-        expected, order = min(ways)
-        best[frozenset(members)] = (expected, order)
-        gflops = sum(gflops_M[m] for m in members)
-        found.append(Order(order, gflops, oracle_V[_code(members)], expected))
-    return found
 
 
 def by_cost(members: Sequence[int], gflops_M: Sequence[float]) -> tuple[int, ...]:
@@ -179,8 +133,3 @@ def which_backbones(
 
 def _total(members: Sequence[int], gflops_M: Sequence[float]) -> float:
     return sum(gflops_M[m] for m in members)
-
-
-def _code(members: Sequence[int] | frozenset) -> int:
-    """The place of a subset in `complementarity.oracle_of_subsets`."""
-    return sum(1 << m for m in members)

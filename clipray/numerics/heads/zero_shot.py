@@ -8,28 +8,12 @@ from torch import Tensor
 from clipray.numerics.contracts import Head, Shots, State, unit
 
 
-def classifier(text_CTD: Tensor) -> Tensor:
-    """Compute class vectors t_c: the unit mean over templates of unit text embeddings (Radford et al. 2021, 3.1.4).
-
-    Args:
-        text_CTD: text embeddings, classes × templates × dimension, as the model gives them.
-
-    Returns:
-        classifier_CD of unit rows.
-
-    >>> import torch
-    >>> classifier(torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]))
-    tensor([[0.7071, 0.7071]])
-    """
-    return unit(unit(text_CTD).mean(dim=1))
-
-
 def zero_shot(embeddings_ND: Tensor, classifier_CD: Tensor, scale: float, bias: float) -> Tensor:
     """Compute CLIP's zero-shot logits: scale · cos(f, t_c) + bias, scale and bias the model's own.
 
     Args:
         embeddings_ND: image embeddings, not necessarily normalised.
-        classifier_CD: class vectors, see `classifier`.
+        classifier_CD: unit class vectors.
         scale: the model's logit scale, already exponentiated (about 100 for most CLIPs).
         bias: the model's logit bias (0 save for SigLIP).
 

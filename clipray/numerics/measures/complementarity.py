@@ -45,11 +45,6 @@ def merge(parts: Sequence[Patterns]) -> Patterns:
     return _tally(torch.cat([p.rights_UM for p in parts]), torch.cat([p.counts_U for p in parts]))
 
 
-def subset(p: Patterns, backbones: Sequence[int]) -> Patterns:
-    """Reduce the histogram to some of the backbones."""
-    return _tally(p.rights_UM[:, list(backbones)], p.counts_U)
-
-
 def resample(p: Patterns, resamples: int, seed: int) -> Patterns:
     """Draw B bootstrap resamples of the images at once: counts_BU."""
     return Patterns(p.rights_UM, resampled_counts(p.counts_U, resamples, seed))
@@ -84,11 +79,6 @@ def shares(p: Patterns) -> Tensor:
     """Turn counts into shares of the images, float64."""
     counts = p.counts_U.double()
     return counts / counts.sum(-1, keepdim=True)
-
-
-def accuracy(p: Patterns) -> Tensor:
-    """Compute the accuracies a_m, …×M."""
-    return shares(p) @ p.rights_UM.double()
 
 
 def by_backbone(p: Patterns) -> dict[str, Tensor]:

@@ -99,14 +99,6 @@ def percentiles(samples_B: Tensor, confidence: float = 0.95) -> tuple[float, flo
     return float(low), float(high)
 
 
-def mean_interval(
-    values_N: Tensor, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
-) -> Interval:
-    """The mean of per-image values with its percentile-bootstrap interval."""
-    samples = resampled_means(values_N[:, None], resamples, seed)[:, 0]
-    return Interval(float(values_N.double().mean()), *percentiles(samples, confidence))
-
-
 def paired_bootstrap(
     a_N: Tensor, b_N: Tensor, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> Comparison:
@@ -181,13 +173,3 @@ def mcnemar(right_a_N: Tensor, right_b_N: Tensor) -> tuple[int, int, float]:
     if only_a + only_b == 0:
         return 0, 0, 1.0
     return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
-def over_seeds(values_S: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation (n − 1) over seeds; the deviation of a single seed is nan.
-
-    >>> over_seeds(torch.tensor([1.0, 3.0]))
-    (2.0, 1.4142135623730951)
-    """
-    values = values_S.double()
-    return float(values.mean()), float(values.std()) if len(values) > 1 else float("nan")

@@ -25,22 +25,6 @@ class Ranks(NamedTuple):
     critical_difference: float
 
 
-class Gain(NamedTuple):
-    """A method against a reference over data sets.
-
-    Attributes:
-        mean, low, high: mean difference, interval by resampling the data sets.
-        wins, ties, losses: numbers of data sets.
-    """
-
-    mean: float
-    low: float
-    high: float
-    wins: int
-    ties: int
-    losses: int
-
-
 def ranks(scores_XY: Tensor, alpha: float = 0.05) -> Ranks:
     """Rank Y methods on X data sets, higher scores being better.
 
@@ -62,23 +46,6 @@ def ranks(scores_XY: Tensor, alpha: float = 0.05) -> Ranks:
     )
     difference = q * np.sqrt(methods * (methods + 1) / (6 * sets))
     return Ranks(mean.tolist(), float(statistic), float(p), float(difference))
-
-
-def gain(
-    scores_X: Tensor, reference_X: Tensor, tie: float = 0.0, resamples: int = 10_000, seed: int = 0
-) -> Gain:
-    """Mean difference over X data sets, and how many are won, tied (|difference| ≤ tie) and lost.
-
-    >>> gain(torch.tensor([0.5, 0.7, 0.2]), torch.tensor([0.4, 0.7, 0.3]))[3:]
-    (1, 1, 1)
-    """
-    difference = scores_X.double() - reference_X.double()
-    drawn = torch.randint(
-        len(difference), (resamples, len(difference)), generator=torch.Generator().manual_seed(seed)
-    )
-    low, high = percentiles(difference[drawn].mean(1))
-    wins, losses = int((difference > tie).sum()), int((difference < -tie).sum())
-    return Gain(float(difference.mean()), low, high, wins, len(difference) - wins - losses, losses)
 
 
 def correlation(a_X: Tensor, b_X: Tensor, resamples: int = 2000, seed: int = 0) -> Interval:

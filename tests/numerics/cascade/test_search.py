@@ -1,6 +1,6 @@
-"""Subsets and orders against brute force."""
+"""Subsets against brute force."""
 
-from itertools import combinations, permutations
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ import torch
 from clipray.numerics.cascade import curve, search
 from clipray.numerics.contracts import State
 from clipray.numerics.fusers import FUSERS
-from clipray.numerics.measures import complementarity
 from tests.numerics.made import problem
 
 COSTS = [4.0, 1.0, 2.5, 3.0]
@@ -20,33 +19,8 @@ def log_avg(logits_NMC):
     return FUSERS["log_avg"].apply(State(None), logits_NMC, ())
 
 
-def test_orders_are_the_best_of_all_permutations():
-    found = {
-        frozenset(one.members): one for one in search.orders(complementarity.patterns(RIGHT), COSTS)
-    }
-    assert len(found) == 2**4 - 1
-    for size in range(1, 5):
-        for members in combinations(range(4), size):
-            costs = {}
-            for order in permutations(members):
-                spent = 0.0
-                for row in RIGHT.tolist():
-                    for m in order:
-                        spent += COSTS[m]
-                        if row[m]:
-                            break
-                costs[order] = spent / len(RIGHT)
-            one = found[frozenset(members)]
-            assert one.expected == pytest.approx(min(costs.values()))
-            assert costs[one.members] == pytest.approx(one.expected)
-            assert one.oracle == pytest.approx(float(RIGHT[:, list(members)].any(1).float().mean()))
-            assert one.gflops == sum(COSTS[m] for m in members)
-
-
 def test_ten_backbones_have_1023_subsets_and_eleven_too_many():
     assert len(set(search.subsets(10))) == 1023
-    right = torch.rand(50, 10, generator=torch.Generator().manual_seed(0)) < 0.6
-    assert len(search.orders(complementarity.patterns(right), [1.0] * 10)) == 1023
     with pytest.raises(ValueError, match="11 backbones"):
         search.subsets(11)
 

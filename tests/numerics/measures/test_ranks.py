@@ -20,13 +20,6 @@ def test_ranks_and_friedman_equal_scipy_and_demsars_table():
     assert found.critical_difference == pytest.approx(1.25, abs=0.005)
 
 
-def test_gain_counts_and_bounds_the_mean():
-    found = ranks.gain(torch.tensor([0.5, 0.6, 0.7, 0.4]), torch.tensor([0.4, 0.6, 0.5, 0.5]))
-    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
-    assert found.low <= found.mean <= found.high
-    assert found.mean == pytest.approx(0.05)
-
-
 def test_correlation_equals_scipy():
     g = torch.Generator().manual_seed(0)
     a = torch.rand(30, generator=g)

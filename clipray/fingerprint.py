@@ -11,6 +11,7 @@ import datetime
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import PurePath
@@ -44,6 +45,9 @@ HOW_LIBRARIES = {
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
 # What a library computes with, where nothing else in the code imports it.
 BEHIND = {"open_clip": ("timm", "torchvision", "transformers")}
+# Python's parser is not safe under threads: where two parse at once, CPython 3.11 may raise SystemError ("AST
+# constructor recursion depth mismatch"). And what one thread has read, the others need not read again.
+_READING = threading.Lock()
 
 
 def fingerprint(what: Any) -> str:
@@ -119,7 +123,8 @@ def code(*entries: Callable | str, root: Any = None) -> dict:
     names = (
         one if isinstance(one, str) else f"{one.__module__}:{one.__qualname__}" for one in entries
     )
-    return copy.deepcopy(_code(tuple(sorted(names)), root))
+    with _READING:
+        return copy.deepcopy(_code(tuple(sorted(names)), root))
 
 
 @functools.cache

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -396,3 +398,27 @@ def test_every_field_of_a_backbone_moves_an_address(tmp_path, monkeypatch):
         if name not in asked:
             after = addresses(BASE, tmp_path / name, monkeypatch, spec)
             assert (after == before) == (name in how_fields(Backbone)), name
+
+
+def test_threads_take_turns_reading_code(tmp_path, monkeypatch):
+    """Python's parser fails where two threads parse at once, and many datasets are looked at in threads."""
+    (tmp_path / "__init__.py").write_text("")
+    for number in range(8):
+        lines = [f"def f{line}(): return {line}" for line in range(500)]
+        (tmp_path / f"m{number}.py").write_text("\n".join(lines))
+    busy, most = [], []
+
+    def watched(*given):
+        busy.append(threading.get_ident())
+        most.append(len(busy))
+        try:
+            return closure(*given)
+        finally:
+            busy.remove(threading.get_ident())
+
+    monkeypatch.setattr(fingerprint, "closure", watched)
+    with ThreadPoolExecutor(8) as threads:
+        names = [f"clipray.m{number}" for number in range(8)]
+        found = list(threads.map(lambda name: fingerprint.code(name, root=tmp_path), names))
+    assert len({one["digest"] for one in found}) == 8
+    assert max(most) == 1

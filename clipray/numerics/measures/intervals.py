@@ -46,6 +46,15 @@ def wilson(successes: float, images: int, confidence: float = 0.95) -> Interval:
     return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
+def share(right_N: Tensor) -> Interval:
+    """Compute the share of ones among zeros and ones, with Wilson's interval.
+
+    >>> [round(v, 4) for v in share(torch.tensor([1.0] * 8 + [0.0] * 2))]
+    [0.8, 0.4902, 0.9433]
+    """
+    return wilson(float(right_N.sum()), len(right_N))
+
+
 def normal_interval(values_N: Tensor, confidence: float = 0.95) -> Interval:
     """Compute a mean with its interval by the central limit theorem: mean ± z · s / √N.
 

@@ -1,9 +1,13 @@
 """Quality of fused probabilities: one number per image, or one number for all."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from clipray.numerics.measures.intervals import Interval, normal_interval, share
 
 
 def top(log_probs_NC: Tensor, labels_N: Tensor, k: int) -> Tensor:
@@ -106,12 +110,36 @@ def _sorted_with_ties_shared(confidence_N: Tensor, right_N: Tensor) -> tuple[Ten
     return levels.repeat_interleave(count), mean.repeat_interleave(count)
 
 
-BINS = 15
-PER_IMAGE = {"top1": partial(top, k=1), "top5": partial(top, k=5), "nll": nll, "brier": brier}
-OVERALL = {
-    "balanced_accuracy": balanced_accuracy,
-    "ece_width": partial(ece_width, bins=BINS),
-    "ece_mass": partial(ece_mass, bins=BINS),
-    "aurc": aurc,
+class Metric(NamedTuple):
+    """One measure of quality.
+
+    Attributes:
+        function: (log_probs_NC, labels_N) -> a number for each image, or one number for all.
+        about: what it is, one plain sentence for people.
+        interval: of a number for each image, how their mean and its interval are computed; None for one number for all.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    about: str
+    interval: Callable[[Tensor], Interval] | None = None
+
+    def __call__(self, log_probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+        """Compute the measure."""
+        return self.function(log_probs_NC, labels_N)
+
+
+METRICS: dict[str, Metric] = {
+    "top1": Metric(partial(top, k=1), "Share of images whose first answer is right.", share),
+    "top5": Metric(partial(top, k=5), "Share of images with the label among five answers.", share),
+    "nll": Metric(nll, "Mean −log p of the label, in nats.", normal_interval),
+    "brier": Metric(
+        brier, "Mean squared distance of the probabilities to the label.", normal_interval
+    ),
+    "balanced_accuracy": Metric(balanced_accuracy, "Mean over classes of the top-1 accuracy."),
+    "ece_width": Metric(
+        partial(ece_width, bins=15), "Calibration error in 15 bins of equal width."
+    ),
+    "ece_mass": Metric(partial(ece_mass, bins=15), "Calibration error in 15 bins of equal mass."),
+    "aurc": Metric(aurc, "Area under the curve of risk against coverage."),
 }
-METRICS = PER_IMAGE | OVERALL
+PER_IMAGE = {name: metric for name, metric in METRICS.items() if metric.interval}

@@ -10,12 +10,13 @@ import clipray
 from clipray import catalog, sources
 from clipray.artefacts import embeddings, fused_model
 from clipray.artefacts import evaluations as scored
-from clipray.config import parse
+from clipray.config import Tracking, parse
 from clipray.config.predict import Fit, Predict
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.steps import campaign as run
 from clipray.steps import evaluations, fitting, labelling
 from clipray.steps.predict import fit, register
+from clipray.store import Store
 
 BACKBONES = ["vit-p6-36", "rn-32"]
 LIMIT = 300  # of digits: two shards
@@ -164,6 +165,17 @@ def test_a_notebook_and_mlflow_say_the_same(world, monkeypatch):
 
     told = model.explain(next(iter(data.values())))
     assert told["who"].tolist() == [*BACKBONES, "fused", "without labels"]
+
+
+def test_a_registered_model_is_found_by_its_alias_and_put_where_workers_read_it(world, tmp_path):
+    """As `jobs.predict` and `jobs.serve` look it up, in the workspace that it was registered in."""
+    root, _, result, _ = world
+    store = Store(f"{root}/campaign")
+    place, folder = labelling.model_of(store, "models:/digit-fusion@champion", Tracking())
+    assert place.startswith(store.uri)
+    assert folder.digest == fused_model.read(result["model"]).digest
+    with pytest.raises(ConfigError, match="cannot be fetched"):
+        labelling.model_of(store, "models:/digit-fusion@nobody", Tracking())
 
 
 def test_other_images_are_rows_with_errors(world, tmp_path):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import socket
+import sys
 import urllib.error
 import urllib.request
 
@@ -15,6 +16,7 @@ import clipray
 from clipray import catalog
 from clipray.config import parse
 from clipray.config.predict import Fit
+from clipray.errors import ConfigError
 from clipray.steps import fitting
 from clipray.steps.embed import texts
 from clipray.steps.predict import fit
@@ -46,6 +48,14 @@ def test_bodies_that_cannot_be_are_refused():
         with pytest.raises(Refused) as refused:
             images_in(own, "application/json", limits)
         assert refused.value.status == status, own
+
+
+def test_a_registered_model_needs_its_workspace(monkeypatch):
+    from jobs import serve
+
+    monkeypatch.setattr(sys, "argv", ["jobs.serve", "models:/pets@champion"])
+    with pytest.raises(ConfigError, match="add --workspace"):
+        serve.main()
 
 
 @pytest.fixture(scope="module")

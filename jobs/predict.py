@@ -7,7 +7,9 @@
     ray job submit --working-dir . -- python -m jobs.predict my.yaml --set workspace=s3://bucket/ws
 
 Parquet files of image_id, path, label, class, probability, top5, backbones_used, gflops, target and error lie in the
-workspace; an image that cannot be read is a row with its error. The same command again continues a run that was
+workspace; an image that cannot be read is a row with its error. A model whose fuser learns from the images to be
+labelled (`transductive`, `guarded`) learns from the whole collection first, and is kept; `learn: false` takes it as it
+was fitted. The same command again continues a run that was
 stopped. The last line on stdout is one JSON object: predictions, model, images, labelled, failed, gflops_per_image, and
 accuracy where labels are known.
 """

@@ -51,7 +51,7 @@ def taught(
     """The address of the model that the collection has taught; it learns where there is none yet."""
     what = {
         "model": fusion.digest,
-        "images": images.index.content,
+        "embeddings": images.places,
         "code": fingerprint.code(LEARN, keep),
     }
     place = fused_model.address(store, f"{fusion.name}-taught", what)

@@ -82,6 +82,8 @@ def plan(wanted: Predict, about: dict[str, Any], digest: str, look: Callable[...
         targets, remarks = False, [odd]
     what = predictions.what(digest, found, targets)
     learns = wanted.learn and about["cascade"] is None and collection.learns(about)
+    if given:
+        what["vectors"] = given.works[split].addresses
     if learns:
         what["taught"] = fingerprint.code(collection.LEARN, collection.keep)
     address = predictions.address(store, about["name"], dataset.name, what)

@@ -108,6 +108,15 @@ def test_a_collection_of_vectors_is_labelled_as_the_evaluation_labels_it(vectors
     assert plain["model"] == model != told["model"] == labelling.label(job)["model"]
     assert plain["predictions"] != told["predictions"]
 
+    # other vectors of the same images are another collection
+    changed = dict(np.load(vectors / "a.npz"))
+    kept = dict(changed)
+    changed["image"] = changed["image"][::-1]
+    np.savez(vectors / "a.npz", **changed)
+    other = labelling.prepare(wanted(vectors, model))
+    np.savez(vectors / "a.npz", **kept)
+    assert other.work.address != job.work.address
+
     # the same again does nothing
     again = labelling.prepare(wanted(vectors, model))
     assert (again.work.images, labelling.label(again)) == (0, told)

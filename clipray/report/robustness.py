@@ -61,6 +61,15 @@ def section(store: Store, folder: str) -> dict[str, Any] | None:
     }
 
 
+def _fewer(drop: float) -> str:
+    """A relative drop in words; of few images a perturbation may get more of them right.
+
+    >>> _fewer(0.2), _fewer(-0.1)
+    ('20 % fewer', '10 % more')
+    """
+    return f"{100 * abs(drop):.0f} % {'fewer' if drop >= 0 else 'more'}"
+
+
 def sentences(told: dict[str, Any]) -> list[str]:
     """What the numbers say, in words."""
     number, all_ = told["another_is_best"], told["perturbations"]
@@ -74,8 +83,8 @@ def sentences(told: dict[str, Any]) -> list[str]:
         best, alone = (max(rows, key=lambda row: row["top1"]) for rows in (fused, singles))
         said.append(
             f"Under perturbation {name_of(best)}, fitted on clean images, has {100 * best['top1']:.1f} % of the images"
-            f" right ({100 * best['relative_drop']:.0f} % less than on clean ones), the best single backbone"
-            f" {100 * alone['top1']:.1f} % ({100 * alone['relative_drop']:.0f} % less)."
+            f" right ({_fewer(best['relative_drop'])} than on clean ones), the best single backbone"
+            f" {100 * alone['top1']:.1f} % ({_fewer(alone['relative_drop'])})."
         )
     pairs = [pair["spearman"][0] for pair in told["agreements"]]
     if pairs:

@@ -1,50 +1,17 @@
-"""The report's charts as inline SVG that takes its colours and its font from the page, so it follows light and dark."""
+"""The report's charts of scores; see `canvas` for how they get their colours."""
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+from clipray.report import canvas
+from clipray.report.canvas import INK, MARKERS, MUTED, PAPER, RULE, SERIES, Chart, styled
 from clipray.report.costs import KINDS, Point
-
-# Stand-ins that matplotlib draws with; `_svg` replaces each by the page's CSS variable.
-INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"
-SERIES = ("#00000a", "#00000b", "#00000c", "#00000d")
-VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
-VARIABLES |= {stand_in: f"--c{i + 1}" for i, stand_in in enumerate(SERIES)}
-MARKERS = ("o", "s", "D", "^")
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": RULE,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-    "xtick.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-}
-
-
-class Chart(NamedTuple):
-    """An SVG and what it shows, in words, for those who do not see it."""
-
-    svg: str
-    alt: str
 
 
 class Curve(NamedTuple):
@@ -72,8 +39,8 @@ def gains(table: pd.DataFrame, methods: Sequence[str], oracle: pd.Series, agains
         * 100
     )
     wide = wide.sort_values(methods[0])
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 0.95 + 0.27 * len(wide))
+    with styled():
+        figure, axes = canvas.figure(canvas.WIDTH, 0.95 + 0.27 * len(wide))
         place = range(len(wide))
         axes.hlines(place, 0, wide[methods[0]], color=SERIES[0], alpha=0.35, linewidth=2)
         first = table[table["method"] == methods[0]].set_index("dataset").reindex(wide.index)
@@ -111,7 +78,7 @@ def gains(table: pd.DataFrame, methods: Sequence[str], oracle: pd.Series, agains
             f"{methods[0]} gains most on {best} ({wide.loc[best, methods[0]]:+.1f} points) "
             f"and least on {worst} ({wide.loc[worst, methods[0]]:+.1f})."
         )
-        return Chart(_svg(figure, "gains", alt), alt)
+        return Chart.of(figure, "gains", alt)
 
 
 def against_shots(curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) -> Chart:
@@ -121,8 +88,8 @@ def against_shots(curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) 
         curves: at most four methods.
         levels: (name, top-1) of methods and bounds without shots.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 3.5)
+    with styled():
+        figure, axes = canvas.figure(canvas.WIDTH, 3.5)
         ends: list[tuple[float, str, str]] = []
         shots = sorted({k for curve in curves for k in curve.shots})
         where = {k: i for i, k in enumerate(shots)}
@@ -148,7 +115,7 @@ def against_shots(curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) 
             f"{curve.name}: {100 * curve.top1[0]:.1f} at {curve.shots[0]}, {100 * curve.top1[-1]:.1f} "
             f"at {curve.shots[-1]}." for curve in curves
         )  # fmt: skip
-        return Chart(_svg(figure, "shots", alt), alt)
+        return Chart.of(figure, "shots", alt)
 
 
 def heat_map(matrix: pd.DataFrame, title: str, name: str, signed: bool) -> Chart:
@@ -156,8 +123,8 @@ def heat_map(matrix: pd.DataFrame, title: str, name: str, signed: bool) -> Chart
     size = len(matrix)
     known = [abs(v) for (a, b), v in matrix.stack().items() if a != b and not math.isnan(v)]
     low, high = (0.0, 1.0) if signed else (min(known, default=0.0), max(known, default=1.0))
-    with matplotlib.rc_context(STYLE | {"xtick.labelcolor": INK, "axes.spines.bottom": False}):
-        figure, axes = _figure(1.3 + 0.52 * size, 1.2 + 0.44 * size)
+    with styled(**{"xtick.labelcolor": INK, "axes.spines.bottom": False}):
+        figure, axes = canvas.figure(1.3 + 0.52 * size, 1.2 + 0.44 * size)
         for i in range(size):
             for j in range(size):
                 value = matrix.iat[i, j]
@@ -186,15 +153,15 @@ def heat_map(matrix: pd.DataFrame, title: str, name: str, signed: bool) -> Chart
             f"{title} for each pair of {size} backbones, mean over datasets: highest for {a} and {b} "
             f"({cells.max():.2f}), lowest for {c} and {d} ({cells.min():.2f})."
         )
-        return Chart(_svg(figure, name, alt), alt)
+        return Chart.of(figure, name, alt)
 
 
 def headroom(best: pd.Series, oracle: pd.Series, fused: pd.Series, fuser: str) -> Chart:
     """Bars from the best single backbone to the oracle on each dataset, and where the best fuser stands between."""
     order = (oracle - best).sort_values().index
     best, oracle, fused = (100 * series.reindex(order) for series in (best, oracle, fused))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 0.95 + 0.27 * len(order))
+    with styled():
+        figure, axes = canvas.figure(canvas.WIDTH, 0.95 + 0.27 * len(order))
         place = range(len(order))
         axes.hlines(place, best, oracle, color=SERIES[2], alpha=0.35, linewidth=5)
         axes.plot(oracle, place, "|", color=MUTED, markersize=9, label="oracle (bound)")
@@ -218,7 +185,7 @@ def headroom(best: pd.Series, oracle: pd.Series, fused: pd.Series, fuser: str) -
             f"Top-1 of the best single backbone and of the oracle on each of {len(order)} datasets; the distance is "
             f"greatest on {most}: {best[most]:.1f} to {oracle[most]:.1f} percent."
         )
-        return Chart(_svg(figure, "headroom", alt), alt)
+        return Chart.of(figure, "headroom", alt)
 
 
 def scatter(gain: pd.Series, share: pd.Series, method: str, correlation: str) -> Chart:
@@ -228,8 +195,8 @@ def scatter(gain: pd.Series, share: pd.Series, method: str, correlation: str) ->
         gain: dataset → difference of top-1. share: dataset → complementarity. correlation: in words.
     """
     both = pd.DataFrame({"x": 100 * share, "y": 100 * gain}).dropna().sort_values("x")
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 4.2)
+    with styled():
+        figure, axes = canvas.figure(canvas.WIDTH, 4.2)
         axes.axhline(0, color=MUTED, linewidth=1)
         axes.plot(both["x"], both["y"], "o", color=SERIES[0], markersize=5.5)
         for name, (x, y) in both.iterrows():
@@ -242,13 +209,13 @@ def scatter(gain: pd.Series, share: pd.Series, method: str, correlation: str) ->
         axes.set_xlabel("complementarity, % of the best backbone's errors")
         axes.set_title(f"gain of {method}, points", loc="left", fontsize=9, color=MUTED)
         alt = f"Gain of {method} against complementarity on {len(both)} datasets. {correlation}"
-        return Chart(_svg(figure, "scatter", alt), alt)
+        return Chart.of(figure, "scatter", alt)
 
 
 def against_cost(points: Sequence[Point]) -> Chart:
     """Dots: mean top-1 against GFLOPs, a line along the Pareto front; the cost has a logarithmic scale."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 4.0)
+    with styled():
+        figure, axes = canvas.figure(canvas.WIDTH, 4.0)
         edge = [point for point in points if point.on_front]
         axes.step(
             [point.gflops for point in edge],
@@ -280,14 +247,7 @@ def against_cost(points: Sequence[Point]) -> Chart:
             f"{' + '.join(cheap.members)} with {100 * cheap.top1:.1f} percent for {cheap.gflops:.3g} GFLOPs "
             f"and ends at {' + '.join(dear.members)} with {100 * dear.top1:.1f} percent for {dear.gflops:.3g}."
         )
-        return Chart(_svg(figure, "cost", alt), alt)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of its own (inches), without pyplot's global state."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
+        return Chart.of(figure, "cost", alt)
 
 
 def _legend(axes: Axes, entries: int) -> None:
@@ -313,26 +273,3 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
             name, (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
             va="center", color=colour, annotation_clip=False,
         )  # fmt: skip
-
-
-def _svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an SVG element whose ids are its own and whose colours are the page's."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    for stand_in, variable in VARIABLES.items():
-        text = text.replace(stand_in, f"var({variable})")
-    width = float(re.search(r'viewBox="0 0 ([\d.]+)', text).group(1))
-    label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    head = f'<svg role="img" aria-label="{label}" style="max-width:{width * 1.45:.0f}px"'
-    return re.sub(
-        r'<svg\b([^>]*?) width="[^"]*"|<svg\b', lambda m: head + (m.group(1) or ""), text, count=1
-    )

@@ -5,12 +5,11 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import pandas as pd
 import pyarrow as pa
 
 from clipray import schema
-from clipray.report import charts
+from clipray.report import canvas
 from clipray.store import Store
 
 SCORES, TABLE, SUMMARY = "robustness.parquet", "robustness.csv", "robustness.json"
@@ -103,7 +102,7 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{name} ({shots} shot{'s' if shots > 1 else ''})" if shots else name
 
 
-def by_severity(told: dict[str, Any]) -> charts.Chart | None:
+def by_severity(told: dict[str, Any]) -> canvas.Chart | None:
     """Lines: mean top-1 by severity of the oracle, the best fusers and the best single backbone."""
     rows = pd.DataFrame(told["by_severity"]["top1"])
     rows = rows[rows["head"] == told["head"]]
@@ -114,25 +113,25 @@ def by_severity(told: dict[str, Any]) -> charts.Chart | None:
     for kind, number in (("fuser", 2), ("single", 1)):
         own = means[means.index.get_level_values("kind") == kind].sort_values(ascending=False)
         chosen += list(own.index[:number])
-    with matplotlib.rc_context(charts.STYLE):
-        figure, axes = charts._figure(6.4, 3.2)
+    with canvas.styled():
+        figure, axes = canvas.figure(canvas.WIDTH, 3.2)
         for place, (kind, method, shots) in enumerate(chosen[:SHOWN]):
             own = rows[(rows["method"] == method) & (rows["shots"] == shots)]
             own = own[own["kind"] == kind].sort_values("severity")
             axes.plot(
                 own["severity"],
                 100 * own["value"],
-                color=charts.SERIES[place],
-                marker=charts.MARKERS[place],
+                color=canvas.SERIES[place],
+                marker=canvas.MARKERS[place],
                 label=name_of({"method": method, "shots": shots}),
             )
         axes.set_xticks(sorted(rows["severity"].unique()))
         axes.set_xlabel("severity (0: clean)")
         axes.set_ylabel("top-1, %")
-        axes.grid(axis="y", color=charts.RULE)
-        axes.legend(frameon=False, labelcolor=charts.INK)
+        axes.grid(axis="y", color=canvas.RULE)
+        axes.legend(frameon=False, labelcolor=canvas.INK)
         alt = "Mean top-1 by severity of perturbation"
-        return charts.Chart(charts._svg(figure, "severity", alt), alt)
+        return canvas.Chart.of(figure, "severity", alt)
 
 
 def jpeg(image: Any) -> bytes:

@@ -106,6 +106,27 @@ def campaign(datasets: int = 21, shots: tuple[int, ...] = (1, 4, 16), seeds: int
     return table(rows)
 
 
+def large(datasets: int = 30, methods: int = 40) -> pa.Table:
+    """A campaign of that many datasets and methods, two heads, every metric that a method has."""
+    random = np.random.default_rng(1)
+    every = campaign(0).to_pylist()
+    for d in range(datasets):
+        dataset = f"set-{d:02d}"
+        one = [r | {"dataset": dataset} for r in campaign(1, (1, 4, 16), 2).to_pylist()]
+        every += [r for r in one if r["n_scored"] == 497]
+        for place, head in [(m, h) for m in range(methods) for h in ("zero_shot", "tip_adapter")]:
+            for shots in (1, 4, 16):
+                base = 0.5 + 0.004 * place + 0.01 * random.normal() + 0.01 * shots
+                name = f"method_{place:02d}"
+                alone = row(dataset, f"alone/{name}", shots, 0, "top1", base - 0.03, kind="alone")
+                values = {"top1": base, "top5": 0.95, "nll": 1.2, "brier": 0.5, "ece_width": 0.07}
+                values |= {"aurc": 0.2, "balanced_accuracy": base, "gflops": 4.0}
+                values |= {"synergy": 0.03, "synergy_over_draws": 0.03}
+                own = [row(dataset, name, shots, 0, m, v) for m, v in values.items()]
+                every += [r | {"head": head} for r in [alone, *own]]
+    return table(every)
+
+
 def failures() -> pa.Table:
     """Three unreadable images."""
     listed = [

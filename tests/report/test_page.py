@@ -13,7 +13,7 @@ from clipray import schema
 from clipray.report import files, read, render, write
 from clipray.store import Store
 
-VOID = {"meta", "link", "br", "input", "img", "hr"}
+VOID = {"meta", "link", "br", "input", "img", "hr", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -208,6 +208,11 @@ def test_ranks_and_the_correlation_are_shown(tmp_path):
     ]
     assert "−0.42 [−0.70, +0.11]" in label
     assert read(Store(str(tmp_path)), "reports/first")[3].equals(standings)
+    few = pa.Table.from_pylist([stand | {"datasets": 6}], schema=schema.STANDINGS)
+    reader = Reader(render(campaign(6), failures(), ABOUT, few))
+    text = " ".join("".join(reader.text).split())
+    assert "−0.42 [−0.70, +0.11]. 6 datasets are few" in text
+    assert not [svg for svg in reader.svgs if "against complementarity" in svg["aria-label"]]
 
 
 def test_datasets_that_a_backbone_has_seen_are_marked():

@@ -8,7 +8,7 @@ from clipray.artefacts.evaluations import SCORES
 from clipray.config import Campaign
 from clipray.fingerprint import fingerprint
 from clipray.report import files
-from clipray.steps import tracked
+from clipray.steps import origins, tracked
 from clipray.steps.publish import regressions
 from clipray.steps.publish.standings import standings
 from clipray.steps.todo import Plan
@@ -130,6 +130,8 @@ def about(todo: Plan) -> dict:
             f"{dataset}/{split}": len(work.index) for (dataset, split), work in todo.works.items()
         },
         "seen": seen(todo),
+        "methods": origins.methods(todo.campaign),
+        "made": origins.made(todo),
         **provenance(),
     }
 

@@ -9,7 +9,7 @@ from clipray.store import Store
 FOLDER = "reports"
 SCORES, FAILURES, ABOUT = "scores.parquet", "failures.parquet", "about.json"
 STANDINGS = "standings.parquet"
-PAGE, TABLE = "report.html", "leaderboard.md"
+PAGE, TABLE, SETTINGS = "report.html", "leaderboard.md", "config.yaml"
 MARK, CHANGES = "published.json", "changes.md"
 
 
@@ -32,7 +32,8 @@ def write(
         standings: `schema.STANDINGS`; none where nothing was ranked.
 
     Returns:
-        the full addresses: `scores`, `failures`, `standings`, `report`, `markdown`.
+        the full addresses: `scores`, `failures`, `standings`, `report`, `markdown`, and the folders `tables` and
+        `figures`.
     """
     folder = f"{FOLDER}/{name}"
     standings = schema.STANDINGS.empty_table() if standings is None else standings
@@ -57,20 +58,36 @@ def draw(
     standings: pa.Table,
     source: tuple[Store, str] | None = None,
 ) -> dict[str, str]:
-    """Write the page and the Markdown table into a folder of `store`; their addresses.
+    """Write the page, its tables and its figures into a folder of `store`; their addresses.
 
     Args:
         source: the store and folder of what `robustness` has written; by default the same.
     """
-    from clipray.report import robustness
-    from clipray.report.page import render
+    from clipray.report import exports, robustness
+    from clipray.report.contents import contents
     from clipray.report.tables import markdown
 
-    withstood = robustness.section(*(source or (store, folder)))
-    page, table = _within(folder, PAGE), _within(folder, TABLE)
-    store.write(page, render(scores, failures, about, standings, withstood).encode())
+    from_store, from_folder = source or (store, folder)
+    withstood = robustness.section(from_store, from_folder)
+    page, table, settings = (_within(folder, name) for name in (PAGE, TABLE, SETTINGS))
     store.write(table, markdown(scores).encode())
-    return {"report": store.place(page), "markdown": store.place(table)}
+    context = contents(scores, failures, about, standings, withstood)
+    beside = {"leaderboard": TABLE}
+    if (from_store.uri, from_folder) == (store.uri, folder):
+        names = {"scores": SCORES, "standings": STANDINGS, "failures": FAILURES}
+        beside |= {
+            title: name for title, name in names.items() if store.exists(_within(folder, name))
+        }
+    if context["settings"]:
+        store.write(settings, context["settings"].encode())
+        beside["config"] = SETTINGS
+    store.write(page, exports.write(store, folder, context, beside).encode())
+    return {
+        "report": store.place(page),
+        "markdown": store.place(table),
+        "tables": store.place(_within(folder, exports.TABLES)),
+        "figures": store.place(_within(folder, exports.FIGURES)),
+    }
 
 
 def campaigns(store: Store) -> list[str]:

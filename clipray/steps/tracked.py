@@ -71,10 +71,21 @@ def _parent(todo: "Plan", what: dict, made: dict[str, str], headline: dict) -> R
         "report/report.html": made["report"],
         "report/leaderboard.md": made["markdown"],
         "config.yaml": settings_file(campaign),
+        **_files(todo.store, made),
     }
     metrics = [Metric(key, headline[key]) for key in HEADLINE if key in headline]
     note = "\n\n".join([*headline["text"], board])
     return Record(what, metrics, (), artifacts, *_about(todo, "campaign", note))
+
+
+def _files(store: Store, made: dict[str, str]) -> dict[str, str]:
+    """The report's tables and figures: artifact → address."""
+    found = {}
+    for kind in ("tables", "figures"):
+        folder = made[kind].removeprefix(store.uri + "/")
+        for name in sorted(store.names(folder)):
+            found[f"report/{kind}/{name}"] = store.place(f"{folder}/{name}")
+    return found
 
 
 def settings_file(campaign: Campaign) -> bytes:

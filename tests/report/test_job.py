@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import yaml
 from made_scores import ABOUT, campaign, failures
 
-from clipray.report import render, write
+from clipray.report import write
 from clipray.store import Store
 from jobs import report, run
 
@@ -58,9 +59,9 @@ def test_into_another_folder(job, workspace, tmp_path):
         str(workspace / "reports" / "made" / "scores.parquet"), "--out", str(tmp_path / "there")
     )
     assert code == 0, said
-    assert (tmp_path / "there" / "report.html").read_text() == render(
-        campaign(2, (1,), 2), failures(), ABOUT
-    )
+    page = (tmp_path / "there" / "report.html").read_text()
+    assert "scores.parquet" not in re.findall(r'href="([^"]*)"', page)  # it does not lie there
+    assert (tmp_path / "there" / "tables" / "methods.csv").is_file()
 
 
 def test_an_empty_workspace_is_told(job, tmp_path):

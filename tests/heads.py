@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 OURS = ("RAY_", "AWS_")  # variables of the surroundings that no test inherits
@@ -40,3 +42,19 @@ def end(folder: Path) -> None:
                 b"\0"
             ):
                 os.kill(pid, signal.SIGKILL)
+
+
+def started(command: list, environment: dict[str, str], folder: Path) -> subprocess.Popen:
+    """Start a head node and wait until it runs; Ray gives its raylet a time that a busy machine may exceed."""
+    for attempt in range(3):
+        log = folder / f"log{attempt}"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                command, env=environment, stdout=sink, stderr=sink, start_new_session=True
+            )
+        while process.poll() is None and "Ray runtime started" not in log.read_text():
+            time.sleep(0.2)
+        if process.poll() is None:
+            return process
+        end(Path(environment["RAY_TMPDIR"]))
+    raise AssertionError(log.read_text())

@@ -22,7 +22,7 @@ from clipray.steps import campaign as run
 from clipray.steps import cluster, failures
 from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
-from tests.heads import HEAD_PORTS, end, free_ports, plain_environment, processes
+from tests.heads import HEAD_PORTS, end, free_ports, plain_environment, processes, started
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -57,25 +57,15 @@ def head(tmp_path_factory):
     command += [f"--{name}={port}" for name, port in ports.items()]
     process = None
     try:
-        for attempt in range(3):  # Ray gives its raylet 30 s, which a busy machine may exceed
-            log = folder / f"log{attempt}"
-            with log.open("wb") as sink:
-                process = subprocess.Popen(
-                    command, env=environment, stdout=sink, stderr=sink, start_new_session=True
-                )
-            while process.poll() is None and "Ray runtime started" not in log.read_text():
-                time.sleep(0.2)
-            if process.poll() is None:
-                break
-            end(short)
-        assert process.poll() is None, log.read_text()
+        process = started(command, environment, folder)
         yield (
             environment | {"RAY_GCS": f"127.0.0.1:{ports['port']}"},
             f"http://127.0.0.1:{ports['dashboard-port']}",
         )
     finally:
         end(short)
-        process.wait()
+        if process is not None:
+            process.wait()
         subprocess.run(["rm", "-rf", str(short)], check=False)
 
 

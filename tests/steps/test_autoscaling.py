@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.heads import HEAD_PORTS, end, free_ports, plain_environment
+from tests.heads import HEAD_PORTS, end, free_ports, plain_environment, started
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -61,7 +60,7 @@ ray.init(address=sys.argv[2], log_to_driver=False, logging_level="ERROR",
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[3]}})
 print("START", ray.cluster_resources().get("CPU", 0))
 original = texts.prepare
-run.classifiers.prepare = lambda *parts: original(*parts[:3], "cpu", parts[4])
+texts.prepare = lambda *parts: original(*parts[:3], "cpu", parts[4])
 encode.Embedder = Placed
 values = {"workspace": str(workspace), "datasets": ["colours"], "precision": "fp32", "seeds": 1}
 values |= {"backbones": ["vit-p6-36", "rn-32", "rn-48"], "shots": (1,), "fusers": ["log_avg"]}
@@ -84,6 +83,7 @@ def address(tmp_path):
     ports = dict(zip(HEAD_PORTS, free_ports(len(HEAD_PORTS)), strict=True))
     environment = plain_environment(
         RAY_TMPDIR=str(short),
+        RAY_AUTH_MODE="disabled",
         RAY_FAKE_CLUSTER="1",
         AUTOSCALER_UPDATE_INTERVAL_S="1",
         RAY_raylet_start_wait_time_s="120",
@@ -93,19 +93,14 @@ def address(tmp_path):
     command += [f"--autoscaling-config={config}", "--object-store-memory=100000000"]
     command += ["--disable-usage-stats", "--dashboard-host=127.0.0.1"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    log = tmp_path / "log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, env=environment, stdout=sink, stderr=sink, start_new_session=True
-        )
+    process = None
     try:
-        while process.poll() is None and "Ray runtime started" not in log.read_text():
-            time.sleep(0.2)
-        assert process.poll() is None, log.read_text()
+        process = started(command, environment, tmp_path)
         yield f"127.0.0.1:{ports['port']}", environment
     finally:
         end(short)
-        process.wait()
+        if process is not None:
+            process.wait()
         subprocess.run(["rm", "-rf", str(short)], check=False)
 
 

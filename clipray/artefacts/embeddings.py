@@ -7,14 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import backbones, fingerprint, schema
-from clipray.artefacts.index import Index, Shard
+from clipray.artefacts.index import Index, Shard, shard_rows
 from clipray.config import Backbone, Campaign
 from clipray.encoding import stored
 from clipray.store import Store
 
 DECODE = "clipray.steps.embed.decode:decode"  # that makes crops of images
-# Images a shard: never changes with the cluster, so that file names and batches do not.
-SHARD_ROWS = 256
 EMBEDDER = "clipray.steps.embed.encode:Embedder"
 
 
@@ -30,7 +28,7 @@ class Work:
 
     def shards(self) -> Iterator[Shard]:
         """Yield every shard, in order."""
-        return self.index.shards(SHARD_ROWS)
+        return self.index.shards(shard_rows(self.index))
 
     @property
     def images(self) -> int:
@@ -54,6 +52,7 @@ def what(spec: Backbone, campaign: Campaign, index: Index) -> dict:
         "code": fingerprint.code(DECODE, EMBEDDER),
         "max_pixels": campaign.max_pixels,
         "images": index.identity,
+        "shard_rows": shard_rows(index),  # files of other rows must not be taken for these
     }
 
 
@@ -73,7 +72,7 @@ def work(store: Store, index: Index, whats: dict[str, dict]) -> Work:
 
 def lacking(store: Store, index: Index, addresses: dict[str, str], whats: dict[str, dict]) -> Work:
     """Find what is left to do for images whose embeddings have some addresses, made of `whats`; both by backbone."""
-    shards = {shard.name for shard in index.shards(SHARD_ROWS)}
+    shards = {shard.name for shard in index.shards(shard_rows(index))}
     manifests = dict(zip(addresses, store.manifests(addresses.values()), strict=True))
     # a pool that has grown since has shards that its manifest does not know
     done = {name: m for name, m in manifests.items() if m and shards <= set(m["shards"])}
@@ -81,7 +80,7 @@ def lacking(store: Store, index: Index, addresses: dict[str, str], whats: dict[s
     there = {name: store.names(addresses[name]) for name in open_ones}
     todo = {
         shard.name: [name for name in open_ones if shard.name not in there[name]]
-        for shard in index.shards(SHARD_ROWS)
+        for shard in index.shards(shard_rows(index))
     }
     return Work(index, addresses, whats, todo, done)
 

@@ -24,6 +24,11 @@ from clipray.store import Store
 
 PART_ROWS = 8192  # rows that a part has at least, where they are known beforehand
 PART_CHUNKS = 8  # chunks of a part at most, where their rows are not
+SHARD_ROWS, FEW_SHARD_ROWS = (
+    256,
+    64,
+)  # images a shard, where there are more than `FEW_ROWS`, or no more
+FEW_ROWS = 4096
 DIGITS = 32  # of an image's hash; what follows in its id numbers its repeats
 REASONS = 5  # reasons of error rows that are listed; all rows are counted
 TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
@@ -118,6 +123,15 @@ class Index:
         names = [part_name(part) for part in range(len(self.parts))]
         tables = [store.read_table(f"{self.address}/{name}", columns) for name in names]
         return pa.concat_tables(tables)
+
+
+def shard_rows(index: Index) -> int:
+    """Decide how many images a shard has: few where there are few, so that all backbones soon have something to do.
+
+    It depends on the files alone, so that the names of shards and the batches never change with the cluster; and for
+    some images of a split, on the split that they are drawn from, so that they may grow.
+    """
+    return SHARD_ROWS if len(index.of or index) > FEW_ROWS else FEW_SHARD_ROWS
 
 
 def part_name(part: int) -> str:

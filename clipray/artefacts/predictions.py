@@ -1,11 +1,10 @@
 """The predictions of a fused model for a collection: shard by shard a file, and a manifest once all are there."""
 
 from clipray import fingerprint
-from clipray.artefacts.index import Index
+from clipray.artefacts.index import Index, shard_rows
 from clipray.store import Store
 
 FOLDER = "predictions"
-SHARD_ROWS = 256  # images a shard: as many as embedding takes, so that both see the same batches
 WRITE = "clipray.steps.predict.write"  # that makes them
 
 
@@ -19,6 +18,7 @@ def what(model: str, index: Index, targets: bool) -> dict:
     return {
         "model": model,
         "images": index.content,
+        "shard_rows": shard_rows(index),
         "targets": targets,
         "code": fingerprint.code(*makers),
     }

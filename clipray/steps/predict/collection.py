@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipray import fingerprint
 from clipray.artefacts import fused_model
-from clipray.artefacts.embeddings import SHARD_ROWS
+from clipray.artefacts.index import shard_rows
 from clipray.config import Compute
 from clipray.progress import say, working
 from clipray.steps import cluster
@@ -60,7 +60,7 @@ def taught(
     from clipray.steps.predict import sums
 
     cluster.connect(compute, verbose)
-    parts = ranges(sum(1 for _ in images.index.shards(SHARD_ROWS)))
+    parts = ranges(sum(1 for _ in images.index.shards(shard_rows(images.index))))
 
     def over_all(of: Any) -> tuple:
         import ray
@@ -122,7 +122,7 @@ def label(
     if not wanted:
         return
     cluster.connect(compute, verbose)
-    names = [shard.name for shard in images.index.shards(SHARD_ROWS)]
+    names = [shard.name for shard in images.index.shards(shard_rows(images.index))]
     given = []
     for start, stop in ranges(len(names)):
         own = sorted(set(names[start:stop]) & set(wanted))

@@ -14,8 +14,7 @@ import pyarrow as pa
 from clipray import catalog, fingerprint, sources
 from clipray.artefacts import predictions
 from clipray.artefacts.given import Given
-from clipray.artefacts.index import Index, Shard, rows_of
-from clipray.artefacts.predictions import SHARD_ROWS
+from clipray.artefacts.index import Index, Shard, rows_of, shard_rows
 from clipray.config import Dataset, names
 from clipray.config.predict import Predict
 from clipray.errors import ConfigError, ErrorBudget
@@ -46,7 +45,7 @@ class Work:
 
     def shards(self) -> Iterator[Shard]:
         """Every shard, in order."""
-        return self.index.shards(SHARD_ROWS)
+        return self.index.shards(shard_rows(self.index))
 
     @property
     def images(self) -> int:
@@ -90,7 +89,7 @@ def plan(wanted: Predict, about: dict[str, Any], digest: str, look: Callable[...
     there = set() if store.manifest(address) else store.names(address)
     todo = ()
     if store.manifest(address) is None:
-        names_of = (shard.name for shard in found.shards(SHARD_ROWS))
+        names_of = (shard.name for shard in found.shards(shard_rows(found)))
         todo = tuple(name for name in names_of if name not in there)
     return Work(store, dataset, found, address, what, todo, targets, learns, tuple(remarks), given)
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from clipray.artefacts import fused_model
-from clipray.artefacts.embeddings import SHARD_ROWS
-from clipray.artefacts.index import Index, Shard, rows_of
+from clipray.artefacts.index import Index, Shard, rows_of, shard_rows
 from clipray.errors import StoreError
 from clipray.fusion import Fusion
 from clipray.numerics.fusers.transductive import Block, added
@@ -38,7 +37,7 @@ class Collection(NamedTuple):
 
     def shards(self, start: int, stop: int) -> list[Shard]:
         """The shards of these numbers."""
-        return list(self.index.shards(SHARD_ROWS))[start:stop]
+        return list(self.index.shards(shard_rows(self.index)))[start:stop]
 
 
 class Stored(NamedTuple):

@@ -167,9 +167,9 @@ def test_a_task_carries_numbers_whatever_the_size_of_the_index(tmp_path, campaig
     store = Store(str(tmp_path / "workspace"))
     found = index(store, many, "test", "", in_threads)
     addresses = {f"{number:030d}": "embeddings/many/test/" + "b" * 60 for number in range(50)}
-    todo = {shard.name: list(addresses) for shard in found.shards(embeddings.SHARD_ROWS)}
+    todo = {shard.name: list(addresses) for shard in found.shards(256)}
     items = list(embed.items(embeddings.Work(found, addresses, {}, todo, {})))
-    assert len(items) >= 20_000 // embeddings.SHARD_ROWS
+    assert len(items) >= 20_000 // 256
     assert max(len(item["task"]) for item in items) < 10_000
     assert sum(pickle.loads(item["task"])["piece"][-1] for item in items) == 20_000
 

@@ -87,7 +87,7 @@ def test_any_number_of_shards_and_tasks_teaches_what_all_images_in_memory_teach(
     expected = fusion.fuser.adapt(fusion.state, logits_NMC, images)
     assert expected.numbers["trust"] > 0
 
-    monkeypatch.setattr(sums, "SHARD_ROWS", rows)
+    monkeypatch.setattr(sums, "shard_rows", lambda index: rows)
     monkeypatch.setattr(sums, "SHARDS", 3)
     stored = shelved(world, rows)
     edges = np.linspace(0, -(-IMAGES // rows), tasks + 1).astype(int)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-ELEMENTS = 2**24  # logits of a block: 64 MiB in float32
+ELEMENTS = 2**22  # logits of a block: 16 MiB in float32
 
 
 def blocks(logits_NMC: Tensor) -> Iterator[slice]:
     """Give the rows of one block after another; one block where there is no image.
 
-    >>> list(blocks(torch.zeros(3, 2, 2**22)))
+    >>> list(blocks(torch.zeros(3, 2, 2**20)))
     [slice(0, 2, None), slice(2, 3, None)]
     """
     images = len(logits_NMC)

@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clipray.config import Compute
@@ -290,6 +290,13 @@ def device(compute: Compute, resources: dict[str, float]) -> str:
     return "cuda" if gpus else "cpu"
 
 
+def largest_memory() -> int:
+    """Look up the bytes of memory of the largest node, as far as tasks may have them."""
+    import ray
+
+    return int(max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]))
+
+
 def tasks(
     function: Callable, items: list[tuple], num_cpus: float, num_gpus: float, retries: int
 ) -> Iterator[tuple]:
@@ -305,9 +312,18 @@ def tasks(
 
 
 def attempts(
-    function: Callable, items: list[tuple], num_cpus: float, num_gpus: float, retries: int
+    function: Callable,
+    items: list[tuple],
+    num_cpus: float,
+    num_gpus: float,
+    retries: int,
+    memory: Sequence[int] = (),
 ) -> Iterator[tuple[int, Any, Exception | None]]:
     """As `tasks`, but a task that fails ends no other: yields (position, result or None, error or None).
+
+    Args:
+        memory: bytes that each task takes, so that no node runs more of them than fit. One that no node could run is
+            tried on the largest, with all of its memory.
 
     Raises:
         StoreError: a task could not write, so the others could not either; one artefact that is damaged ends none.
@@ -315,7 +331,11 @@ def attempts(
     import ray
 
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=retries)(function)
-    positions = {remote.remote(*item): position for position, item in enumerate(items)}
+    most = largest_memory() if memory else 0
+    positions = {}
+    for position, item in enumerate(items):
+        own = remote.options(memory=min(memory[position], most)) if memory else remote
+        positions[own.remote(*item)] = position
     while positions:
         (done,), _ = ray.wait(list(positions), num_returns=1)
         try:

@@ -70,19 +70,54 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
         cluster.connect(compute, todo.verbose)
         # the longest first, or one long evaluation begun last would keep a single worker busy at the end
         missing.sort(key=lambda task: -_size(todo, task))
-        items = [(todo.store, task, places[task.dataset]) for task in missing]
-        failed = {}
-        with progress("evaluation", len(items), "datasets") as advance:
-            attempts = cluster.attempts(evaluate.evaluate, items, 1, 0, compute.max_retries)
-            for position, _, error in attempts:
-                if error is not None:
-                    failed[missing[position].dataset] = cluster.reason(error)
-                advance(1)
+        failed = _evaluate(todo, missing, places)
         record(todo, "evaluate", failed)
         places = {name: place for name, place in places.items() if name not in failed}
     if not places:
         raise ErrorBudget("no dataset could be evaluated.\n  " + "\n  ".join(told(todo.failed)))
     return places
+
+
+def _evaluate(todo: Plan, missing: list[Task], places: dict[str, str]) -> dict[str, str]:
+    """Run the evaluations, large ones in parts; by dataset that failed, the reason."""
+    retries, dims = todo.campaign.compute.max_retries, _dims(todo, missing)
+    classes = {task.dataset: len(todo.prompts[task.dataset]["classnames"]) for task in missing}
+    parts = {task.dataset: evaluate.parts(task, classes[task.dataset]) for task in missing}
+    jobs = [(task, part) for task in missing for part in parts[task.dataset]]
+    items = [(todo.store, task, places[task.dataset], part) for task, part in jobs]
+    memory = [
+        evaluate.memory(task, part, classes[task.dataset], dims[task.dataset])
+        for task, part in jobs
+    ]
+    failed: dict[str, str] = {}
+    facts: dict[str, dict] = {}
+    with progress("evaluation", len(items), "tasks") as advance:
+        attempts = cluster.attempts(evaluate.evaluate, items, 1, 0, retries, memory)
+        for position, told, error in attempts:
+            name = jobs[position][0].dataset
+            facts[name] = told
+            if error is not None:
+                failed[name] = cluster.reason(error)
+            advance(1)
+    joins = [
+        (todo.store, task, places[task.dataset], parts[task.dataset], facts[task.dataset])
+        for task in missing
+        if task.dataset not in failed and len(parts[task.dataset]) > 1
+    ]
+    for position, _, error in cluster.attempts(evaluate.join, joins, 1, 0, retries):
+        if error is not None:
+            failed[joins[position][1].dataset] = cluster.reason(error)
+    return failed
+
+
+def _dims(todo: Plan, every: list[Task]) -> dict[str, list[int]]:
+    """Look up the embedding dimensions of each evaluation's backbones, by dataset."""
+    known, found = known_cards(todo), {}
+    for task in every:
+        given = todo.given.get(task.dataset)
+        facts = given.facts if given else known
+        found[task.dataset] = [facts[name]["dim"] for name in task.backbones]
+    return found
 
 
 def _size(todo: Plan, task: Task) -> int:

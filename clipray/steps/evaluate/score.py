@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
 
 from clipray.artefacts import support_sets
@@ -23,6 +25,7 @@ from clipray.steps import read
 from clipray.steps.checks import REFERENCE, named_heads
 from clipray.steps.evaluate import costs
 from clipray.steps.evaluate import fitted as fitted_fusers
+from clipray.steps.evaluate.plan import Part, whole
 from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
 from clipray.store import Store
 
@@ -46,6 +49,19 @@ def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
     Args:
         place: the task's address. what: what the address is made of.
     """
+    facts, tables = score_part(store, task, place, whole(task))
+    for name, table in tables.items():
+        store.write_table(f"{place}/{name}", table)
+    store.finish(place, what, rows=len(tables[SCORES]), **facts)
+
+
+def score_part(
+    store: Store, task: Task, place: str, part: Part
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """Score some heads on support sets of some sizes; the facts of the support sets, and outcomes and scores by file.
+
+    Of a part without shots 0, the bounds that its fusers are compared with are scored again and not kept.
+    """
     weights = read.read_classifiers(store, task)
     classes = len(weights[0])
     split = read.read_split(store, task.embeddings["test"], classes)
@@ -54,26 +70,30 @@ def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
     if "train" in task.embeddings and task.shots:
         train = read.read_train(store, task, classes)
         sets = read.draw(store, task, train, classes, task.shots, task.seeds)
-        drawn, facts = sets.draws, {"support_sets": sets.address}
+        drawn = [draw for draw in sets.draws if draw.shots in part.shots]
+        facts = {"support_sets": sets.address} | support_sets.facts(sets.draws)
         views = read.views_of(task, weights, train)
         pool = views if asks_for_pool(task) else None
         problems = [
             cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed) for draw in drawn
         ]
-    facts |= support_sets.facts(drawn)
-
+    facts = facts or support_sets.facts([])
+    heads = named_heads(task.heads)
+    label_free = 0 in part.shots
     scores = Scores(task.dataset, split.image_ids, split.labels_N, task.expected)
-    score_support(scores, drawn, task.seeds)
-    if task.spaces:
-        score_spaces(scores, test)
-    for head in named_heads(task.heads):
-        fitted = score_head(scores, head, task, drawn, problems, test, pool)
-        if task.save_fusers:
-            save(store, place, task, head.name, fitted)
-    store.write_table(f"{place}/{OUTCOMES}", scores.outcomes())
-    table = scores.scores()
-    store.write_table(f"{place}/{SCORES}", table)
-    store.finish(place, what, rows=len(table), **facts)
+    if part.head in ("", heads[0].name):
+        score_support(scores, drawn, task.seeds)
+        if label_free and task.spaces:
+            score_spaces(scores, test)
+    for head in heads:
+        if part.head in ("", head.name):
+            fitted = score_head(scores, head, task, drawn, problems, test, pool, label_free)
+            if task.save_fusers:
+                save(store, place, task, head.name, fitted)
+    return facts, {
+        name: table if label_free else table.filter(pc.greater(table["shots"], 0))
+        for name, table in ((OUTCOMES, scores.outcomes()), (SCORES, scores.scores()))
+    }
 
 
 def save(
@@ -105,6 +125,7 @@ def score_head(
     problems: Sequence[list],
     test: Sequence[View],
     pool: Sequence[View] | None = None,
+    label_free: bool = True,
 ) -> dict[tuple[int, int], States]:
     """Fit a head and all fusers on every support set, and score them on the test images.
 
@@ -116,6 +137,7 @@ def score_head(
         entry: the head, with its settings. drawn: the support sets.
         problems: by support set, what each backbone's head may learn from (`Shots`).
         pool: the train split's images, whose labels nobody looks at, where a fuser learns from them.
+        label_free: whether what needs no labels is scored too, under a head that needs none.
 
     Returns:
         by (shots, seed), every fitted fuser's state by its name.
@@ -132,7 +154,10 @@ def score_head(
     if not learns:
         head = head_of(entry.head, entry.settings_for(0, 0))
         batch, more = _images(head, [None] * len(test), test, pool)
-        score_without_support(scores, (entry.name, 0, 0), task, test, batch, more, {})
+        if label_free:
+            score_without_support(scores, (entry.name, 0, 0), task, test, batch, more, {})
+        else:
+            score_limits(scores, (entry.name, 0, 0), batch.logits_NMC)
     every = zip(drawn, heads, problems, fitted, alone, strict=True)
     for draw, head, problem, states, singly in every:
         where = (entry.name, draw.shots, draw.seed)
@@ -305,15 +330,21 @@ def references(entry: Fuser, here: Place) -> tuple[str, str]:
     return (REFERENCE, ON_TEST) if here.shots else ("", ON_TEST)
 
 
-def score_bounds(
-    scores: Scores, where: tuple[str, int, int], test: Sequence[View], logits_NMC: Tensor
-) -> None:
-    """Score the single backbones, the best of them on test, the oracle, and how the backbones complement each other."""
+def score_limits(scores: Scores, where: tuple[str, int, int], logits_NMC: Tensor) -> None:
+    """Score the best single backbone on test, and the oracle."""
     head, shots, seed = where
     _, best = singles.best_single_on_test(logits_NMC, scores.labels_N)
     scores.add(Place(head, ON_TEST, shots, seed), "bound", best)
     oracle = singles.oracle(logits_NMC, scores.labels_N)
     scores.add(Place(head, "oracle", shots, seed), "bound", oracle)
+
+
+def score_bounds(
+    scores: Scores, where: tuple[str, int, int], test: Sequence[View], logits_NMC: Tensor
+) -> None:
+    """Score the single backbones, the best of them on test, the oracle, and how the backbones complement each other."""
+    score_limits(scores, where, logits_NMC)
+    head, shots, seed = where
     known = [view.cost for view in test]
     names = tuple(view.name for view in test)
     for m, name in enumerate(names):

@@ -1,0 +1,134 @@
+"""A large dataset is evaluated in parts: the same rows as in one piece, resumed, and of a memory that is told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from clipray import schema
+from clipray.artefacts import evaluations
+from clipray.config import Fuser, Head
+from clipray.steps.evaluate import plan
+from clipray.store import Store
+from tests.steps.worlds import CLASSES, World
+
+ROOT = Path(__file__).resolve().parents[3]
+FUSERS = ("log_avg", "c_log_avg", "best_single_on_support", "proto_fusion")
+
+
+def task(world):
+    fusers = tuple(Fuser(name=name, fuser=name) for name in FUSERS)
+    heads = (Head(name="zero_shot", head="zero_shot"), Head(name="tip_adapter", head="tip_adapter"))
+    return world.task(fusers=fusers, heads=heads)
+
+
+def rows(world, place, name):
+    table = world.store.read_table(f"{place}/{name}").to_pandas()
+    keys = [key for key in table.columns if key not in ("value", "ci_low", "ci_high", "confidence")]
+    return table.sort_values(keys, ignore_index=True)
+
+
+def joined(world, asked, place, every):
+    facts = [plan.evaluate(world.store, asked, place, part) for part in every]
+    plan.join(world.store, asked, place, every, facts[-1])
+
+
+def test_parts_have_the_rows_of_the_whole(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    asked = task(world)
+    assert plan.parts(asked, CLASSES) == [plan.whole(asked)]
+    plan.evaluate(world.store, asked, "whole")
+    monkeypatch.setattr(plan, "LARGE", 1)
+    every = plan.parts(asked, CLASSES)
+    assert len(every) == 2 * (1 + len(asked.shots))
+    joined(world, asked, "joined", every)
+    for name in (evaluations.SCORES, evaluations.OUTCOMES):
+        whole, parts = rows(world, "whole", name), rows(world, "joined", name)
+        pd.testing.assert_frame_equal(parts, whole, rtol=1e-5, atol=1e-6)
+    before, after = (world.store.manifest(place) for place in ("whole", "joined"))
+    same = ("rows", "support_sets", "distinct_support_sets", "classes_with_fewer_images_than_shots")
+    assert {key: before[key] for key in same} == {key: after[key] for key in same}
+    assert not [path for path, *_ in world.store.files() if "/parts/" in path]
+
+
+def test_a_part_that_is_there_is_not_scored_again(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    asked = task(world)
+    monkeypatch.setattr(plan, "LARGE", 1)
+    first, *_ = plan.parts(asked, CLASSES)
+    facts = plan.evaluate(world.store, asked, "joined", first)
+    for place in asked.embeddings["test"]:
+        world.store.remove(f"{place}/all.parquet")  # nothing could be scored any more
+    assert plan.evaluate(world.store, asked, "joined", first) == facts
+
+
+MEASURE = """
+import resource, sys
+from tests.steps.evaluate.test_parts import noise
+from clipray.steps.evaluate import plan, score
+
+images, classes, dim, backbones = 0, 400, 16, 3
+for images in (4000, int(sys.argv[2])):  # libraries and first calls take their memory once
+    store, asked = noise(f"{sys.argv[1]}/{images}", images, backbones, classes, dim)
+    part = plan.Part("zero_shot", (1,))
+    score.score_part(store, asked, "e", part)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(plan.memory(asked, part, classes, [dim] * backbones), peak)
+"""
+
+
+def noise(root: str, images: int, backbones: int, classes: int, dim: int):
+    """Embeddings and class vectors of noise, of any size, and what an evaluation is asked of them."""
+    store, rng = Store(root), np.random.default_rng(0)
+    names = tuple(f"m{m}" for m in range(backbones))
+    sizes = {"test": images, "train": 2 * classes}
+
+    def vectors(rows: int) -> pa.Array:
+        values = rng.standard_normal(rows * dim, np.float32)
+        return pa.FixedSizeListArray.from_arrays(pa.array(values), dim)
+
+    for name in names:
+        table = pa.table({"name": ["x"] * classes, "weight": vectors(classes)})
+        store.write_table(f"c-{name}/classifier.parquet", table)
+        store.finish(f"c-{name}", {})
+        for split, count in sizes.items():
+            ids = [f"{split}{i:07d}" for i in range(count)]
+            labels = pa.array([i % classes for i in range(count)], pa.int64())
+            columns = [ids, labels, vectors(count), pa.nulls(count, pa.string())]
+            table = pa.table(columns, schema=schema.embeddings(dim, "fp32"))
+            store.write_table(f"e-{split}-{name}/all.parquet", table)
+            store.finish(f"e-{split}-{name}", {}, shards=["all.parquet"])
+    asked = evaluations.Task(
+        dataset="noise",
+        backbones=names,
+        classifiers=tuple(f"c-{name}" for name in names),
+        scales=((10.0, 0.0),) * backbones,
+        embeddings={split: tuple(f"e-{split}-{name}" for name in names) for split in sizes},
+        expected=images,
+        heads=(Head(name="zero_shot", head="zero_shot"),),
+        fusers=tuple(Fuser(name=name, fuser=name) for name in ("log_avg", "c_log_avg", "guarded")),
+        shots=(1,),
+        seeds=1,
+        folds=5,
+    )
+    return store, asked
+
+
+def test_a_part_takes_no_more_memory_than_it_asks_for(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), "20000"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (small, base), (asked, peak) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert peak <= asked
+    assert peak - base <= asked - small
+    assert peak - base >= 16_000 * 3 * 400 * 4  # it does hold the logits

@@ -23,14 +23,14 @@ GIVEN = "given"  # among a campaign's backbones: all of each data set's own
 
 
 def dataset_names() -> list[str]:
-    """The names that `configs/datasets/` knows, without the examples to copy."""
+    """List the names that `configs/datasets/` knows, without the examples to copy."""
     return sorted(
         p.stem for p in (CONFIGS / "datasets").glob("*.yaml") if not p.stem.startswith("example-")
     )
 
 
 def datasets(names: Iterable[str], data_root: str = "") -> list[Dataset]:
-    """The datasets a campaign names, in its order, each once.
+    """Return the datasets that a campaign names, in its order, each once.
 
     Args:
         names: each a name of `configs/datasets/`; a YAML file's path (as it stands, or below `data_root`); a folder
@@ -52,7 +52,7 @@ def datasets(names: Iterable[str], data_root: str = "") -> list[Dataset]:
 
 
 def detect(uri: str, data_root: str = "") -> Dataset | None:
-    """The dataset that lies in a folder, told by its files; None where they fit no layout.
+    """Recognise the dataset in a folder by its files; None where they fit no layout.
 
     Parquet: files named after a split. Tars: `<split>/*.tar`. Folder: `<split>/<class folder>/`. A set has the splits
     that are there, in upper or lower case; a validation split serves as test where there is no test.
@@ -74,7 +74,7 @@ def detect(uri: str, data_root: str = "") -> Dataset | None:
 
 
 def backbones(names: Iterable[str], datasets: Sequence[Dataset] = ()) -> list[Backbone]:
-    """The backbones a campaign names, in its order, each once.
+    """Return the backbones that a campaign names, in its order, each once.
 
     Names that only data sets of given vectors know (see `own_backbones`) are theirs, and left out here.
 
@@ -110,7 +110,7 @@ def backbones(names: Iterable[str], datasets: Sequence[Dataset] = ()) -> list[Ba
 
 
 def own_backbones(dataset: Dataset, names: Iterable[str]) -> list[str]:
-    """The backbones of a data set of given vectors that a campaign names, in its order; `given` names all of them.
+    """Return the backbones of a data set of given vectors that a campaign names, in its order; `given` names all.
 
     Raises:
         ConfigError: none.
@@ -150,7 +150,7 @@ def text_towers(dataset: Dataset, names: Iterable[str]) -> dict[str, Backbone]:
 
 
 def backbone_names() -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """The names of `configs/backbones.yaml`, and its groups."""
+    """Return the names of `configs/backbones.yaml`, and its groups."""
     known, groups = _backbones()
     return list(known), groups
 
@@ -180,7 +180,7 @@ def _datasets(text: str, data_root: str) -> list[Dataset]:
 
 
 def _unknown(text: str, data_root: str) -> ConfigError:
-    """The error of a name that is none and a folder that holds no dataset: what is there, and what to do."""
+    """Make the error of an unknown name and of a folder without a dataset: what is there, and what to do."""
     place = resolve(text, data_root)
     there = entries(place)
     names = [shown(name) for name in there]
@@ -193,7 +193,7 @@ def _unknown(text: str, data_root: str) -> ConfigError:
 
 
 def _way_on(place: str, there: dict[str, Any]) -> str:
-    """What to do with a folder of images that fits no layout almost; "" for any other."""
+    """Say what to do with a folder of images that almost fits a layout; "" for any other."""
     splits = [_folder_of(there, alias) for aliases in SPLITS.values() for alias in aliases]
     for split in filter(None, splits):
         below = entries(join(place, split)).values()
@@ -226,7 +226,7 @@ def _from_yaml(text: str, data_root: str) -> Dataset:
 
 
 def _backbone_from_yaml(text: str) -> Backbone:
-    """An entry in a file of its own; what it names lies beside it, unless the path is absolute or a URI."""
+    """Read an entry from a file of its own; what it names lies beside it, unless the path is absolute or a URI."""
     values = read_yaml(text)
     for key in ("weights", "config"):
         place = values.get(key)
@@ -240,7 +240,7 @@ def _backbone_from_yaml(text: str) -> Backbone:
 
 
 def _expand(pattern: str, data_root: str) -> list[str]:
-    """Folders that fit a pattern, part by part, as they are to be written in a config."""
+    """List the folders that fit a pattern, part by part, as they are to be written in a config."""
     anchor = "/" if pattern.startswith("/") else ""
     anchor = pattern[: pattern.index("/", pattern.index("://") + 3)] if "://" in pattern else anchor
     found = [anchor]
@@ -289,7 +289,7 @@ def _folder_of(there: dict[str, Any], split: str) -> str | None:
 
 
 def _parquet_split(place: str, there: dict[str, Any], split: str) -> str | None:
-    """The split as it is spelled in Parquet files' names; None where there are none of it."""
+    """Return the split as it is spelled in Parquet files' names; None where there are none of it."""
     for names in (there, entries(join(place, "data")) if "data" in there else {}):
         for name in names:
             if found := re.fullmatch(rf"({split})([-_.].*)?\.parquet", name, re.IGNORECASE):
@@ -298,7 +298,7 @@ def _parquet_split(place: str, there: dict[str, Any], split: str) -> str | None:
 
 
 def _tar_split(place: str, there: dict[str, Any], split: str) -> str | None:
-    """The split's folder; compressed tars count, for they are told of when they are listed."""
+    """Return the split's folder of tars; compressed ones count, because listing them says what is wrong."""
     return _split_with(place, there, split, (".tar", *wds.PACKED))
 
 

@@ -54,7 +54,7 @@ def cropped(
 def encode(
     encoder: "Encoder", crops_NHWC: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Embeddings of a shard, and each image's error; image by image where the shard as a whole raises.
+    """Embed a shard and return each image's error; go image by image where the shard as a whole raises.
 
     Returns:
         N×D embeddings (rows with an error hold zeros), and N errors or Nones.
@@ -74,12 +74,12 @@ def encode(
 
 
 def words(error: Exception) -> str:
-    """An error in one line."""
+    """Write an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def stored(embeddings_ND: np.ndarray, precision: str) -> tuple[np.ndarray, list[str | None]]:
-    """Embeddings as they are kept, and why a row cannot be: float32, or float16 for the half precisions.
+    """Convert embeddings to what is kept, and say why a row cannot be: float32, or float16 for half precisions.
 
     An embedding counts as finite if it is so as it is kept: 70000 is not, in float16. Such a row holds zeros.
     """
@@ -94,5 +94,5 @@ def stored(embeddings_ND: np.ndarray, precision: str) -> tuple[np.ndarray, list[
 
 
 def column(group: images.Preprocess) -> str:
-    """The column of a group's crops."""
+    """Return the name of the column of a group's crops."""
     return "crops " + " ".join(str(part) for part in group)

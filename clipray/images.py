@@ -99,7 +99,7 @@ class Preprocess(NamedTuple):
 
 
 def preprocess(settings: dict[str, Any]) -> Preprocess:
-    """The group of an open_clip `preprocess_cfg`; mean and std belong to the device, not to the group.
+    """Return the group of an open_clip `preprocess_cfg`; mean and std belong to the device, not to the group.
 
     Raises:
         ValueError: a mode that open_clip does not have either.
@@ -128,7 +128,7 @@ def preprocess(settings: dict[str, Any]) -> Preprocess:
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB image in a file's bytes.
+    """Decode a file's bytes into an RGB image.
 
     Raises:
         ImageError: nothing to decode, or not by the rules above.
@@ -155,7 +155,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def crop(image: Image.Image, group: Preprocess) -> np.ndarray:
-    """The uint8 pixels [height, width, 3] that open_clip's own transform of the group has before it normalises.
+    """Crop to the uint8 pixels [height, width, 3] that open_clip's own transform has before it normalises.
 
     Args:
         image: an RGB image, as `decode` gives it.
@@ -180,7 +180,7 @@ def crop(image: Image.Image, group: Preprocess) -> np.ndarray:
 
 
 def sample() -> bytes:
-    """A small encoded image, for those who show what a model takes: 8×8 pixels of grey, as PNG."""
+    """Make a small encoded image that shows what a model takes: 8×8 pixels of grey, as PNG."""
     sink = io.BytesIO()
     Image.new("RGB", (8, 8), (128, 128, 128)).save(sink, "PNG")
     return sink.getvalue()
@@ -218,7 +218,7 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
 
 
 def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
-    """Pixels turned as the EXIF orientation says (Pillow has already turned TIFF and says 1)."""
+    """Turn pixels as the EXIF orientation says (Pillow has already turned TIFF and says 1)."""
     turn = _TURNS.get(image.getexif().get(0x0112))
     return pixels if turn is None else pixels.transpose(turn)
 
@@ -241,7 +241,7 @@ def _method(group: Preprocess) -> Image.Resampling:
 
 
 def _resized(height: int, width: int, group: Preprocess) -> tuple[int, int]:
-    """(height, width) after the resize, with the roundings of torchvision's and open_clip's own code."""
+    """Compute (height, width) after the resize, with the roundings of torchvision's and open_clip's own code."""
     crop_height, crop_width = group.size
     if group.resize_mode == "squash":
         return group.size
@@ -262,7 +262,7 @@ def _resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling)
 def _resize_middle(
     image: Image.Image, size: tuple[int, int], group: Preprocess, method: Image.Resampling
 ) -> Image.Image:
-    """The middle of the image as if it had been resized whole; "shortest" only, whose crop always fits.
+    """Resize the middle of the image as if it were resized whole; "shortest" only, whose crop always fits.
 
     The rows under the crop are taken first, then resized across, then down: left to itself Pillow chooses the order of
     the passes by the sizes, and rounds to 8 bits between them.

@@ -63,13 +63,13 @@ def _mine(job: str) -> dict[str, Any]:
 
 
 def owner_of(store: Store) -> dict[str, Any] | None:
-    """Who works in a workspace: `token, job, host, pid, user, since, beat`; None where nobody does."""
+    """Read who works in a workspace: `token, job, host, pid, user, since, beat`; None where nobody does."""
     found = store.read_json(FILE)
     return None if found is None or _dead(found) else found
 
 
 def _dead(owner: dict[str, Any]) -> bool:
-    """Whether an owner has ended without a word."""
+    """Tell whether an owner has ended without releasing the lock."""
     if time.time() - owner["beat"] > SILENT:
         return True
     if owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():
@@ -108,7 +108,7 @@ def _write(store: Store, mine: dict[str, Any]) -> None:
 
 
 def _beat(store: Store, mine: dict[str, Any], done: threading.Event) -> None:
-    """Renew the lock until done. A store that does not answer for a while costs no result."""
+    """Renew the lock until done; a store that does not answer for a while costs no result."""
     while not done.wait(BEAT):
         with contextlib.suppress(StoreError):
             now = store.read_json(FILE)

@@ -99,12 +99,12 @@ def apply(name: str, logits: Array, embeddings: Sequence[Array] | None = None) -
 
 
 def fusers() -> list[str]:
-    """The names of all fusers."""
+    """List the names of all fusers."""
     return list(FUSERS)
 
 
 def right(logits: Array, labels: Array) -> np.ndarray:
-    """Which backbone has which image right: bool N×M, from logits N×M×C.
+    """Tell which backbone has which image right: bool N×M, from logits N×M×C.
 
     >>> right([[[2.0, 0.0], [0.0, 1.0]]], [0]).tolist()
     [[True, False]]
@@ -115,7 +115,7 @@ def right(logits: Array, labels: Array) -> np.ndarray:
 
 
 def complementarity(right_or_logits: Array, labels: Array | None = None) -> dict[str, float]:
-    """How backbones complement each other as a set.
+    """Measure how backbones complement each other as a set.
 
     Args:
         right_or_logits: bool or 0/1, N×M; or logits N×M×C, with labels.
@@ -132,7 +132,7 @@ def complementarity(right_or_logits: Array, labels: Array | None = None) -> dict
 def by_backbone(
     right_or_logits: Array, labels: Array | None = None, names: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Accuracy, exclusive share and Shapley value, one row a backbone.
+    """Tabulate accuracy, exclusive share and Shapley value, one row a backbone.
 
     >>> by_backbone([[1, 1], [1, 0], [0, 0], [0, 0]], names=["a", "b"]).loc["a", "shapley"].item()
     0.375
@@ -146,7 +146,7 @@ def by_backbone(
 def pairs(
     right_or_logits: Array, labels: Array | None = None, names: Sequence[str] | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Every measure of pairs of backbones, each a square table; `rescue`'s rows are the rescuers.
+    """Tabulate every measure of pairs of backbones, each a square table; `rescue`'s rows are the rescuers.
 
     >>> pairs([[1, 0], [1, 0], [0, 1], [0, 0]], names=["a", "b"])["rescue"].loc["a", "b"].round(2).item()
     0.67
@@ -157,7 +157,7 @@ def pairs(
 
 
 def metrics(log_probs: Array, labels: Array) -> dict[str, float]:
-    """Every outcome metric of one classifier, from log-probabilities N×C.
+    """Compute every outcome metric of one classifier, from log-probabilities N×C.
 
     >>> round(metrics([[-0.1, -2.35], [-2.35, -0.1]], [0, 0])["top1"], 2)
     0.5
@@ -171,7 +171,7 @@ def metrics(log_probs: Array, labels: Array) -> dict[str, float]:
 
 
 def scores(workspace: str, campaign: str = "") -> pd.DataFrame:
-    """The scores of a workspace, one row a number.
+    """Read the scores of a workspace, one row a number.
 
     Args:
         workspace: a folder or URI. campaign: its name, where the workspace holds several.
@@ -195,7 +195,7 @@ def scores(workspace: str, campaign: str = "") -> pd.DataFrame:
 
 
 def plot_pairs(table: pd.DataFrame, title: str = "") -> Any:
-    """A matplotlib figure of one table of `pairs`, with its numbers in the cells."""
+    """Draw one table of `pairs` as a matplotlib figure, with its numbers in the cells."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 + 0.7 * len(table), 1.5 + 0.6 * len(table)), layout="constrained")

@@ -34,7 +34,7 @@ def hush() -> None:
 
 
 def is_quiet() -> bool:
-    """Whether nothing is to be said."""
+    """Tell whether nothing is to be said."""
     return _now.quiet
 
 
@@ -47,7 +47,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def heartbeat() -> Iterator[None]:
-    """While it lasts, something is said at least every ten seconds: what is being done, and for how long."""
+    """Say at least every ten seconds, while it lasts, what is being done, and for how long."""
     _now.quiet, _now.live, _now.said = False, False, time.monotonic()
     _now.stream = _copy_of_stderr()
     stop = threading.Event()
@@ -100,7 +100,7 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yields advance(n); on leaving says how long it took.
+    """Yield advance(n); on leaving, say how long it took.
 
     Args:
         what: what is being done. total: how many there are. unit: of what.
@@ -117,7 +117,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 def board(
     line: Callable[[], str], columns: Sequence[str], rows: Callable[[], Sequence[Sequence[str]]]
 ) -> Iterator[Callable[[], None]]:
-    """Yields show(), to be called when something moved: a live table for a person, a line now and then for a log.
+    """Yield show(), to be called when something moved: a live table for a person, a line now and then for a log.
 
     Args:
         line: how it stands. columns, rows: the table below it.
@@ -138,7 +138,7 @@ def board(
 
 @contextmanager
 def _alive() -> Iterator[None]:
-    """What is on the screen moves by itself; a line in between would break it."""
+    """Tell whether a display on the screen moves by itself; a line in between would break it."""
     _now.live = True
     try:
         yield

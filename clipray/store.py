@@ -70,20 +70,20 @@ class Store:
         return Store, (self.uri,)
 
     def address(self, kind: str, *names: str, what: Any) -> str:
-        """An artefact's folder, relative to the workspace."""
+        """Return an artefact's folder, relative to the workspace."""
         return "/".join((kind, *names)) + f"-{fingerprint(what)}"
 
     def place(self, path: str) -> str:
-        """The full path or URI of a relative path, for people and other programs."""
+        """Return the full path or URI of a relative path, for people and other programs."""
         return f"{self.uri}/{path}"
 
     def exists(self, path: str) -> bool:
-        """Whether a file is there."""
+        """Tell whether a file is there."""
         with self._told("read", path):
             return self.fs.exists(f"{self.root}/{path}")
 
     def names(self, address: str) -> set[str]:
-        """The file names in a folder; empty where it is not there."""
+        """List the file names in a folder; empty where it is not there."""
         with self._told("read", address):
             try:
                 paths = self.fs.ls(f"{self.root}/{address}", detail=False)
@@ -92,7 +92,7 @@ class Store:
         return {Path(path).name for path in paths}
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole or not at all: a rename locally, a single put remotely.
+        """Write a file whole or not at all: by a rename locally, by a single put remotely.
 
         Raises:
             StoreError: it cannot be written; what stood there before still does, and nothing else is left behind.
@@ -112,12 +112,12 @@ class Store:
                 raise
 
     def read(self, path: str) -> bytes:
-        """A file's bytes; `FileNotFoundError` where it is not there."""
+        """Read a file's bytes; raise `FileNotFoundError` where it is not there."""
         with self._told("read", path):
             return self.fs.cat_file(f"{self.root}/{path}")
 
     def files(self) -> Iterator[tuple[str, int, float]]:
-        """Path, bytes and time (seconds since 1970) of every file of the workspace, from one paged listing."""
+        """Yield path, bytes and time (seconds since 1970) of every file of the workspace, from one paged listing."""
         with self._told("read", ""):
             found = self.fs.find(self.root, detail=True)
         root = self.root.rstrip("/") + "/"
@@ -127,7 +127,7 @@ class Store:
             yield path.removeprefix(root), int(facts.get("size") or 0), modified
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all that is in it; nothing where it is not there."""
+        """Remove a file, or a folder with all that is in it; do nothing where it is not there."""
         with self._told("removed", path), contextlib.suppress(FileNotFoundError):
             self.fs.rm(f"{self.root}/{path}", recursive=True)
 
@@ -174,7 +174,7 @@ class Store:
         self.write(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
     def read_json(self, path: str) -> Any:
-        """Read a JSON file; None where it is not there."""
+        """Read a JSON file; return None where it is not there."""
         try:
             return json.loads(self.read(path))
         except FileNotFoundError:
@@ -183,18 +183,18 @@ class Store:
             raise self._damaged(path, f"is not whole JSON ({error})") from error
 
     def _damaged(self, path: str, words: str) -> DamagedError:
-        """The remedy is the whole folder: a complete artefact's parts are not made anew one by one."""
+        """Make the error of a damaged file; the remedy is to remove the whole folder, for no part is made alone."""
         folder = self.place(path.rpartition("/")[0])
         return DamagedError(
             f"{self.place(path)} {words}: remove the folder {folder}, and run again"
         )
 
     def manifest(self, address: str) -> dict | None:
-        """A complete artefact's manifest; None where it is not complete."""
+        """Read a complete artefact's manifest; None where it is not complete."""
         return self.read_json(f"{address}/{MANIFEST}")
 
     def manifests(self, addresses: Iterable[str]) -> list[dict | None]:
-        """The manifest of each address, as `manifest` gives it, asked for many at a time."""
+        """Read the manifest of each address, as `manifest` gives it, many at a time."""
         with ThreadPoolExecutor(AT_ONCE) as threads:
             return list(threads.map(self.manifest, addresses))
 
@@ -212,7 +212,7 @@ class Store:
         )
 
     def tables(self, address: str, names: list[str], columns: list[str] | None = None) -> pa.Table:
-        """A complete artefact's Parquet parts as one table, sorted by `image_id`.
+        """Read a complete artefact's Parquet parts as one table, sorted by `image_id`.
 
         Raises:
             FileNotFoundError: it has no manifest.
@@ -232,7 +232,7 @@ class Store:
 
 @functools.cache
 def provenance() -> dict:
-    """The versions of what computes, the git commit, and whether the tree differs from it."""
+    """Collect the versions of what computes, the git commit, and whether the tree differs from it."""
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
         "versions": {name: version for name in VERSIONS if (version := _version(name))},

@@ -52,7 +52,7 @@ LEFT_OUT = b"left_out"  # key in the metadata of a chunk's index
 
 
 def listing(dataset: Dataset, split: str, data_root: str) -> list[Chunk]:
-    """The chunks of a split, without reading an image.
+    """List the chunks of a split, without reading an image.
 
     Raises:
         ConfigError: the split is not there; the message says what is, and what to write.
@@ -65,7 +65,7 @@ def listing(dataset: Dataset, split: str, data_root: str) -> list[Chunk]:
 
 
 def scan(chunk: Chunk, left: Counter | None = None) -> Iterator[Sample]:
-    """Every sample of a chunk in order; what stands for a file that was not fetched is an error.
+    """Yield every sample of a chunk in order; a pointer in place of a file that was not fetched is an error.
 
     Args:
         left: gets the counts of what lies there and is no sample, by its kind.
@@ -76,12 +76,12 @@ def scan(chunk: Chunk, left: Counter | None = None) -> Iterator[Sample]:
 
 
 def lenient(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Chunks of which a sample without a label is none the worse."""
+    """Return the same chunks, in which a sample without a label is no error."""
     return [chunk._replace(options={**chunk.options, LENIENT: True}) for chunk in chunks]
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
-    """The bytes of some rows of a chunk in order; an exception in place of what cannot be read.
+    """Yield the bytes of some rows of a chunk in order, or an exception in place of what cannot be read.
 
     Args:
         rows: rows of the chunk's index, without the error rows.
@@ -90,7 +90,7 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
 
 
 def contents(chunks: Mapping[int, Chunk], rows: pa.Table) -> Iterator[bytes | Exception | None]:
-    """The bytes of rows of an index, in their order, which is by chunk; None for rows with an error.
+    """Yield the bytes of rows of an index, in their order, which is by chunk; None for rows with an error.
 
     Args:
         chunks: by number, in order, those that the rows lie in.
@@ -103,7 +103,7 @@ def contents(chunks: Mapping[int, Chunk], rows: pa.Table) -> Iterator[bytes | Ex
 
 
 def location(dataset: Dataset, data_root: str) -> str:
-    """The dataset's folder, or the name of a set that needs none."""
+    """Return the dataset's folder, or the name of a set that needs none."""
     if _format(dataset) in (drawn, bundled):
         return dataset.uri
     uri = resolve(dataset.uri, data_root)
@@ -111,14 +111,14 @@ def location(dataset: Dataset, data_root: str) -> str:
 
 
 def digest(chunks: Sequence[Chunk]) -> str:
-    """16 hex digits that change when a file is added, removed, renamed or rewritten; not when the whole moves."""
+    """Compute 16 hex digits that change when a file is added, removed, renamed or rewritten, but not by a move."""
     return fingerprint(
         [[c.format, c.uri.rpartition("/")[2], c.start, c.count, c.files, c.state] for c in chunks]
     )
 
 
 def classnames(dataset: Dataset, data_root: str) -> list[str]:
-    """The caption-ready names in label order: the config's list, its file, or what the layout itself names.
+    """Return the caption-ready names in label order: the config's list, its file, or what the layout itself names.
 
     Raises:
         ConfigError: there are none, one is empty, their number is not the layout's, or they are the layout's own in
@@ -152,7 +152,7 @@ def classnames(dataset: Dataset, data_root: str) -> list[str]:
 
 
 def templates(dataset: Dataset, data_root: str) -> list[str]:
-    """The prompts, with "{c}" where the class name goes ("{}" in a source becomes "{c}").
+    """Return the prompts, with "{c}" where the class name goes ("{}" in a source becomes "{c}").
 
     Raises:
         ConfigError: there are none, or one has no place for the name or several of different kinds.
@@ -168,7 +168,7 @@ def templates(dataset: Dataset, data_root: str) -> list[str]:
 
 
 def remarks(dataset: Dataset, data_root: str) -> list[str]:
-    """What a person should know of a dataset that can be used: a split of another name, names that may not fit."""
+    """Yield what a person should know of a usable dataset: a split of another name, names that may not fit."""
     found = []
     test = dataset.splits["test"].strip("/").rpartition("/")[2]
     if test.casefold() in VALIDATION:
@@ -187,12 +187,12 @@ def remarks(dataset: Dataset, data_root: str) -> list[str]:
 
 
 def image_id(data: bytes) -> str:
-    """Who an image is: 32 hex digits of its bytes' hash."""
+    """Identify an image by 32 hex digits of its bytes' hash."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def index(number: int, chunk: Chunk) -> pa.Table:
-    """The index of one chunk: who the samples are, without their bytes (schema.INDEX, repeats not yet numbered).
+    """Make the index of one chunk: its samples without their bytes (schema.INDEX, repeats not yet numbered).
 
     What was left out is counted in the table's metadata: see `left_out`.
 
@@ -205,7 +205,7 @@ def index(number: int, chunk: Chunk) -> pa.Table:
 
 
 def tabulate(number: int, samples: Iterable[Sample]) -> pa.Table:
-    """The samples of one chunk as rows of its index."""
+    """Turn the samples of one chunk into rows of its index."""
     rows = []
     for sample in samples:
         readable = sample.data is not None
@@ -226,7 +226,7 @@ def tabulate(number: int, samples: Iterable[Sample]) -> pa.Table:
 
 
 def left_out(tables: Iterable[pa.Table]) -> dict[str, int]:
-    """What lies among the images of chunks and is no sample, by its kind, from their indices."""
+    """Count, by kind, what lies among the images of chunks and is no sample, from their indices."""
     total: Counter[str] = Counter()
     for table in tables:
         total.update(json.loads((table.schema.metadata or {}).get(LEFT_OUT, b"{}")))
@@ -234,7 +234,7 @@ def left_out(tables: Iterable[pa.Table]) -> dict[str, int]:
 
 
 def numbered(image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Names with ".1", ".2" … behind those that stood before, in order.
+    """Number repeated names, in order: the later ones get ".1", ".2", …
 
     >>> numbered(pa.chunked_array([["a", "b"], ["a", "a"]])).to_pylist()
     ['a', 'b', 'a.1', 'a.2']
@@ -282,7 +282,7 @@ def _texts(
     uri: str,
     read: Callable[[str], list[str] | None],
 ) -> list[str] | None:
-    """A list as given, or that of a file in the dataset's folder; None where there is no such file."""
+    """Return a list as given, or read it from a file in the dataset's folder; None where there is no such file."""
     if not isinstance(given, str):
         return list(given)
     return None if _format(dataset) in (drawn, bundled) else read(resolve(given, uri))

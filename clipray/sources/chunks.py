@@ -58,7 +58,7 @@ class Sample(NamedTuple):
 
 
 def folder_named(present: Mapping[str, dict], name: str) -> str | None:
-    """The entry of that name, or the only one that differs from it in case; None where there is none.
+    """Find the entry of that name, or the only one that differs from it in case; None where there is none.
 
     >>> folder_named({"Test": {}, "train": {}}, "test"), folder_named({"Test": {}, "TEST": {}}, "test")
     ('Test', None)
@@ -70,7 +70,7 @@ def folder_named(present: Mapping[str, dict], name: str) -> str | None:
 
 
 def nothing_for(dataset: Dataset, split: str, uri: str, wanted: str, hint: str = "") -> ConfigError:
-    """The error of a split that is not there: what was looked for, what is there, what to write."""
+    """Make the error of a split that is not there: what was looked for, what is there, what to write."""
     there = [shown(name) for name in entries(uri)]
     found = (
         f"there is: {', '.join(there[:12])}{', …' if len(there) > 12 else ''}"

@@ -31,7 +31,7 @@ _VERSIONS = ("ETag", "etag", "mtime", "LastModified", "created")
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names a protocol other than `file`.
+    """Tell whether a URI names a protocol other than `file`.
 
     >>> is_remote("s3://bucket/a"), is_remote("/data/a::b"), is_remote("file:///data")
     (True, False, False)
@@ -40,7 +40,7 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve(uri: str, data_root: str) -> str:
-    """A dataset's URI as it is used: a relative one lies below the data root.
+    """Return a dataset's URI as it is used: a relative one lies below the data root.
 
     >>> resolve("wds/cars", "s3://bucket/data/"), resolve("/mnt/cars", "s3://bucket")
     ('s3://bucket/data/wds/cars', '/mnt/cars')
@@ -52,14 +52,14 @@ def resolve(uri: str, data_root: str) -> str:
 
 
 def join(*parts: str) -> str:
-    """A path or URI below another; empty parts and "." leave it as it is."""
+    """Join a path or URI with parts below it; empty parts and "." leave it as it is."""
     first, *rest = parts
     below = [part.strip("/") for part in rest if part not in ("", ".")]
     return "/".join([first.rstrip("/"), *below]) if below else first.rstrip("/") or "/"
 
 
 def shown(path: str) -> str:
-    r"""A path as it is stored and printed: what is not UTF-8 or would act on a terminal is written as an escape.
+    r"""Write a path as it is stored and printed: what is not UTF-8 or would act on a terminal becomes an escape.
 
     >>> shown("caf\udce9/a b.png"), shown("é\n")
     ('caf\\udce9/a b.png', 'é\\n')
@@ -70,7 +70,7 @@ def shown(path: str) -> str:
 
 
 def everything(uri: str) -> dict[str, dict]:
-    """The entries of a folder by name in sorted order; empty where there is no such folder.
+    """List the entries of a folder by name in sorted order; empty where there is no such folder.
 
     Each has `name` (its path), `type` ("directory", "file", or "other" for what cannot be read as either), `size`, a
     version (`mtime`, `ETag`, …), and `link` where it is one. Links are followed.
@@ -90,7 +90,7 @@ def everything(uri: str) -> dict[str, dict]:
 
 
 def below(uri: str) -> dict[str, dict]:
-    """Every file below a remote folder, however deep, by its path below it; raises as `everything` does."""
+    """List every file below a remote folder, however deep, by its path below it; raise as `everything` does."""
     try:
         fs, root = remote(uri)
         root = root.rstrip("/") + "/"
@@ -106,17 +106,17 @@ def below(uri: str) -> dict[str, dict]:
 
 
 def entries(uri: str) -> dict[str, dict]:
-    """The entries of a folder by name without hidden ones and known junk."""
+    """List the entries of a folder by name, without hidden ones and known junk."""
     return {name: info for name, info in everything(uri).items() if not junk.kind(name)}
 
 
 def is_folder(info: dict) -> bool:
-    """Whether an entry is a folder or a link to one."""
+    """Tell whether an entry is a folder or a link to one."""
     return info["type"] == "directory"
 
 
 def identities(uri: str) -> tuple[tuple[int, int], ...]:
-    """What tells a local folder and each one above it from all others, whatever links lead there."""
+    """Identify a local folder and each one above it, whatever links lead there."""
     path = local(uri)
     found = []
     while True:
@@ -128,7 +128,7 @@ def identities(uri: str) -> tuple[tuple[int, int], ...]:
 
 
 def state(infos: Iterable[dict]) -> str:
-    """A digest of files' names, sizes, times (or etags) and links: equal means unchanged."""
+    """Compute a digest of files' names, sizes, times (or etags) and links: equal means unchanged."""
     digest = hashlib.blake2b(digest_size=8)
     for info in infos:
         version = next((info[key] for key in _VERSIONS if key in info), "")
@@ -139,7 +139,7 @@ def state(infos: Iterable[dict]) -> str:
 
 
 def targets(uris: Sequence[str]) -> list[dict]:
-    """What `state` needs to know of files that lie anywhere; a file that is gone has size None."""
+    """Collect what `state` needs to know of files that lie anywhere; a file that is gone has size None."""
     from concurrent.futures import ThreadPoolExecutor
 
     listed: dict[str, dict] = {}
@@ -158,7 +158,7 @@ def targets(uris: Sequence[str]) -> list[dict]:
 
 
 def opened(uri: str) -> Any:
-    """A file to read and seek in."""
+    """Open a file to read and seek in."""
     if not is_remote(uri):
         return open(local(uri), "rb")
     fs, path = remote(uri)
@@ -166,7 +166,7 @@ def opened(uri: str) -> Any:
 
 
 def content(uri: str) -> bytes:
-    """All bytes of a file."""
+    """Read all bytes of a file."""
     if not is_remote(uri):
         with opened(uri) as file:
             return file.read()
@@ -175,18 +175,18 @@ def content(uri: str) -> bytes:
 
 
 def head(uri: str, count: int) -> bytes:
-    """The first bytes of a file."""
+    """Read the first bytes of a file."""
     with opened(uri) as file:
         return file.read(count)
 
 
 def local(uri: str) -> str:
-    """The path of a local URI."""
+    """Return the path of a local URI."""
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
 def remote(uri: str) -> tuple[Any, str]:
-    """The file system of a URI with a protocol, and the path in it.
+    """Return the file system of a URI with a protocol, and the path in it.
 
     Raises:
         ConfigError: the protocol is unknown, or a package that it needs is missing.
@@ -207,7 +207,7 @@ def remote(uri: str) -> tuple[Any, str]:
 
 
 def read_files(uris: Sequence[str]) -> Iterator[bytes | Exception]:
-    """The bytes of each file in order; where one is gone or forbidden, that error instead."""
+    """Yield the bytes of each file in order; where one is gone or forbidden, that error instead."""
     for first in range(0, len(uris), READ_AT_ONCE):
         part = uris[first : first + READ_AT_ONCE]
         far = [uri for uri in part if is_remote(uri)]
@@ -219,7 +219,7 @@ def read_files(uris: Sequence[str]) -> Iterator[bytes | Exception]:
 def read_ranges(
     uri: str, offsets: Sequence[int], sizes: Sequence[int]
 ) -> Iterator[bytes | Exception]:
-    """The bytes at each (offset, size) of one file in order; an `EOFError` where the file ends before them."""
+    """Yield the bytes at each (offset, size) of one file in order; an `EOFError` where the file ends before them."""
     for first in range(0, len(offsets), READ_AT_ONCE):
         part = slice(first, first + READ_AT_ONCE)
         for data, size in zip(_ranges(uri, offsets[part], sizes[part]), sizes[part], strict=True):
@@ -283,7 +283,7 @@ def _local_entries(uri: str) -> dict[str, dict]:
 
 
 def _entry_info(entry: os.DirEntry) -> dict | None:
-    """An entry as `everything` has it; a plain file, of which there are most, costs one call of the system."""
+    """Describe an entry as `everything` does; a plain file, the usual case, costs one system call."""
     try:
         if entry.is_file(follow_symlinks=False):
             status = entry.stat(follow_symlinks=False)
@@ -295,7 +295,7 @@ def _entry_info(entry: os.DirEntry) -> dict | None:
 
 
 def _local_info(uri: str, name: str) -> dict | None:
-    """An entry as `everything` has it; None where it is gone."""
+    """Describe a local entry as `everything` does; None where it is gone."""
     path = local(uri)
     try:
         own = os.lstat(path)

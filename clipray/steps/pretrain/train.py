@@ -249,7 +249,7 @@ def corpus(config: Pretrain):
 def decode(
     batch: dict, image: str, caption: str, preprocess: images.Preprocess, held_out: float
 ) -> dict[str, np.ndarray]:
-    """Captioned bytes → uint8 crops; an image that cannot be read is left out and counted by its absence."""
+    """Turn captioned bytes into uint8 crops; leave out an image that cannot be read."""
     rows = []
     for cell, text in zip(batch[image], batch[caption], strict=True):
         data = cell["bytes"] if isinstance(cell, dict) else cell
@@ -268,6 +268,6 @@ def decode(
 
 
 def part(batch: dict, held_out: bool) -> dict[str, np.ndarray]:
-    """The training rows, or the held-out ones."""
+    """Return the training rows, or the held-out ones."""
     mask = batch["held_out"] == held_out
     return {"crop": batch["crop"][mask], "caption": batch["caption"][mask]}

@@ -16,7 +16,7 @@ FOLDER, HISTORY = "pretrain", "history.json"  # where a workspace keeps training
 
 
 def train_worker(settings: dict) -> None:
-    """What each Ray Train worker runs: epochs from the last checkpoint on."""
+    """Run the epochs of one Ray Train worker, from the last checkpoint on."""
     import ray.train
     import torch
 
@@ -66,7 +66,7 @@ def train_worker(settings: dict) -> None:
 
 
 def groups(model, weight_decay: float) -> list[dict]:
-    """Parameter groups: weight decay on matrices, but not on the token table, so that unseen rows stay zero."""
+    """Group parameters: weight decay on matrices, but not on the token table, so that unseen rows stay zero."""
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n != backbones.TABLE]
     others = [p for n, p in model.named_parameters() if p.ndim <= 1 or n == backbones.TABLE]
     return [
@@ -76,7 +76,7 @@ def groups(model, weight_decay: float) -> list[dict]:
 
 
 def schedule(step: int, warmup: int, total: int) -> float:
-    """Linear warm-up, then half a cosine to zero, as a factor of the peak rate.
+    """Compute the factor of the peak rate: a linear warm-up, then half a cosine to zero.
 
     >>> schedule(9, 10, 110), schedule(60, 10, 110), round(schedule(110, 10, 110), 6)
     (1.0, 0.5, 0.0)
@@ -87,7 +87,7 @@ def schedule(step: int, warmup: int, total: int) -> float:
 
 
 def train_step(wrapped, model, optimizer, batch: dict, tokenizer, config: Pretrain):
-    """One optimiser step; returns the detached loss."""
+    """Make one optimiser step; return the detached loss."""
     import torch
 
     from clipray.numerics.contrastive import contrastive_loss, shifted
@@ -122,14 +122,14 @@ def _number(text: str) -> int:
 
 
 def world_size() -> int:
-    """Workers in this training."""
+    """Return the number of workers in this training."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gathered(*parts):
-    """Each tensor's rows from all workers; gradients flow through this worker's rows only."""
+    """Gather each tensor's rows from all workers; gradients flow through this worker's rows only."""
     import torch
     import torch.distributed as dist
 
@@ -145,7 +145,7 @@ def gathered(*parts):
 
 
 def normalised(crops: np.ndarray, model, device):
-    """uint8 crops N×H×W×3 → the model's normalised input N×3×H×W on the device."""
+    """Turn uint8 crops N×H×W×3 into the model's normalised input N×3×H×W on the device."""
     import torch
 
     config = model.visual.preprocess_cfg
@@ -157,7 +157,7 @@ def normalised(crops: np.ndarray, model, device):
 
 
 def augmented(pixels, jitter: float):
-    """Contrast and brightness changed by up to a fraction `jitter` (in units of the normalised input)."""
+    """Change contrast and brightness by up to a fraction `jitter` (in units of the normalised input)."""
     import torch
 
     contrast, brightness = (
@@ -167,7 +167,7 @@ def augmented(pixels, jitter: float):
 
 
 def held_out_accuracy(model, captions: list[str], tokenizer) -> float:
-    """Zero-shot top-1 on the held-out part: the fraction of images whose own caption scores highest of `captions`.
+    """Compute zero-shot top-1 on the held-out part: the share of images whose own caption scores highest.
 
     The captions are used as they are: one prompt a class, over all workers' rows.
     """
@@ -219,7 +219,7 @@ def checkpoint(model, optimizer, metrics: dict, store: Store, history: str) -> N
 
 
 def restore(model, optimizer) -> int:
-    """Load the last checkpoint, if there is one; the number of epochs it has seen."""
+    """Load the last checkpoint, if there is one; return the number of epochs that it has seen."""
     import ray.train
     import torch
 

@@ -38,7 +38,7 @@ def choice(text: str, campaign: Campaign) -> Choice:
 
 
 def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:
-    """A row per dataset that has outcomes of both.
+    """Compare two methods: a row per dataset that has outcomes of both.
 
     Images and support sets are resampled both, for other ones could have been drawn. McNemar's exact test, which needs
     yes or no, is made for each pair of seeds, or against the one outcome of a method without seeds.
@@ -80,7 +80,7 @@ def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:
 
 
 def over_datasets(rows: list[dict]) -> Gain:
-    """The mean difference over the datasets, with its Student interval, and on how many it is one."""
+    """Average the differences over the datasets, with Student's interval and the number of wins and losses."""
     return gain([row["difference"] for row in rows])
 
 
@@ -103,7 +103,7 @@ def correctness(table: pa.Table, chosen: Choice) -> dict[int, Any]:
 
 
 def mean_correctness(table: pa.Table, chosen: Choice) -> dict[str, float]:
-    """image id → share of the seeds in which a method has the image right."""
+    """Compute image id → share of the seeds in which a method has the image right."""
     expression = pa.compute.field("head") == chosen.head
     expression &= pa.compute.field("method") == chosen.method
     expression &= pa.compute.field("shots") == chosen.shots

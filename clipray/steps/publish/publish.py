@@ -68,7 +68,7 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
 
 
 def settings(campaign: Campaign) -> dict:
-    """The choices that a report shows: all but where it lies, who is told, and how it was computed."""
+    """Return the choices that a report shows: all but where it lies, who is told, and how it was computed."""
     how = {"compute", "tracking", "workspace", "regression", "notify"}
     return campaign.model_dump(mode="json", exclude=how)
 
@@ -76,7 +76,7 @@ def settings(campaign: Campaign) -> dict:
 def changed(
     name: str, against: history.Entry | None, changes: list[regressions.Change]
 ) -> dict[str, dict]:
-    """What the result and the report say of the last campaign; empty where there is none to compare with."""
+    """Collect what the result and the report say of the last campaign; empty where there is none to compare with."""
     if against is None:
         return {}
     rows = [change._asdict() for change in changes if change.verdict in regressions.ARROWS]
@@ -96,7 +96,7 @@ def _below(store: Store, place: str) -> str:
 
 
 def _located(store: Store, result: dict) -> dict:
-    """The result with full addresses: a workspace may have moved since it was written."""
+    """Return the result with full addresses: a workspace may have moved since it was written."""
     addresses = {key: store.place(path) for key, path in result["files"].items()}
     outcomes = {name: store.place(path) for name, path in result["outcomes"].items()}
     return {
@@ -111,7 +111,7 @@ def _located(store: Store, result: dict) -> dict:
 
 
 def check_tracking(campaign: Campaign) -> None:
-    """Look before work starts whether MLflow takes the runs, unless this very campaign is published already.
+    """Check before work starts whether MLflow takes the runs, unless this very campaign is published already.
 
     Raises:
         ConfigError: MLflow cannot be reached or written; the message says what to do.
@@ -123,7 +123,7 @@ def check_tracking(campaign: Campaign) -> None:
 
 
 def about(todo: Plan) -> dict:
-    """Settings and provenance, as the report shows them."""
+    """Collect settings and provenance, as the report shows them."""
     return {
         "campaign": secrets.clean(settings(todo.campaign)),
         "images": {
@@ -137,7 +137,7 @@ def about(todo: Plan) -> dict:
 
 
 def seen(todo: Plan) -> dict[str, list[str]]:
-    """By dataset, the backbones in whose pretraining data its data stand, as their entries say (`seen:`)."""
+    """List, by dataset, the backbones whose pretraining data holds it, as their entries say (`seen:`)."""
     return {
         dataset.name: [spec.name for spec in todo.specs if dataset.name in spec.seen]
         for dataset in todo.datasets
@@ -145,7 +145,7 @@ def seen(todo: Plan) -> dict[str, list[str]]:
 
 
 def headline(todo: Plan, scores: pa.Table) -> dict:
-    """The campaign's main numbers."""
+    """Compute the campaign's main numbers."""
     from clipray import report
 
     images = sum(len(work.index) for work in todo.works.values())

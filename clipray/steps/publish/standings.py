@@ -11,7 +11,7 @@ LEAST = 3  # datasets from which on a rank or a correlation says anything
 
 
 def standings(scores: pa.Table) -> pa.Table:
-    """`schema.STANDINGS` of stored scores.
+    """Compute the standings (`schema.STANDINGS`) of stored scores.
 
     At each number of shots the methods with that many labels are ranked together with those that need none, on the
     datasets that have a score of each. Bounds are left out, for they see test labels, and so are
@@ -36,7 +36,7 @@ def standings(scores: pa.Table) -> pa.Table:
 
 
 def _rows(table: Any, share: dict[str, float]) -> Iterator[dict]:
-    """Rows of one head and number of shots; `table` as `per_dataset` gives it."""
+    """Make the rows of one head and number of shots; `table` as `per_dataset` gives it."""
     import torch
 
     from clipray.numerics.measures import ranks

@@ -45,7 +45,7 @@ def tasks(todo: Plan, parts: list[Part]) -> list[Shifted]:
 
 
 def score_datasets(todo: Plan, parts: list[Part]) -> dict[str, str]:
-    """Score the datasets in parallel; the address of the scores of each one that did not fail."""
+    """Score the datasets in parallel; return the address of the scores of each one that did not fail."""
     from clipray.steps.evaluate.shifted import score
 
     every = tasks(todo, parts)
@@ -97,7 +97,7 @@ def _records(means: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _sheet(todo: Plan, parts: list[Part], dataset: str) -> bytes | None:
-    """A contact sheet of the first image of a dataset that can be decoded, as JPEG."""
+    """Draw a contact sheet of the first image of a dataset that can be decoded, as JPEG."""
     own = [p for p in parts if p.dataset == dataset and not p.perturbation.startswith(GIVEN)]
     names = list(dict.fromkeys(part.perturbation for part in own))
     if not names:

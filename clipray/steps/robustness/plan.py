@@ -46,7 +46,7 @@ class Part:
 
 
 def check(campaign: Robustness) -> None:
-    """`ConfigError` for a perturbation that there is not, or copies of a dataset that is not in the campaign."""
+    """Raise `ConfigError` for an unknown perturbation."""
     for number, name in enumerate(names(campaign)):
         if name not in PERTURBATIONS:
             raise ConfigError(f"perturbations.{number}: {unknown(name, PERTURBATIONS)}")
@@ -81,7 +81,7 @@ def plan(todo: Plan, campaign: Robustness) -> list[Part]:
 
 
 def _index(todo: Plan, campaign: Robustness, dataset: Dataset) -> Index:
-    """The images to perturb: those that a `limit` of that number would take."""
+    """Index the images to perturb: those that a `limit` of that number would take."""
     limits = [number for number in (campaign.sample, campaign.limit) if number]
     classes = todo.prompts[dataset.name]["classnames"]
     mapper = reader(campaign.compute)
@@ -90,7 +90,7 @@ def _index(todo: Plan, campaign: Robustness, dataset: Dataset) -> Index:
 
 
 def _copies(todo: Plan, campaign: Robustness, dataset: Dataset) -> Iterator[Part]:
-    """The parts of a folder <corruption>/<severity>/<class>/<image>, as ImageNet-C is laid out."""
+    """Yield the parts of a folder <corruption>/<severity>/<class>/<image>, as ImageNet-C is laid out."""
     uri = campaign.copies.get(dataset.name)
     if uri is None:
         return
@@ -130,7 +130,7 @@ def corrupted(place: str) -> list[tuple[str, str, str]]:
 
 
 def _check_classes(dataset: str, place: str, classes: int) -> None:
-    """Labels number the class folders in order, so that a missing one would shift those behind it."""
+    """Check that no class folder is missing: labels number them in order, so those behind it would shift."""
     there = [
         name
         for name, info in entries(place).items()
@@ -164,7 +164,7 @@ def _part(
 def what(
     spec: Backbone, campaign: Robustness, rows: Index, perturbation: str, severity: int
 ) -> dict:
-    """The WHAT of a part's embeddings: that of clean ones, and the one perturbation with its code and its level."""
+    """Return the WHAT of a part's embeddings: that of clean ones, and the perturbation with its code and its level."""
     facts = embeddings.what(spec, campaign, rows)
     if perturbation == CLEAN:
         return facts
@@ -178,7 +178,7 @@ def what(
 
 
 def items(parts: list[Part]) -> Iterator[dict]:
-    """Rows of the Ray dataset: a shard of images, and a task for each variant that lacks something."""
+    """Yield rows of the Ray dataset: a shard of images, and a task for each variant that lacks something."""
     groups: dict[tuple, list[dict]] = {}
     for part in parts:
         for item in embed.items(part.work):
@@ -190,7 +190,7 @@ def items(parts: list[Part]) -> Iterator[dict]:
 
 
 def embed_parts(todo: Plan, campaign: Robustness, parts: list[Part]) -> int:
-    """Embed what is missing, declare complete what is so, and record what failed; the number of copies embedded."""
+    """Embed what is missing, declare complete what is so, and record failures; return the number of copies embedded."""
     broken: dict[tuple, dict[str, str]] = {}
     told: dict[tuple, dict[str, Tally]] = {}
     done = 0
@@ -209,7 +209,7 @@ def embed_parts(todo: Plan, campaign: Robustness, parts: list[Part]) -> int:
 
 
 def _embedded(todo: Plan, campaign: Robustness, parts: list[Part]) -> Iterator[dict]:
-    """The tasks of all shards of all parts that lack something, as they are done."""
+    """Yield the tasks of all shards of all parts that lack something, as they are done."""
     from clipray.steps.embed.variants import decode_variants
 
     busy = {name for part in parts for left in part.work.todo.values() for name in left}
@@ -232,7 +232,7 @@ def _settle(
     broken: dict[str, str],
     told: dict[str, Tally],
 ) -> None:
-    """Finish a part; its failures are named by it, save those of images that are told of among the clean ones."""
+    """Finish a part and record what failed as a whole; failed images are recorded among the clean ones already."""
     if len(part.work.done) == len(part.work.addresses):
         return
     budget = campaign.compute.error_budget

@@ -17,7 +17,7 @@ class Support:
         embeddings: M tensors K×D_m, as the models give them, not normalised.
         labels_K: int64 classes.
         seed: number of the support set; the only source of chance of a fit.
-        borrowed: the logits are zero-shot ones in place of a head's that are unlike them (`fewshot.borrowed`).
+        borrowed: the logits are zero-shot ones in place of a head's that are unlike them (`heads.cross_fit.borrowed`).
     """
 
     logits_KMC: Tensor

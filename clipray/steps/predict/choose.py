@@ -44,7 +44,7 @@ def held_out(
     """Score each candidate by cross-validation on one support set; empty where one image is all there is.
 
     Args:
-        train: the train split's images (`evaluate.read.Split`). draw: the support set.
+        train: the train split's images (`read.Split`). draw: the support set.
         weights: M class-vector tensors. scales: logit scale and bias of each backbone.
         folds: at most, of the cross-fitting inside each part.
     """

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from clipray.numerics.contracts import Support, unit
 from clipray.numerics.fusers import FUSERS
+from clipray.numerics.measures.intervals import mcnemar
 
 SCALE = 100.0  # CLIP's own; the files hold none
-BLIND = ("log_avg", "ot", "transductive", "guarded")
+LEVEL = 0.05
+BLIND = ("log_avg", "ot", "guarded")
 SHOTS = (1, 2, 4, 8, 16)
 SINGLE = (
     *("linear_probe_concat", "proto_avg", "ncm_concat", "tip_adapter_avg", "c_log_avg"),
@@ -67,7 +69,10 @@ def batches(labels_N: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]
         yield f"{k} a class", np.concatenate([rows[:k] for rows in own])
     for present in (1, 2, 3, 5, 10):
         kept = g.permutation(classes)[:present]
-        yield f"{present} classes", np.concatenate([own[c][: len(own[c]) // 2] for c in kept])
+        yield (
+            f"{present} class{'es' if present > 1 else ''}",
+            np.concatenate([own[c][: len(own[c]) // 2] for c in kept]),
+        )
     for alpha in (0.1, 0.3, 1.0):
         share_C = g.dirichlet(np.full(classes, alpha))
         counts_C = (share_C * len(order) / 3).round().astype(int)
@@ -75,19 +80,19 @@ def batches(labels_N: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]
         yield f"Dirichlet {alpha}", np.concatenate(rows)
 
 
-def accuracy(log_probs_NC: Tensor, labels_N: Tensor) -> float:
+def percent(right_N: Tensor) -> float:
     """Top-1 in percent."""
-    return 100 * float((log_probs_NC.argmax(1) == labels_N).double().mean())
+    return 100 * float(right_N.double().mean())
 
 
-def scored(name: str, support: Support, test: Data, pool: Data) -> float:
-    """Fit a fuser, let the images that its settings name teach it, and score it on the test images."""
+def scored(name: str, support: Support, test: Data, pool: Data) -> Tensor:
+    """Fit a fuser, let the images that its settings name teach it; which test images it has right, bool_N."""
     fuser = FUSERS[name]
     (state,) = fuser.fit([support], fuser.settings)
     teacher = {"batch": test, "train": pool}.get(getattr(fuser.settings, "unlabelled", "none"))
     if fuser.adapt and teacher is not None:
         state = fuser.adapt(state, teacher.logits_NMC, teacher.embeddings)
-    return accuracy(fuser.apply(state, test.logits_NMC, test.embeddings), test.labels_N)
+    return fuser.apply(state, test.logits_NMC, test.embeddings).argmax(1) == test.labels_N
 
 
 def supported(data: Data, rows: np.ndarray, shots: int, seed: int) -> Support:
@@ -105,21 +110,34 @@ def told(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {half:.1f}"
 
 
-def blind_table(data: Data, seeds: Sequence[int]) -> None:
-    """Without labels, over kinds of batches."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for seed in seeds:
+def blind_table(data: Data, seeds: Sequence[int], draws: int) -> None:
+    """Without labels, over kinds of batches, some draws of each for every seed.
+
+    The last column counts the batches on which `guarded` is below `log_avg`, and those beyond chance (McNemar, 5 %).
+    """
+    values: dict[str, dict[str, list[Tensor]]] = {}
+    for seed in (
+        1000 * seed + draw if draws > 1 else seed for seed in seeds for draw in range(draws)
+    ):
         for kind, rows in batches(data.labels_N.numpy(), seed):
             batch, row = data.take(rows), values.setdefault(kind, {})
             nothing = supported(data, rows, 0, seed)
             for name in BLIND:
                 row.setdefault(name, []).append(scored(name, nothing, batch, batch))
-    print(f"| batch | {' | '.join(f'`{n}`' for n in BLIND)} | `guarded` − `log_avg`, worst |")
-    print("|---" * (len(BLIND) + 2) + "|")
+    names = " | ".join(f"`{name}`" for name in BLIND)
+    print(f"| batch | {names} | `guarded` − `log_avg`, worst | batches, below, beyond chance |")
+    print("|---" * (len(BLIND) + 3) + "|")
     for kind, row in values.items():
-        gain = np.subtract(row["guarded"], row["log_avg"])
-        cells = [told(row[name]) for name in BLIND]
-        print(f"| {kind} | {' | '.join(cells)} | {told(gain)}, {gain.min():+.1f} |", flush=True)
+        means = {name: [percent(right_N) for right_N in rights] for name, rights in row.items()}
+        gain = np.subtract(means["guarded"], means["log_avg"])
+        pairs = list(zip(row["guarded"], row["log_avg"], strict=True))
+        lost = sum(mcnemar(a, b)[2] < LEVEL and a.sum() < b.sum() for a, b in pairs)
+        cells = [told(means[name]) for name in BLIND]
+        cells += [
+            f"{told(gain)}, {gain.min():+.1f}",
+            f"{len(gain)}, {int((gain < 0).sum())}, {lost}",
+        ]
+        print(f"| {kind} | {' | '.join(cells)} |", flush=True)
 
 
 def shots_table(data: Data, seeds: Sequence[int]) -> None:
@@ -132,7 +150,8 @@ def shots_table(data: Data, seeds: Sequence[int]) -> None:
         for k in SHOTS:
             support = supported(data, rest, k, seed)
             for name in methods:
-                values[name, k].append(scored(name, support, test, data.take(rest)))
+                right_N = scored(name, support, test, data.take(rest))
+                values[name, k].append(percent(right_N))
     print(f"| method | {' | '.join(f'{k} shot' for k in SHOTS)} |")
     print("|---" * (len(SHOTS) + 1) + "|")
     for name in methods:
@@ -146,6 +165,8 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="*", help="names; default: all")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--draws", type=int, default=1, help="batches of each kind for every seed")
+    parser.add_argument("--blind", action="store_true", help="only without labels")
     parser.add_argument("--subsets", type=int, default=0, help="random subsets of three instead")
     args = parser.parse_args()
     names = args.backbones or sorted(path.stem for path in args.folder.glob("*.npz"))
@@ -157,9 +178,10 @@ def main() -> None:
     for subset in chosen:
         print(f"\n### {', '.join(subset)}\n", flush=True)
         data = read(args.folder, subset)
-        blind_table(data, seeds)
+        blind_table(data, seeds, args.draws)
         print()
-        shots_table(data, seeds)
+        if not args.blind:
+            shots_table(data, seeds)
 
 
 if __name__ == "__main__":

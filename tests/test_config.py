@@ -65,6 +65,7 @@ def test_a_file_and_what_is_set_over_it(tmp_path):
             ["compute.batchsize: there is no such key. Did you mean batch_size?", "keys: address"],
         ),
         (["compute.pools.a.sise=1"], ["compute.pools.a.sise: there is no", "mean size?"]),
+        (["held_out=0.1", "shots=[1, 4]"], ["`held_out: 0.1` needs 2 shots or more"]),
         (["precision=fp61"], ["must be 'fp32', 'fp16' or 'bf16', not 'fp61'. Did you mean fp16"]),
         (["workspace=5"], ["workspace: must be text, not 5 (put it in quotes)"]),
         (["workspace=no"], ["workspace: must be text, not false (YAML reads yes, no"]),
@@ -295,7 +296,11 @@ def test_every_field_is_in_the_fingerprint():
 
 @pytest.mark.parametrize(
     "path",
-    sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("pretrain/*.yaml")),
+    [
+        path
+        for folder in ("", "paper/", "pretrain/")
+        for path in sorted(CONFIGS.glob(f"{folder}*.yaml"))
+    ],
     ids=lambda path: path.name,
 )
 def test_shipped_configs_are_valid_and_open_with_their_command(path):

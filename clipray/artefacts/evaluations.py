@@ -27,6 +27,7 @@ class Task:
     seeds: int
     folds: int
     save_fusers: bool = False
+    held_out: float = 0.0  # part of each support set that fusers alone learn from
     alone: bool = True  # whether every fuser with labels is fitted on each backbone alone, too
     spaces: bool = True  # whether the embeddings are a model's, so that measures of their spaces mean something
     costs: tuple[dict, ...] = field(  # of each backbone, see `cost.method_cost`

@@ -295,7 +295,7 @@ NO_NUMBER = frozenset(
     (
         *("name", "data_root", "limit", "compute", "tracking", "save_fusers", "log_trials"),
         *("seconds", "core_seconds", "batch", "max_concurrent_trials", "trial_cpus", "retries"),
-        *("error_budget", "alone", "regression", "notify"),
+        *("error_budget", "alone", "held_out", "regression", "notify"),
     )
 )
 
@@ -352,6 +352,17 @@ class Campaign(Inputs):
         ""  # a webhook that takes JSON: the summary of changes
     )
     alone: bool = True  # fit every fuser on each backbone alone, too: the reference of its synergy
+    # part of each class's support images that fusers alone learn from, and heads from the rest; 0: all learn from all,
+    # a fuser by what heads say of images that they have not seen (cross-fitting)
+    held_out: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _enough_to_hold_out(self) -> Self:
+        if self.held_out and self.shots and min(self.shots) < 2:
+            raise ValueError(
+                f"`held_out: {self.held_out:g}` needs 2 shots or more, one for heads and one for fusers"
+            )
+        return self
 
 
 class Pretrain(Strict):

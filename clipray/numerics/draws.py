@@ -96,6 +96,26 @@ def apart(image_ids: Sequence[str], test_ids: Sequence[str]) -> np.ndarray:
     return np.array([_content(image_id) not in tested for image_id in image_ids], dtype=bool)
 
 
+def held_out(labels_K: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which support images are kept from heads for fusers, bool_K: a share of each class, drawn by the seed.
+
+    It is at least one image of a class, and never its last one: a class with one image gives none.
+
+    Args:
+        labels_K: classes of the support images. share: from 0 to 1.
+
+    >>> held_out(np.array([0, 0, 0, 0, 1, 1, 2]), 0.5, seed=0).tolist()
+    [True, True, False, False, True, False, False]
+    """
+    labels_K = np.asarray(labels_K)
+    held_K = np.zeros(len(labels_K), dtype=bool)
+    for label in np.unique(labels_K):
+        own = sorted(np.flatnonzero(labels_K == label), key=lambda row: _place(seed, f"held {row}"))
+        count = min(max(1, round(share * len(own))), len(own) - 1)
+        held_K[own[:count]] = True
+    return held_K
+
+
 def _content(image_id: str) -> str:
     return image_id.partition(".")[0]
 

@@ -45,6 +45,7 @@ def tasks(todo: Plan) -> list[Task]:
                 seeds=todo.campaign.seeds,
                 folds=todo.campaign.folds,
                 save_fusers=todo.campaign.save_fusers,
+                held_out=todo.campaign.held_out,
                 alone=todo.campaign.alone,
                 spaces=dataset.format != "logits",
                 costs=() if given else tuple(cards.cost(known[name]) for name in names),

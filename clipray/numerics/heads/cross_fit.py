@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clipray.numerics import draws
 from clipray.numerics.blocks import blocks, wide
 from clipray.numerics.contracts import Head, Shots, State, Support
 from clipray.numerics.heads.zero_shot import zero_shot
@@ -60,6 +61,38 @@ def support(head: Head, problem: Sequence[Shots], most: int) -> Support:
         seed=problem[0].seed,
         borrowed=borrowed(head, labels_K, most),
     )
+
+
+class Parted(NamedTuple):
+    """What is learned from one support set: `problem` by M backbones' heads, `support` by fusers."""
+
+    problem: list[Shots]
+    support: Support
+
+
+def parted(head: Head, problem: Sequence[Shots], most: int, share: float) -> Parted:
+    """Share a support set out between heads and fusers.
+
+    Args:
+        problem: what each of M backbones' heads may learn from. most: as `cross_fitted` takes it.
+        share: part of each class that fusers alone learn from, see `draws.held_out`; with 0 both learn from all, as
+            they do where no class has two images.
+    """
+    held_K = torch.zeros(0, dtype=torch.bool)
+    if share:
+        labels_K = problem[0].labels_K.numpy()
+        held_K = torch.from_numpy(draws.held_out(labels_K, share, problem[0].seed))
+    if not held_K.any():
+        return Parted(list(problem), support(head, problem, most))
+    own = [shots.take(~held_K) for shots in problem]
+    held = [shots.take(held_K) for shots in problem]
+    said = []
+    for state, shots in zip(head.fit(own, head.settings), held, strict=True):
+        parts = (shots.embeddings_KD, shots.classifier_CD, shots.scale, shots.bias)
+        said.append(head.apply(state, *parts))
+    embeddings = tuple(shots.embeddings_KD for shots in held)
+    support_set = Support(torch.stack(said, dim=1), embeddings, held[0].labels_K, held[0].seed)
+    return Parted(own, support_set)
 
 
 def logits(head: Head, states: Sequence[State], views: Sequence[View]) -> Tensor:

@@ -143,10 +143,11 @@ def score_head(
         by (shots, seed), every fitted fuser's state by its name.
     """
     heads = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
-    supports = [
-        cross_fit.support(head, problem, task.folds)
+    parted = [
+        cross_fit.parted(head, problem, task.folds, task.held_out)
         for head, problem in zip(heads, problems, strict=True)
     ]
+    problems, supports = [one.problem for one in parted], [one.support for one in parted]
     costs.score_choices(scores, entry.name, test, drawn, supports)
     fitted = fit(task, drawn, supports)
     alone = fit_each_alone(task, drawn, supports) if task.alone else [{} for _ in drawn]

@@ -116,10 +116,11 @@ def _fitted_on(
 ) -> Iterator[Fitted]:
     """Fit one head, and its fusers, on every support set."""
     models = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
-    supports = [
-        cross_fit.support(model, problem, task.folds)
+    parted = [
+        cross_fit.parted(model, problem, task.folds, task.held_out)
         for model, problem in zip(models, problems, strict=True)
     ]
+    problems, supports = [one.problem for one in parted], [one.support for one in parted]
     states = evaluate.fit(task, drawn, supports)
     labelled = HEADS[entry.head].needs_labels
     for draw, model, problem, own in zip(drawn, models, problems, states, strict=True):

@@ -104,6 +104,27 @@ def test_permuting_backbones_changes_no_fused_score(tmp_path):
     assert np.allclose(both["value"], both["value_other"], atol=1e-5, equal_nan=True)
 
 
+def test_images_held_out_for_fusers_change_fusers_and_no_backbone(tmp_path):
+    world = World(tmp_path)
+    task = world.task(heads=("zero_shot", "linear_probe"), shots=(4,))
+    shared, _ = world.frames(task)
+    parted, _ = world.frames(dataclasses.replace(task, held_out=0.25))
+
+    def nll(scores, head, method):
+        own = scores[
+            (scores["head"] == head) & (scores["method"] == method) & (scores["shots"] == 4)
+        ]
+        return own[own["metric"] == "nll"].sort_values("seed")["value"].tolist()
+
+    def same(head, method):
+        return np.allclose(nll(shared, head, method), nll(parted, head, method))
+
+    assert not same("zero_shot", "c_log_avg")
+    assert not same("linear_probe", "c_log_avg")
+    assert not same("linear_probe", "single/alpha")  # its head has three of four images a class
+    assert shared[shared["shots"] == 0].equals(parted[parted["shots"] == 0])
+
+
 def test_failed_images_are_counted_not_scored(tmp_path):
     world = World(tmp_path)
     world.errors["test", "test003"] = "not an image"

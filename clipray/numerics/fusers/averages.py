@@ -10,6 +10,8 @@ from clipray.numerics.contracts import State, Support, alike
 from clipray.numerics.solvers.newton import inverse_temperatures
 from clipray.numerics.ties import level
 
+BLOCK = 4096  # images at once: a copy of all logits may not fit into memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Vote:
@@ -49,7 +51,11 @@ def log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ())
 
     Normalising each p_m first adds one number per image, so this equals `mean_logits` in exact arithmetic.
     """
-    return torch.log_softmax(torch.log_softmax(logits_NMC, dim=-1).mean(1), dim=-1)
+    parts = [
+        torch.log_softmax(torch.log_softmax(part_BMC, dim=-1).mean(1), dim=-1)
+        for part_BMC in logits_NMC.split(BLOCK)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipray.numerics.contracts import Support
-from clipray.numerics.fusers import FUSERS, settings_of, transductive
+from clipray.numerics.contracts import State, Support
+from clipray.numerics.fusers import FUSERS, averages, settings_of, transductive
 from tests.numerics.made import problem
 
 F = FUSERS["transductive"]
@@ -204,3 +204,31 @@ def test_guarded_takes_nothing_from_a_batch_that_text_only_guesses_at():
     taught = g.adapt(plain, *images)
     assert taught.numbers["share"] == 0
     assert torch.equal(g.apply(taught, *images), g.apply(plain, *images))
+
+
+def test_blocks_change_no_answer_of_log_avg(monkeypatch):
+    z = torch.randn(50, 3, 7, generator=torch.Generator().manual_seed(3)) * 9
+    whole = averages.log_avg(State(None), z)
+    expected = z.double() - torch.logsumexp(z.double(), 2, keepdim=True)
+    expected = expected.mean(1)
+    expected -= torch.logsumexp(expected, 1, keepdim=True)
+    torch.testing.assert_close(whole.double(), expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(averages, "BLOCK", 7)
+    assert torch.equal(averages.log_avg(State(None), z), whole)
+    assert averages.log_avg(State(None), z[:0]).shape == (0, 7)
+
+
+def test_reliability_counts_pairs_of_backbones_that_agree():
+    z, _, _ = IMAGES
+    z = torch.cat([z, z[:, :1] + 0.1], dim=1)  # two of four always agree
+    images, backbones, classes = z.shape
+    agree = [
+        float(z[i, a].argmax() == z[i, b].argmax())
+        for i in range(images)
+        for a in range(backbones)
+        for b in range(a)
+    ]
+    sure = torch.zeros(images, classes)
+    sure[:, 0] = 50.0
+    found = transductive.reliability(torch.log_softmax(sure, 1), z)
+    assert found == pytest.approx((np.mean(agree) - 1 / classes) / (1 - 1 / classes))

@@ -37,7 +37,13 @@ def check(wanted: Fit) -> None:
     if wanted.cascade and wanted.shots == 0:
         raise ConfigError("cascade: its thresholds come from labelled images, and `shots` is 0")
     if wanted.from_campaign:
-        checks.check(campaign_of(wanted))
+        campaign = campaign_of(wanted)
+        checks.check(campaign)
+        if campaign.held_out:
+            raise ConfigError(
+                f"from_campaign: {wanted.from_campaign} holds images out from heads for fusers (`held_out`), which a"
+                " fused model does not: name `head` and `fuser`, or a campaign without it"
+            )
         return
     checks.check(_campaign(wanted))
     head, fuser = declared.heads()[_head(wanted).head], declared.fusers()[_fuser(wanted).fuser]

@@ -10,7 +10,7 @@ from clipray.numerics.contracts import State, Support, alike
 from clipray.numerics.solvers.newton import inverse_temperatures
 from clipray.numerics.ties import level
 
-BLOCK = 4096  # images at once: a copy of all logits may not fit into memory
+BLOCK = 1024  # images at once: a copy of all logits may not fit into memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,11 @@ def log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ())
 
     Normalising each p_m first adds one number per image, so this equals `mean_logits` in exact arithmetic.
     """
-    parts = [
-        torch.log_softmax(torch.log_softmax(part_BMC, dim=-1).mean(1), dim=-1)
-        for part_BMC in logits_NMC.split(BLOCK)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    fused_NC = torch.empty_like(logits_NMC[:, 0])
+    for at in range(0, len(logits_NMC), BLOCK):
+        mean_BC = torch.log_softmax(logits_NMC[at : at + BLOCK], dim=-1).mean(1)
+        fused_NC[at : at + BLOCK] = torch.log_softmax(mean_BC, dim=-1)
+    return fused_NC
 
 
 def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:

@@ -292,10 +292,13 @@ def say(
     if "means_CD" not in tensors or not float(tensors["trust_1"]):
         return start_NC
     mixture = Parameters(*(tensors[name] for name in Parameters._fields))
-    trust, rows = float(tensors["trust_1"]), []
+    trust, at = float(tensors["trust_1"]), 0
+    said_NC = torch.empty_like(start_NC)
     for q_BC, x_BD in _blocks(start_NC, embeddings, settings):
-        rows.append(answers(mixture, q_BC, x_BD - tensors["centre_D"], trust, settings.bound))
-    return torch.cat(rows) if rows else start_NC
+        said_BC = answers(mixture, q_BC, x_BD - tensors["centre_D"], trust, settings.bound)
+        said_NC[at : at + len(said_BC)] = said_BC
+        at += len(said_BC)
+    return said_NC
 
 
 def fit(

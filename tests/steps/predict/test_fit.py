@@ -207,6 +207,17 @@ def test_a_cascade_needs_labels_and_a_fuser_that_one_image_is_enough_for():
     check(parse(Fit, values | {"cascade": cascade}, "here"))
 
 
+def test_a_campaign_that_holds_images_out_for_fusers_makes_no_fused_model(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "workspace: w\ndatasets: [digits]\nbackbones: [rn-32]\nshots: [4]\nheld_out: 0.5\n"
+    )
+    with pytest.raises(ConfigError, match="holds images out from heads"):
+        check(parse(Fit, {"from_campaign": str(path)}, "here"))
+    path.write_text(path.read_text().replace("0.5", "0"))
+    check(parse(Fit, {"from_campaign": str(path)}, "here"))
+
+
 def test_all_shots_take_the_whole_train_split_and_few_what_may_be_drawn(tmp_path, monkeypatch):
     class Planned(Exception):
         """Stops before anything is embedded."""

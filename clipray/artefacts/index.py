@@ -272,6 +272,24 @@ def keys(store: Store, index: Index, image_ids: set[str]) -> dict[str, str]:
     return found
 
 
+def images(
+    store: Store, index: Index, image_ids: set[str]
+) -> Iterator[tuple[str, tuple[str, bytes | Exception | None]]]:
+    """A few images by their ids: (id, (where a person finds it, its bytes or why they cannot be read))."""
+    wanted, left = pa.array(sorted(image_ids), pa.string()), len(image_ids)
+    for part, chunk_part in enumerate(index.chunk_parts):
+        if not left:
+            return
+        table = store.read_table(f"{index.address}/{part_name(part)}")
+        own = table.filter(pc.is_in(table["image_id"], value_set=wanted)).sort_by("chunk")
+        left -= len(own)
+        chunks = _chunks(store.uri, index.chunks_at, chunk_part, index.location)
+        numbers = sorted(pc.unique(own["chunk"]).to_pylist())
+        data = sources.contents({number: chunks[number] for number in numbers}, own)
+        ids, names = (own[column].to_pylist() for column in ("image_id", "key"))
+        yield from zip(ids, zip(names, data, strict=True), strict=True)
+
+
 def read(
     store: Store, index: tuple[str, str, str], part: int, chunk_part: int, start: int, rows: int
 ) -> tuple[pa.Table, dict[int, sources.Chunk]]:

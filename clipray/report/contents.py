@@ -1,12 +1,12 @@
 """Scores, failures and settings → what the page shows: numbers, words, charts, and in which sections."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import yaml
 
-from clipray.report import drawn, gains, methods, summary, tables
+from clipray.report import details, drawn, gains, methods, summary, tables
 from clipray.report.canvas import Chart
 from clipray.report.drawn import most_shots, series, top
 from clipray.report.summary import ON_SUPPORT, ORACLE, Row
@@ -38,6 +38,7 @@ def contents(
     about: dict,
     standings: pa.Table | None = None,
     robustness: dict | None = None,
+    looked_at: Sequence[dict] = (),
 ) -> dict[str, Any]:
     """What the page shows: numbers, words and charts.
 
@@ -49,6 +50,7 @@ def contents(
             counts); all optional, shown as it is.
         standings: `schema.STANDINGS`; ranks and correlations are shown where it has them.
         robustness: see `robustness.section`.
+        looked_at: by dataset, what single images say, see `steps.publish.details`.
     """
     rows = summary.leaderboard(scores)
     seen = about.get("seen", {})
@@ -89,6 +91,7 @@ def contents(
         "backbones": _backbones(scores, head),
         "failures": _failures(failures),
         "robustness": robustness,
+        "images": details.section(looked_at),
         "changes": about.get("changes"),
         "settings": yaml.safe_dump(campaign, sort_keys=False) if campaign else "",
         "provenance": _provenance(about),
@@ -119,9 +122,11 @@ def _sections(context: dict[str, Any]) -> Iterator[Section]:
             "How the backbones complement each other",
             "headroom" in charted or context["pairs"] or context["backbones"],
         ),
+        "overlap": ("Which are right together", context["images"]),
         "costs": ("What it costs", context["costs"]),
         "methods": ("All methods, all metrics", context["rows"]),
         "datasets": ("Dataset by dataset", True),
+        "images": ("Images, classes, confidence", context["images"]),
         "changes": ("Since the last campaign", context["changes"]),
         "robustness": ("Robustness", context["robustness"]),
         "failures": ("What could not be used", True),
@@ -136,6 +141,9 @@ def figures(context: dict[str, Any]) -> Iterator[Chart]:
     """Every chart of the page."""
     yield from context["charts"].values()
     yield from (pair["chart"] for pair in context["pairs"])
+    if context["images"]:
+        yield context["images"]["upset"]
+        yield from (panel["chart"] for panel in context["images"]["panels"])
     if context["costs"]:
         yield context["costs"]["chart"]
     if context["robustness"] and context["robustness"].get("chart"):

@@ -9,6 +9,7 @@ from clipray.report.summary import ON_SUPPORT, ON_TEST, ORACLE, Row
 
 MANY = 10  # datasets; over fewer a correlation is a sentence, not a chart
 SHOWN_METHODS = 4  # in charts and in the table per dataset
+SPACES = "embeddings"  # stands for a head where measures need none
 PAIRS = (  # metric, title, signed, what row and column mean
     ("disagreement", "Disagreement, %", False, "Images that exactly one of the two has right."),
     (
@@ -23,6 +24,18 @@ PAIRS = (  # metric, title, signed, what row and column mean
         "Yule's Q",
         True,
         "1: right and wrong together; 0: independent; below 0: they complete each other.",
+    ),
+    (
+        "cka",
+        "CKA of embeddings, %",
+        False,
+        "How alike two spaces are, whatever their axes; 100: the same.",
+    ),
+    (
+        "mutual_knn",
+        "Shared neighbours, %",
+        False,
+        "Of an image's ten nearest images, those both spaces name.",
     ),
 )
 ALIASES = {"rescue": ("rescue", "rescue_rate"), "yule_q": ("yule_q", "q_statistic")}
@@ -116,7 +129,8 @@ def of_pairs(scores: pa.Table, head: str) -> list[dict]:
     found = []
     for metric, title, signed, words in PAIRS:
         for name in ALIASES.get(metric, (metric,)):
-            matrix = summary.pair_means(scores, name, head)
+            of = SPACES if metric in ("cka", "mutual_knn") else head
+            matrix = summary.pair_means(scores, name, of)
             if not matrix.isna().all(axis=None):
                 found.append(
                     {

@@ -10,6 +10,7 @@ FOLDER = "reports"
 SCORES, FAILURES, ABOUT = "scores.parquet", "failures.parquet", "about.json"
 STANDINGS = "standings.parquet"
 PAGE, TABLE, SETTINGS = "report.html", "leaderboard.md", "config.yaml"
+DETAILS = "details.json"  # of single images, see `steps.publish.details`
 MARK, CHANGES = "published.json", "changes.md"
 
 
@@ -71,7 +72,8 @@ def draw(
     withstood = robustness.section(from_store, from_folder)
     page, table, settings = (_within(folder, name) for name in (PAGE, TABLE, SETTINGS))
     store.write(table, markdown(scores).encode())
-    context = contents(scores, failures, about, standings, withstood)
+    details = from_store.read_json(_within(from_folder, DETAILS)) or []
+    context = contents(scores, failures, about, standings, withstood, details)
     beside = {"leaderboard": TABLE}
     if (from_store.uri, from_folder) == (store.uri, folder):
         names = {"scores": SCORES, "standings": STANDINGS, "failures": FAILURES}

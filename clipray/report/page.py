@@ -1,7 +1,7 @@
 """What there is to show → one self-contained HTML page."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,10 @@ def render(
     about: dict,
     standings: pa.Table | None = None,
     robustness: dict | None = None,
+    looked_at: Sequence[dict] = (),
 ) -> str:
     """The report as HTML that needs nothing from elsewhere; see `contents` for the arguments."""
-    return html(contents(scores, failures, about, standings, robustness))
+    return html(contents(scores, failures, about, standings, robustness, looked_at))
 
 
 def html(context: dict[str, Any], files: Files | None = None) -> str:

@@ -127,6 +127,25 @@ def large(datasets: int = 30, methods: int = 40) -> pa.Table:
     return table(every)
 
 
+def looked_at(datasets: int) -> list[dict]:
+    """What `steps.publish.details` gives of as many datasets: two backbones, three images each."""
+    picture = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    bins = [{"confidence": 0.3, "accuracy": 0.2, "images": 4}] * 2
+    said = [["rn-32", "cat", 0.5], ["rn-48", "dog", 0.4]]
+    example = {"kind": "one rescues", "of_kind": 3, "image_id": "x", "label": "cat <1>"}
+    example |= {"fused": ["dog", 0.9], "said": said, "picture": picture, "key": "test/cat/1.png"}
+    one = {"method": "nlc", "shots": 4, "images": 10, "backbones": ["rn-32", "rn-48"]}
+    one |= {"best": "rn-32", "reliability": {"fused": bins, "rn-32": bins}}
+    one |= {
+        "risk": {"fused": [[0.5, 0.1], [1, 0.2]], "rn-32": [[1, 0.3]]},
+        "examples": [example] * 3,
+    }
+    one |= {"classes": [{"name": "cat <1>", "images": 5, "fused": 0.5, "alone": 0.25}]}
+    one |= {"confused": [{"label": "cat <1>", "answer": "dog", "images": 2, "share": 0.4}]}
+    one |= {"patterns": [[[0, 1], 5], [[], 3], [[1], 2]]}
+    return [{"dataset": f"set-{d:02d}"} | one for d in range(datasets)]
+
+
 def failures() -> pa.Table:
     """Three unreadable images."""
     listed = [

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_scores import ABOUT, campaign, failures, large
+from made_scores import ABOUT, campaign, failures, large, looked_at
 
 from clipray.report import gains, render, summary
 
@@ -32,8 +32,8 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     about = ABOUT | {"methods": WORDS}
     made = {
-        "small": render(campaign(4, (1, 4), 2), failures(), about),
-        "large": render(large(), failures(), about),
+        "small": render(campaign(4, (1, 4), 2), failures(), about, looked_at=looked_at(4)),
+        "large": render(large(), failures(), about, looked_at=looked_at(30)),
     }
     for name, html in made.items():
         (folder / f"{name}.html").write_text(html)
@@ -184,6 +184,13 @@ def test_many_methods_start_with_a_few(open_page):
     more.click()
     assert more.get_attribute("aria-expanded") == "true"
     assert len(shown(page, lines)) > 40
+
+
+def test_one_dataset_is_shown_at_a_time(open_page):
+    page = open_page("small")
+    assert shown(page, "article.panel h3:not(.kind)") == ["set-00: how far to trust a confidence"]
+    page.locator("select[data-panels]").select_option("2")
+    assert shown(page, "article.panel h3:not(.kind)") == ["set-02: how far to trust a confidence"]
 
 
 def test_a_large_campaign_opens_soon(browser, pages):

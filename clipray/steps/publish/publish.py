@@ -41,6 +41,8 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
     stands = standings(scores)
     against, changes = regressions.since_last(store, folder, scores, places, campaign.regression)
     told = changed(campaign.name, against, changes)
+    numbers = headline(todo, scores)
+    store.write_json(f"{folder}/{files.DETAILS}", looked_at(todo, places, numbers))
     made = files.write(store, campaign.name, scores, failures, about(todo) | told, stands)
     if told:
         store.write(f"{folder}/{files.CHANGES}", told["changes"]["text"].encode())
@@ -51,7 +53,7 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
         "files": {key: _below(store, place) for key, place in made.items()},
         "outcomes": places,
         "failed": todo.failed,
-        "headline": headline(todo, scores),
+        "headline": numbers,
     }
     store.write_json(
         f"{folder}/{files.MARK}",
@@ -65,6 +67,19 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
     if campaign.notify:
         regressions.notify(campaign.notify, _located(store, result))
     return _located(store, result) | {"mlflow": mlflow, "changed": True}
+
+
+def looked_at(todo: Plan, places: dict[str, str], numbers: dict) -> list[dict]:
+    """What the report says of single images, see `details`."""
+    from clipray.steps.publish import details
+
+    names = {dataset: list(prompts["classnames"]) for dataset, prompts in todo.prompts.items()}
+    images = {
+        dataset: work.index
+        for (dataset, split), work in todo.works.items()
+        if split == "test" and dataset not in todo.given
+    }
+    return secrets.clean(details.of_campaign(todo.store, places, numbers, names, images))
 
 
 def settings(campaign: Campaign) -> dict:

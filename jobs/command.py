@@ -28,7 +28,8 @@ def arguments(
         config: what CONFIG is.
         required: whether CONFIG must be given.
         first: the word for it in the usage.
-        positions: further arguments behind the config, with their help; a name that ends with "?" may be left out.
+        positions: further arguments behind the config, with their help; a name that ends with "?" may be left out,
+            and one that ends with "*" may stand any number of times.
         flags: argparse's settings by the flag's name: `sample={"type": int, "default": 500, "help": "…"}`.
 
     Returns:
@@ -42,7 +43,8 @@ def arguments(
     many = None if required else "?"
     parser.add_argument("config", nargs=many, metavar=first, help=config)
     for name, words in (positions or {}).items():
-        plain, many = name.rstrip("?"), "?" if name.endswith("?") else None
+        plain = name.rstrip("?*")
+        many = name[len(plain) :] or None
         parser.add_argument(plain, nargs=many, metavar=plain.upper(), help=words)
     parser.add_argument(
         "--set",
@@ -66,9 +68,20 @@ def _parsed(
     """The arguments; what is wrong with them is told with the usage and an example, and exit code 2."""
     options = parser.format_usage().partition(parser.prog)[2]
     optional = re.findall(r"\[(?:[^][]|\[[^]]*\])*\]", " ".join(options.split()))
-    named = [f"[{n[:-1].upper()}]" if n.endswith("?") else n.upper() for n in positions]
+    marks = {"?": "[{}]", "*": "[{} …]"}
+    named = [marks.get(n[-1], "{}").format(n.rstrip("?*").upper()) for n in positions]
     needed = [first, *named]
-    parser.usage = " ".join([parser.prog, *needed, *(one for one in optional if one not in needed)])
+    parser.usage = " ".join(
+        [
+            parser.prog,
+            *needed,
+            *(
+                one
+                for one in optional
+                if one.rstrip(" .]") not in {n.rstrip(" …]") for n in needed}
+            ),
+        ]
+    )
     example = re.search(rf"^ +({re.escape(parser.prog)} .*?)(  .*)?$", parser.description, re.M)
 
     def fail(message: str) -> None:

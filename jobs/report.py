@@ -4,10 +4,13 @@
     python -m jobs.report configs/demo.yaml                                the campaign of a config
     python -m jobs.report workspace/demo/reports/demo/scores.parquet       one table of scores
     python -m jobs.report s3://bucket/ws --out reports/                    into another folder
+    python -m jobs.report workspace/a workspace/b                          these, and a page that compares them
 
-Writes report.html and leaderboard.md beside the scores. The last line on stdout is one JSON object: the addresses and
-the headline of each report.
+Writes report.html, leaderboard.md, tables and figures beside the scores; of several arguments also compared.html among
+the reports of the first. The last line on stdout is one JSON object: the addresses and the headline of each report.
 """
+
+import re
 
 from clipray import config
 from clipray.config.robustness import Robustness
@@ -44,25 +47,44 @@ def places(given: str, sets: list[str]) -> tuple[Store, list[tuple[str, str]]]:
 
 
 def main() -> None:
-    """Find the scores, draw, tell where."""
-    given = arguments(__doc__, config=GIVEN, first="WORKSPACE", out=OUT)
-    say(f"looking for the scores of {given.config}")
-    store, found = places(given.config, given.set)
+    """Find the scores, draw, compare where there are several, tell where."""
+    more = {"more*": "further ones, to compare with"}
+    given = arguments(__doc__, config=GIVEN, first="WORKSPACE", positions=more, out=OUT)
+    found = []
+    for argument in (given.config, *given.more):
+        say(f"looking for the scores of {argument}")
+        store, here = places(argument, given.set)
+        found += [(store, folder, file) for folder, file in here]
     from clipray.report import headline
 
-    reports = []
-    for folder, file in found:
+    reports, scores_of = [], {}
+    for store, folder, file in found:
         scores, failures, about, standings = files.read(store, folder, file)
         name = about.get("campaign", {}).get("name", "")
-        target, place = (
-            (Store(given.out), name if len(found) > 1 else "") if given.out else (store, folder)
-        )
+        key = name if name and name not in scores_of else store.place(folder or file)
+        target, place = store, folder
+        if given.out:
+            target, place = Store(given.out), inside(key) if len(found) > 1 else ""
         source = (store, folder)
         made = files.draw(target, place, scores, failures, about, standings, source)
         told = headline(scores, failures, about.get("seen"))
         say("\n".join([*told["text"], f"report  {made['report']}"]))
         reports.append({"name": name, **made, "headline": told})
-    finish({"reports": reports})
+        scores_of[key] = scores
+    compared = {}
+    if given.more and len(scores_of) > 1:
+        first = Store(given.out) if given.out else found[0][0]
+        folder = "" if given.out else files.FOLDER
+        compared["compared"] = files.compare(
+            first, folder, scores_of, [one["report"] for one in reports]
+        )
+        say(f"compared  {compared['compared']}")
+    finish({"reports": reports, **compared})
+
+
+def inside(key: str) -> str:
+    """A campaign's name, or its address as a name, for a folder that holds several."""
+    return re.sub(r"[^\w.-]+", "-", key).strip("-.")
 
 
 if __name__ == "__main__":

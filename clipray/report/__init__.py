@@ -2,11 +2,16 @@
 
     summary     scores → leaderboard rows, gains per dataset, pair tables
     gains       differences over datasets with intervals: over a reference, and synergy
+    methods     groups of the leaderboard, every metric of a method, and what filters need
     words       the headline: what came out, in sentences
-    charts      those → inline SVG
-    page        all of it → the HTML page
+    details     what single images say: trust, classes, overlap
+    drawn       which charts a page has; charts and canvas draw them as SVG and PNG
+    contents    all of it → what the page shows, in sections
+    page        that → HTML (templates/)
     tables      leaderboard → Markdown, terminal
+    exports     tables and figures as files beside the page
     files       where a campaign's scores and its report lie in a workspace
+    campaigns   several campaigns side by side
 
 It summarises stored scores (means, differences, intervals over datasets) and computes no metric anew.
 """

@@ -1,5 +1,8 @@
 """Where a campaign's scores and its report lie in a workspace, and reading them back."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import pyarrow as pa
 
 from clipray import schema
@@ -90,6 +93,29 @@ def draw(
         "tables": store.place(_within(folder, exports.TABLES)),
         "figures": store.place(_within(folder, exports.FIGURES)),
     }
+
+
+def compare(
+    store: Store, folder: str, campaigns: Mapping[str, pa.Table], reports: Sequence[str]
+) -> str:
+    """Write a page that compares campaigns; its address.
+
+    Args:
+        campaigns: name → `schema.SCORES`. reports: the address of each one's report, in the same order.
+    """
+    from clipray.report import campaigns as compared
+
+    here, links = store.place(folder).rstrip("/") + "/", {}
+    for name, place in zip(campaigns, reports, strict=True):
+        links[name] = place.removeprefix(here) if place.startswith(here) else _link(place)
+    page = _within(folder, compared.PAGE)
+    store.write(page, compared.render(campaigns, links).encode())
+    return store.place(page)
+
+
+def _link(place: str) -> str:
+    """A link to a report elsewhere on the same disk; a remote one is named and not linked."""
+    return "" if "://" in place else Path(place).absolute().as_uri()
 
 
 def campaigns(store: Store) -> list[str]:

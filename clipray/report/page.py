@@ -39,11 +39,12 @@ def render(
 
 def html(context: dict[str, Any], files: Files | None = None) -> str:
     """The page that shows `contents`, with links to what lies beside it."""
-    return _template().render(context, files=files or Files())
+    return template("page.html.j2").render(context, files=files or Files())
 
 
 @functools.cache
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A template, with the filters that all of them use."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -62,7 +63,7 @@ def _template() -> Any:
         "json": lambda value: Markup(methods.as_json(value)),
         "svg": Markup,
     }
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _breakable(name: str) -> Markup:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_scores import ABOUT, campaign, failures
+from made_scores import ABOUT, campaign, failures, table
 
-from clipray.report import write
+from clipray.report import campaigns, summary, write
 from clipray.store import Store
 from jobs import report, run
 
@@ -79,3 +79,35 @@ def test_scores_of_an_older_version_are_told(job, workspace, tmp_path):
     assert (code, line) == (2, "")
     assert "scores.parquet has no column 'kind': an older clipray wrote it" in said
     assert "`python -m jobs.run CONFIG` writes it anew" in said
+
+
+def test_campaigns_are_compared_on_what_they_share(job, workspace, tmp_path):
+    rows = campaign(3, (1,), 2).to_pylist()  # a dataset more, and half a point more
+    better = [r | {"value": r["value"] + 0.005 * (r["method"] == "nlc")} for r in rows]
+    about = ABOUT | {"campaign": ABOUT["campaign"] | {"name": "second <b>"}}
+    write(Store(str(tmp_path)), "second", table(better), failures(), about)
+    code, line, said = job(str(workspace), str(tmp_path))
+    assert code == 0, said
+    page = Path(json.loads(line)["compared"])
+    assert page == workspace / "reports" / "compared.html"
+    scores = {"a": campaign(2, (1,), 2), "b": table(better)}
+    assert campaigns.shared(scores) == ["dtd", "eurosat"]
+    (own,) = [side for side in campaigns.sides(scores) if side.method == "nlc"]
+    first = summary.per_dataset(scores["a"])
+    first = first[first["method"] == "nlc"].set_index("dataset")["top1"]
+    second = summary.per_dataset(scores["b"])
+    second = second[second["method"] == "nlc"].set_index("dataset")["top1"][first.index]
+    assert own.top1 == pytest.approx([first.mean(), second.mean()])
+    assert own.differences[0] is None
+    assert own.differences[1].mean == pytest.approx((second - first).mean())
+    text = page.read_text()
+    assert "second &lt;b&gt;" in text
+    assert 'href="made/report.html"' in text
+
+
+def test_campaigns_without_a_common_dataset_are_told(job, workspace, tmp_path):
+    rows = [r | {"dataset": "other"} for r in campaign(1, (1,), 2).to_pylist()]
+    write(Store(str(tmp_path)), "second", table(rows), failures(), ABOUT)
+    code, line, _ = job(str(workspace), str(tmp_path), "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "nothing can be compared" in Path(json.loads(line)["compared"]).read_text()

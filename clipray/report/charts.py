@@ -11,7 +11,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from clipray.report import canvas
 from clipray.report.canvas import INK, MARKERS, MUTED, PAPER, RULE, SERIES, Chart, styled
-from clipray.report.costs import KINDS, Point
+from clipray.report.costs import KINDS, Point, Spent
 
 
 class Curve(NamedTuple):
@@ -248,6 +248,41 @@ def against_cost(points: Sequence[Point]) -> Chart:
             f"and ends at {' + '.join(dear.members)} with {100 * dear.top1:.1f} percent for {dear.gflops:.3g}."
         )
         return Chart.of(figure, "cost", alt)
+
+
+def against_spent(found: Sequence[Spent]) -> Chart:
+    """Dots: mean top-1 against milliseconds and against megabytes, side by side, with their Pareto fronts."""
+    with styled():
+        figure, left = canvas.figure(canvas.WIDTH, 3.0)
+        left.remove()
+        both = figure.subplots(1, 2, sharey=True)
+        for axes, column, words in zip(
+            both, ("latency_ms", "memory_mb"), ("ms", "MB"), strict=True
+        ):
+            points = sorted((getattr(one, column), -one.top1) for one in found)
+            edge, best = [], -1.0
+            for x, y in points:
+                if -y > best:
+                    best = -y
+                    edge.append((x, 100 * best))
+            axes.step(*zip(*edge, strict=True), where="post", color=MUTED, linewidth=1)
+            for kind, colour, marker in zip(("single", "fuser"), SERIES, MARKERS, strict=False):
+                own = [one for one in found if one.kind == kind]
+                axes.plot(
+                    [getattr(one, column) for one in own], [100 * one.top1 for one in own], marker, color=colour,
+                    markerfacecolor=PAPER, markersize=5, label={"single": "one backbone"}.get(kind, "fused"),
+                )  # fmt: skip
+            axes.grid(color=RULE, linewidth=0.7)
+            axes.tick_params(axis="y", labelcolor=MUTED)
+            axes.set_xlabel(f"{words} per image" if words == "ms" else f"{words} of weights")
+        both[0].set_ylabel("mean top-1, %")
+        _legend(both[0], 2)
+        best = max(found, key=lambda one: one.top1)
+        alt = (
+            f"Top-1 of {len(found)} methods against milliseconds and megabytes. Most accurate: {best.method} with "
+            f"{100 * best.top1:.1f} percent for {best.latency_ms:.3g} ms and {best.memory_mb:.3g} MB."
+        )
+        return Chart.of(figure, "spent", alt)
 
 
 def _legend(axes: Axes, entries: int) -> None:

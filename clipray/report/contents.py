@@ -146,6 +146,8 @@ def figures(context: dict[str, Any]) -> Iterator[Chart]:
         yield from (panel["chart"] for panel in context["images"]["panels"])
     if context["costs"]:
         yield context["costs"]["chart"]
+        if "spent" in context["costs"]:
+            yield context["costs"]["spent"]
     if context["robustness"] and context["robustness"].get("chart"):
         yield context["robustness"]["chart"]
 

@@ -72,6 +72,31 @@ def curve(scores: pa.Table, head: str, shots: int) -> list[Point]:
     return [] if only_singles else _front(points)
 
 
+class Spent(NamedTuple):
+    """A method of the leaderboard and what it takes per image: milliseconds and megabytes of weights."""
+
+    method: str
+    kind: str
+    top1: float
+    latency_ms: float
+    memory_mb: float
+
+
+def spent(scores: pa.Table, head: str, shots: int) -> list[Spent]:
+    """Single backbones, and fusers at a number of shots or without labels, whose latency and memory are known."""
+    frame = summary.clean(scores)
+    frame = frame[(frame["head"] == head) & frame["shots"].isin([0, shots])]
+    frame = frame[frame["kind"].isin(["single", "fuser"])]
+    frame = frame[frame["metric"].isin(["top1", "latency_ms", "memory_mb"])]
+    keys = ["method", "kind", "shots"]
+    wide = frame.pivot_table(index=keys, columns="metric", values="value").reset_index()
+    if not {"latency_ms", "memory_mb"} <= set(wide.columns):
+        return []
+    wide = wide.dropna().sort_values(["shots", "method"]).drop_duplicates("method", keep="last")
+    columns = ["method", "kind", "top1", "latency_ms", "memory_mb"]
+    return [Spent(*row) for row in wide[columns].itertuples(index=False)]
+
+
 def choices(scores: pa.Table, head: str, shots: int) -> list[Choice]:
     """For each size the subset that the support sets of most datasets choose."""
     frame = summary.clean(scores)

@@ -98,7 +98,9 @@ def of_costs(scores: pa.Table, rows: list[Row], head: str) -> dict:
         return {}
     shown = [p for p in points if p.on_front or p.kind in ("single", "full")]
     chart = charts.against_cost(points)
-    return {"chart": chart, "points": shown, "choices": costs.choices(scores, head, shots)}
+    found = {"chart": chart, "points": shown, "choices": costs.choices(scores, head, shots)}
+    spent = costs.spent(scores, head, shots)
+    return found | ({"spent": charts.against_spent(spent)} if len(spent) > 1 else {})
 
 
 def _curves(rows: list[Row], head: str, methods: list[str]) -> list[charts.Curve]:

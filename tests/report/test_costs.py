@@ -71,3 +71,20 @@ def test_a_choice_is_that_of_most_datasets():
             made.append(row(dataset, f"choice/{name}", 4, 0, metric, value, kind="measure"))
     (chosen,) = costs.choices(table(made), "zero_shot", 4)
     assert (chosen.size, chosen.members, chosen.datasets) == (2, ("x", "y"), 2)
+
+
+def test_what_methods_take_is_of_the_most_labels_and_known_figures_alone():
+    made = []
+    for method, shots, top1, ms in (
+        ("log_avg", 0, 0.6, 2.0),
+        ("nlc", 1, 0.5, 2.1),
+        ("nlc", 4, 0.7, 2.2),
+    ):
+        values = {"top1": top1, "latency_ms": ms, "memory_mb": 10 * ms}
+        made += [row("a", method, shots, 0, metric, value) for metric, value in values.items()]
+    made.append(row("a", "single/x", 0, 0, "top1", 0.4))  # its cost is not known
+    found = {one.method: one for one in costs.spent(table(made), "zero_shot", 4)}
+    assert set(found) == {"log_avg", "nlc"}
+    assert (found["nlc"].top1, found["nlc"].latency_ms) == (0.7, 2.2)
+    page = render(table([*made, *rows(("a",))]), failures(), ABOUT)
+    assert "Top-1 of 2 methods against milliseconds and megabytes. Most accurate: nlc" in page

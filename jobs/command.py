@@ -71,17 +71,9 @@ def _parsed(
     marks = {"?": "[{}]", "*": "[{} …]"}
     named = [marks.get(n[-1], "{}").format(n.rstrip("?*").upper()) for n in positions]
     needed = [first, *named]
-    parser.usage = " ".join(
-        [
-            parser.prog,
-            *needed,
-            *(
-                one
-                for one in optional
-                if one.rstrip(" .]") not in {n.rstrip(" …]") for n in needed}
-            ),
-        ]
-    )
+    told = {name.rstrip(" …]") for name in needed}
+    others = [one for one in optional if one.rstrip(" .]") not in told]
+    parser.usage = " ".join([parser.prog, *needed, *others])
     example = re.search(rf"^ +({re.escape(parser.prog)} .*?)(  .*)?$", parser.description, re.M)
 
     def fail(message: str) -> None:

@@ -6,6 +6,7 @@ from clipray.errors import ErrorBudget
 from clipray.progress import progress
 from clipray.steps import cluster
 from clipray.steps.embed import given as brought
+from clipray.steps.evaluate import parts
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.todo import Plan, classifier_place, known_cards, record, told
@@ -83,12 +84,11 @@ def _evaluate(todo: Plan, missing: list[Task], places: dict[str, str]) -> dict[s
     """Run the evaluations, large ones in parts; by dataset that failed, the reason."""
     retries, dims = todo.campaign.compute.max_retries, _dims(todo, missing)
     classes = {task.dataset: len(todo.prompts[task.dataset]["classnames"]) for task in missing}
-    parts = {task.dataset: evaluate.parts(task, classes[task.dataset]) for task in missing}
-    jobs = [(task, part) for task in missing for part in parts[task.dataset]]
+    cut = {task.dataset: parts.parts(task, classes[task.dataset]) for task in missing}
+    jobs = [(task, part) for task in missing for part in cut[task.dataset]]
     items = [(todo.store, task, places[task.dataset], part) for task, part in jobs]
     memory = [
-        evaluate.memory(task, part, classes[task.dataset], dims[task.dataset])
-        for task, part in jobs
+        parts.memory(task, part, classes[task.dataset], dims[task.dataset]) for task, part in jobs
     ]
     failed: dict[str, str] = {}
     facts: dict[str, dict] = {}
@@ -101,9 +101,9 @@ def _evaluate(todo: Plan, missing: list[Task], places: dict[str, str]) -> dict[s
                 failed[name] = cluster.reason(error)
             advance(1)
     joins = [
-        (todo.store, task, places[task.dataset], parts[task.dataset], facts[task.dataset])
+        (todo.store, task, places[task.dataset], cut[task.dataset], facts[task.dataset])
         for task in missing
-        if task.dataset not in failed and len(parts[task.dataset]) > 1
+        if task.dataset not in failed and len(cut[task.dataset]) > 1
     ]
     for position, _, error in cluster.attempts(evaluate.join, joins, 1, 0, retries):
         if error is not None:

@@ -1,7 +1,7 @@
 """One head at a time: its logits of support and test images, and every bound and fuser scored on them."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations, permutations
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -11,26 +11,23 @@ from torch import Tensor
 from clipray.artefacts import support_sets
 from clipray.artefacts.evaluations import OUTCOMES, SCORES, Task
 from clipray.config import Fuser, Head
-from clipray.numerics.blocks import wide
 from clipray.numerics.contracts import Head as FittedHead
 from clipray.numerics.contracts import State, Support, nothing
 from clipray.numerics.draws import Draw
 from clipray.numerics.fusers import FUSERS, grouped, settings_of, singles
 from clipray.numerics.fusers.alone import Alone, apply_alone, fit_alone
 from clipray.numerics.fusers.unlabelled import Images, taught
-from clipray.numerics.heads import HEADS, cross_fit, head_of, zero_shot
+from clipray.numerics.heads import HEADS, cross_fit, head_of
 from clipray.numerics.heads.cross_fit import View
-from clipray.numerics.measures import complementarity, cost, similarity
+from clipray.numerics.measures import complementarity, cost
 from clipray.steps import read
 from clipray.steps.checks import REFERENCE, named_heads
 from clipray.steps.evaluate import costs
 from clipray.steps.evaluate import fitted as fitted_fusers
-from clipray.steps.evaluate.plan import Part, whole
+from clipray.steps.evaluate.parts import Part, whole
 from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
+from clipray.steps.evaluate.spaces import SPACES, score_spaces
 from clipray.store import Store
-
-SPACES = "embeddings"  # stands for a head in the rows of measures that need none
-SAMPLE, NEIGHBOURS = 2048, 10
 
 States = dict[str, State]  # fitted fusers of one support set, by their entries' names
 
@@ -385,22 +382,3 @@ def score_support(scores: Scores, drawn: Sequence[Draw], seeds: int) -> None:
         values = {"short_classes": len(own[0].short), "support_sets": len(own), "seeds": seeds}
         numbers = {key: float(value) for key, value in values.items()}
         scores.plain(Place(SPACES, "set", k, 0), "measure", numbers)
-
-
-def score_spaces(scores: Scores, test: Sequence[View]) -> None:
-    """Measure how alike the backbones' embedding spaces are, pair by pair: linear CKA and mutual k-NN overlap.
-
-    On the first images by id, which is a hash, so they are a random sample: neighbours cost N². And of each backbone
-    the share of class names that its text tower cannot tell from another one.
-    """
-    for view in test:
-        share = float(zero_shot.alike(view.classifier_CD).float().mean())
-        place = Place(SPACES, f"single/{view.name}", 0, 0)
-        scores.plain(place, "measure", {"alike_names": share})
-    for one, other in combinations(test, 2):
-        a_ND, b_ND = wide([one.embeddings_ND[:SAMPLE], other.embeddings_ND[:SAMPLE]])
-        values = {"cka": similarity.cka(a_ND, b_ND)}
-        if len(a_ND) > NEIGHBOURS:
-            values["mutual_knn"] = similarity.neighbour_overlap(a_ND, b_ND, NEIGHBOURS)
-        for pair in (f"pair/{one.name}/{other.name}", f"pair/{other.name}/{one.name}"):
-            scores.plain(Place(SPACES, pair, 0, 0), "measure", values)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from clipray import schema
 from clipray.artefacts import evaluations
 from clipray.config import Fuser, Head
-from clipray.steps.evaluate import plan
+from clipray.steps.evaluate import parts, plan
 from clipray.store import Store
 from tests.steps.worlds import CLASSES, World
 
@@ -40,15 +40,15 @@ def joined(world, asked, place, every):
 def test_parts_have_the_rows_of_the_whole(tmp_path, monkeypatch):
     world = World(tmp_path)
     asked = task(world)
-    assert plan.parts(asked, CLASSES) == [plan.whole(asked)]
+    assert parts.parts(asked, CLASSES) == [parts.whole(asked)]
     plan.evaluate(world.store, asked, "whole")
-    monkeypatch.setattr(plan, "LARGE", 1)
-    every = plan.parts(asked, CLASSES)
+    monkeypatch.setattr(parts, "LARGE", 1)
+    every = parts.parts(asked, CLASSES)
     assert len(every) == 2 * (1 + len(asked.shots))
     joined(world, asked, "joined", every)
     for name in (evaluations.SCORES, evaluations.OUTCOMES):
-        whole, parts = rows(world, "whole", name), rows(world, "joined", name)
-        pd.testing.assert_frame_equal(parts, whole, rtol=1e-5, atol=1e-6)
+        one, several = rows(world, "whole", name), rows(world, "joined", name)
+        pd.testing.assert_frame_equal(several, one, rtol=1e-5, atol=1e-6)
     before, after = (world.store.manifest(place) for place in ("whole", "joined"))
     same = ("rows", "support_sets", "distinct_support_sets", "classes_with_fewer_images_than_shots")
     assert {key: before[key] for key in same} == {key: after[key] for key in same}
@@ -58,8 +58,8 @@ def test_parts_have_the_rows_of_the_whole(tmp_path, monkeypatch):
 def test_a_part_that_is_there_is_not_scored_again(tmp_path, monkeypatch):
     world = World(tmp_path)
     asked = task(world)
-    monkeypatch.setattr(plan, "LARGE", 1)
-    first, *_ = plan.parts(asked, CLASSES)
+    monkeypatch.setattr(parts, "LARGE", 1)
+    first, *_ = parts.parts(asked, CLASSES)
     facts = plan.evaluate(world.store, asked, "joined", first)
     for place in asked.embeddings["test"]:
         world.store.remove(f"{place}/all.parquet")  # nothing could be scored any more
@@ -69,15 +69,15 @@ def test_a_part_that_is_there_is_not_scored_again(tmp_path, monkeypatch):
 MEASURE = """
 import resource, sys
 from tests.steps.evaluate.test_parts import noise
-from clipray.steps.evaluate import plan, score
+from clipray.steps.evaluate import parts, score
 
 images, classes, dim, backbones = 0, 400, 16, 3
 for images in (4000, int(sys.argv[2])):  # libraries and first calls take their memory once
     store, asked = noise(f"{sys.argv[1]}/{images}", images, backbones, classes, dim)
-    part = plan.Part("zero_shot", (1,))
+    part = parts.Part("zero_shot", (1,))
     score.score_part(store, asked, "e", part)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(plan.memory(asked, part, classes, [dim] * backbones), peak)
+    print(parts.memory(asked, part, classes, [dim] * backbones), peak)
 """
 
 

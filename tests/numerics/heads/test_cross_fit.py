@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from clipray.numerics.heads import FITTED_HEADS, Shots, cross_fit, head_of
+from clipray.numerics.heads import HEADS, cross_fit, head_of
 
 K, C, D = 24, 3, 5
 
@@ -55,7 +55,7 @@ def test_what_fusers_see_is_what_a_head_of_the_rest_says(name):
 
 
 def test_without_a_share_all_learn_from_all():
-    head, whole = FITTED_HEADS["linear_probe"], problem()
+    head, whole = HEADS["linear_probe"], problem()
     parted = cross_fit.parted(head, whole, 5, 0.0)
     assert parted.problem == whole
     other = cross_fit.support(head, whole, 5)
@@ -64,6 +64,6 @@ def test_without_a_share_all_learn_from_all():
 
 
 def test_one_image_a_class_cannot_be_shared_out():
-    head, rows = FITTED_HEADS["linear_probe"], torch.arange(C)
+    head, rows = HEADS["linear_probe"], torch.arange(C)
     few = [shots.take(rows) for shots in problem()]
     assert cross_fit.parted(head, few, 5, 0.5).support.borrowed

@@ -28,8 +28,7 @@ def arguments(
         config: what CONFIG is.
         required: whether CONFIG must be given.
         first: the word for it in the usage.
-        positions: further arguments behind the config, with their help; a name that ends with "?" may be left out,
-            and one that ends with "*" may stand any number of times.
+        positions: further arguments behind the config, with their help; a name's "?": may be left out; "*": many.
         flags: argparse's settings by the flag's name: `sample={"type": int, "default": 500, "help": "…"}`.
 
     Returns:
@@ -43,8 +42,7 @@ def arguments(
     many = None if required else "?"
     parser.add_argument("config", nargs=many, metavar=first, help=config)
     for name, words in (positions or {}).items():
-        plain = name.rstrip("?*")
-        many = name[len(plain) :] or None
+        plain, many = name.rstrip("?*"), name[-1] if name[-1] in "?*" else None
         parser.add_argument(plain, nargs=many, metavar=plain.upper(), help=words)
     parser.add_argument(
         "--set",

@@ -166,7 +166,7 @@ def _tiles(scores: pa.Table, found: dict) -> Iterator[Tile]:
     if "gain" in found:
         words = f"points: {found['method']} over the best single backbone"
         if "synergy" in found:
-            words += "; the synergy and what labels teach one backbone"
+            words += ", which labels teach too"
         yield Tile(gains.points(found["gain"]), _interval(found, "gain"), words, first=bool(of))
         if of:
             yield Tile(

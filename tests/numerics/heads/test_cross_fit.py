@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from clipray.numerics.contracts import Shots
 from clipray.numerics.heads import HEADS, cross_fit, head_of
 
 K, C, D = 24, 3, 5

@@ -124,10 +124,10 @@ FITS = pa.schema(  # of a search: one row per configuration, support set and mom
     ]
 )
 
-TRIALS = pa.schema(  # of a search with a scheduler: what a study has let train how far
+TRIALS = pa.schema(  # what an adaptive study has tried, in order
     [
         ("study", pa.string()),
-        ("configuration", pa.string()),  # JSON, as in FITS
+        ("chosen", pa.string()),  # JSON: values by the settings' names
         (
             "reached",
             pa.float64(),

@@ -5,8 +5,10 @@ the train splits of other datasets (`leave_one_dataset_out`) or of all (`univers
 """
 
 import contextlib
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +43,7 @@ class Search:
     problems: dict[str, Any] = field(
         default_factory=dict
     )  # by dataset, the object reference of its `Problem`
-    counts: Any = None  # the `sweep.Sweep` of the last run
+    counts: Any = None  # `sweep.Counts` of the last run
     cut: str = ""  # the budget that ended it
 
     @property
@@ -155,52 +157,91 @@ def _load(search: Search, tasks: list[Task], verbose: bool) -> None:
 
 def fit(search: Search, verbose: bool) -> None:
     """Fit what the studies ask for and the records lack."""
-    from clipray.steps.tune.sweep import Sweep
+    from clipray.steps.tune.sweep import Reasons, Sweep
 
-    studies = list(search.studies.values())
-    sweep = search.counts = Sweep(search.records, search.config, search.cells)
-    scheduled = search.config.scheduler != "none"
-    # a scheduler compares the trials of one scope only, so each has a Ray Tune of its own
-    groups = [[study] for study in studies] if scheduled else [studies]
-    with contextlib.ExitStack() as stack:
-        stack.callback(search.records.flush)
-        for group in groups:
-            while pieces := sweep.plan(group):
-                if sweep.show is None:
-                    sweep.show = stack.enter_context(shown(sweep, search))
-                    left = [task for task in search.tasks if task.dataset not in search.problems]
-                    _load(search, left, verbose)
-                sweep.run(pieces, search.problems, group[0] if scheduled else None)
-    for study in studies:
-        study.tell()
+    reasons = Reasons()
+    sweep = Sweep(list(search.studies.values()), search.records, search.config, reasons)
+    search.counts = sweep.counts
+    if sweep.ready:
+        try:
+            with shown(sweep, search) as show:
+                _load(
+                    search,
+                    [task for task in search.tasks if task.dataset not in search.problems],
+                    verbose,
+                )
+                _trials(sweep, reasons, search, show)
+        finally:
+            search.records.flush()
     search.cut = sweep.cut
+    search.records.flush()
+
+
+def _trials(sweep: Any, reasons: Any, search: Search, show: Any) -> None:
+    """Run Ray Tune until the sweep has nothing more to ask; its own files are thrown away."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    from clipray.steps.tune.trial import Trial
+
+    class Shown(tune.Callback):
+        def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+            sweep.counts.running = sum(trial.status == "RUNNING" for trial in trials)
+            show()
+
+    config = search.config
+    with tempfile.TemporaryDirectory() as place:
+        tune.run(
+            tune.with_parameters(
+                Trial, problems=search.problems, threads=max(1, int(config.trial_cpus))
+            ),
+            name="clipray",
+            resources_per_trial={"cpu": config.trial_cpus},
+            num_samples=-1,
+            search_alg=sweep,
+            scheduler=reasons,
+            stop=sweep,
+            max_concurrent_trials=config.max_concurrent_trials or None,
+            reuse_actors=True,
+            raise_on_failed_trial=False,
+            storage_path=place,
+            callbacks=[Shown()],
+            verbose=0,
+        )
 
 
 @contextlib.contextmanager
-def shown(sweep: Any, search: Search) -> Iterator[Callable[[], None]]:
+def shown(sweep: Any, search: Search) -> Iterator[Any]:
     """Progress: fits done, running and failed, the time left, and the best score so far of each dataset."""
-    start, name = time.monotonic(), search.config.metric
+    start, counts, name = time.monotonic(), sweep.counts, search.config.metric
     parts = sum(search.fits.values()) / len(search.fits)
-    total = sum((study.samples + 1) * len(study.cells) for study in search.studies.values())
-    searches = [one.name for one in search.config.searches]
-    datasets = list(dict.fromkeys(cell.dataset for cell in search.cells))
+
+    def numbers() -> tuple[float, str]:
+        spent = time.monotonic() - start
+        pace = counts.done / spent
+        left = max(0, counts.total - counts.known - counts.done) / pace if pace else float("inf")
+        return pace * parts, "?" if left == float("inf") else f"{left / 60:.0f} min"
 
     def line() -> str:
-        ended, pace = len(sweep.ends), sweep.done / (time.monotonic() - start)
-        left = f"{max(0, total - ended) / pace / 60:.0f} min" if pace else "?"
+        pace, left = numbers()
         return (
-            f"tune: {ended}/{total} fits ({sweep.known} known, {sweep.failed} failed), "
-            f"{sweep.running} trials running, {pace * parts:.1f} fits/s, at most {left} left"
+            f"tune: {counts.known + counts.done}/{counts.total} fits ({counts.known} known, {counts.failed} failed), "
+            f"{counts.running} trials running, {pace:.1f} fits/s, {left} left"
         )
 
     def rows() -> list[list[str]]:
-        best = {place: f"{value:.4f}" for place, value in list(sweep.best.items())}
+        best = [[sweep.best.get((one.name, d)) for one in search.config.searches] for d in datasets]
         return [
-            [dataset, *(best.get((one, dataset), "") for one in searches)] for dataset in datasets
+            [d, *("" if v is None else f"{v:.4f}" for v in values)]
+            for d, values in zip(datasets, best, strict=True)
         ]
 
-    columns = ["dataset", *(f"best {name}, {one}" for one in searches)]
-    with board(line, columns, rows) as show:
+    datasets = list(dict.fromkeys(cell.dataset for cell in search.cells))
+    with board(
+        line, ["dataset", *(f"best {name}, {one.name}" for one in search.config.searches)], rows
+    ) as show:
         yield show
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from clipray.config import check_settings, names, unknown
 from clipray.config.search import Search, Span, Tune
@@ -23,12 +23,6 @@ class Configuration:
     head_settings: str
     fuser: str
     settings: str
-
-    @classmethod
-    def of(cls, text: str) -> Self:
-        """The configuration of a `text`."""
-        head, head_settings, fuser, settings = json.loads(text)
-        return cls(head, _dump(head_settings), fuser, _dump(settings))
 
     @cached_property
     def text(self) -> str:
@@ -80,9 +74,23 @@ def suggest(trial: Any, search: Search) -> dict[str, Any]:
     return chosen
 
 
-def params(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as Optuna holds them: what `suggest` leaves in a trial."""
-    return {name: _scalar(value) for name, value in chosen.items()}
+def told(search: Search, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values as Optuna knows them, and their distributions: what `suggest` would have left in a trial."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    every, params, kinds = spans(search), {}, {}
+    for name, value in chosen.items():
+        span = every[name]
+        params[name] = _scalar(value) if span.choice is not None else value
+        if span.choice is not None:
+            kinds[name] = CategoricalDistribution([_scalar(one) for one in span.choice])
+        elif span.int_:
+            kinds[name] = IntDistribution(*span.int_)
+        else:
+            kinds[name] = FloatDistribution(
+                *(span.uniform or span.loguniform), log=span.uniform is None
+            )
+    return params, kinds
 
 
 def grid(search: Search) -> list[dict[str, Any]]:

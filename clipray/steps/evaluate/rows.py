@@ -60,20 +60,20 @@ class Scores:
             kind: of the method, one of `schema.KINDS`.
         """
         self.kinds[place] = kind
-        for metric, function in outcomes.PER_IMAGE.items():
-            parts = [function(log_probs_NC[b], self.labels_N[b]) for b in blocks(log_probs_NC)]
-            values_N = torch.cat(parts)
-            if metric.startswith("top"):
-                interval = intervals.wilson(float(values_N.sum()), len(values_N))
+        for name, metric in outcomes.METRICS.items():
+            if metric.interval:
+                values_N = self._each(metric, log_probs_NC)
+                self._row(place, kind, name, *metric.interval(values_N))
             else:
-                interval = intervals.normal_interval(values_N)
-            self._row(place, kind, metric, *interval)
-            if metric == "top1":
-                self.right[place] = values_N
-        for metric, function in outcomes.OVERALL.items():
-            self._row(place, kind, metric, float(function(log_probs_NC, self.labels_N)))
+                self._row(place, kind, name, float(metric(log_probs_NC, self.labels_N)))
+        self.right[place] = self._each(outcomes.METRICS["top1"], log_probs_NC)
         confidence_N, prediction_N = log_probs_NC.max(1)
         self._outcomes(place, prediction_N.numpy(), confidence_N.exp().numpy())
+
+    def _each(self, metric: outcomes.Metric, log_probs_NC: Tensor) -> Tensor:
+        """Compute a measure of each image, block by block."""
+        parts = [metric(log_probs_NC[b], self.labels_N[b]) for b in blocks(log_probs_NC)]
+        return torch.cat(parts)
 
     def compare(self, place: Place, alone: str, on_test: str) -> None:
         """Say what a fuser's synergy is measured against, at its own head, shots and seed.

@@ -230,5 +230,6 @@ def test_reliability_counts_pairs_of_backbones_that_agree():
     ]
     sure = torch.zeros(images, classes)
     sure[:, 0] = 50.0
-    found = transductive.reliability(torch.log_softmax(sure, 1), z)
+    block = transductive.Block(torch.log_softmax(sure, 1), z, [torch.ones(images, 1)])
+    found = transductive.reliability(transductive.look(block), classes)
     assert found == pytest.approx((np.mean(agree) - 1 / classes) / (1 - 1 / classes))

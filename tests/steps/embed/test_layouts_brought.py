@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from clipray.artefacts import evaluations
 from clipray.steps.campaign import _settle, _take_given, plan
 from clipray.steps.evaluate import plan as evaluate
 from clipray.steps.evaluations import tasks
@@ -98,9 +99,9 @@ def test_scores_are_those_of_the_vectors(tmp_path, campaign, seen, layout):
     _take_given(todo)
     _settle(todo, {}, {})
     (task,) = tasks(todo)
-    place = evaluate.address(todo.store, task)
+    place = evaluations.address(todo.store, task)
     evaluate.evaluate(todo.store, task, place)
-    scores = todo.store.read_table(f"{place}/{evaluate.SCORES}").to_pandas()
+    scores = todo.store.read_table(f"{place}/{evaluations.SCORES}").to_pandas()
     scores = scores[(scores["metric"] == "top1") & (scores["shots"] == 0)]
 
     index = todo.works["own", "test"].index.table(todo.store)

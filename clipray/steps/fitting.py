@@ -223,17 +223,25 @@ def _common(todo: Plan, dataset: str, specs: list[Backbone]) -> dict[str, Any]:
     }
 
 
+def _origin_of_vectors(given: Given, name: str) -> dict[str, Any]:
+    """Tell what class vectors are made of: files, or a model where one makes them."""
+    if name in given.towers:
+        return {"model": fingerprint.plain(backbones.origin(given.towers[name]))}
+    return {"given": given.whats[name]["given"]}
+
+
 def _of_vectors(todo: Plan, given: Given) -> dict[str, Any]:
     """As `_common`, of given vectors: whatever made them, no model is known that could make others."""
     names = tuple(given.facts)
     places = tuple(given.classifiers[name] for name in names)
     dims = [given.facts[name]["dim"] for name in names]
-    scales = tuple(given.scales[name] for name in names)
+    known = known_cards(todo)
+    scales = tuple(given.scale(name, known) for name in names)
     return {
         "dataset": given.dataset.name,
         "prompts": todo.prompts[given.dataset.name],
         "backbones": names,
-        "origins": tuple({"given": given.whats[name]["given"]} for name in names),
+        "origins": tuple(_origin_of_vectors(given, name) for name in names),
         "classifiers": places,
         "scales": scales,
         "precision": todo.campaign.precision,

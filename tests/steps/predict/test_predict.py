@@ -84,7 +84,7 @@ def test_the_best_method_was_chosen_and_registered(world):
 def test_predict_says_what_the_evaluation_says_and_keeps_embeddings(world):
     _, todo, _, own = world
     job = labelling.prepare(wanted(world, "own", keep_embeddings=True))
-    assert len(job.work.todo) == 2
+    assert len(job.work.todo) == 5
     told = labelling.label(job)
     store = job.work.store
     assert (told["images"], told["failed"], told["scored"]) == (LIMIT, 0, LIMIT)

@@ -121,8 +121,14 @@ def _vectors(
         )
     if lacking := [name for name in names_of if name not in dataset.backbones]:
         raise ConfigError(f"images: {dataset.name} has no vectors of the backbone {lacking[0]}")
-    like = SimpleNamespace(data_root=wanted.data_root, limit=wanted.limit)
-    return look(store, dataset, names_of, like, _names(dataset, wanted.data_root))
+    like = SimpleNamespace(
+        data_root=wanted.data_root, limit=wanted.limit, precision=about["precision"]
+    )
+    # the model has class vectors of its own; those of the collection are not looked at
+    towers = catalog.text_towers(dataset, names_of)
+    towers = {name: towers.get(name) for name in names_of}
+    prompts = {"classnames": _names(dataset, wanted.data_root), "templates": []}
+    return look(store, dataset, towers, like, prompts)
 
 
 def _refuse_images(about: dict[str, Any]) -> None:

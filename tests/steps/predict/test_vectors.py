@@ -88,7 +88,7 @@ def test_a_collection_of_vectors_is_labelled_as_the_evaluation_labels_it(vectors
     model = fitted(vectors)
     job = labelling.prepare(wanted(vectors, model))
     assert job.work.learns
-    assert len(job.work.todo) == 2
+    assert len(job.work.todo) == 6
     told = labelling.label(job)
     own = outcomes[(outcomes["method"] == "guarded") & (outcomes["shots"] == 4)]
     own = own.set_index("image_id").sort_index()

@@ -5,13 +5,17 @@ A cluster may start with no worker at all, so nothing is decided from what is th
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from clipray.config import Compute, Pool
 from clipray.errors import ClusterError
 from clipray.progress import doing, say
 from clipray.steps.pools import cost_of, share
 
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # where `ray up` puts its config on the head node
 PATIENCE = 1800.0  # seconds that the first CPU and GPU are waited for
 MORE = 180.0  # seconds that all that was asked for is waited for, where some of each is there
 LOOK = 1.0  # seconds between looks
@@ -77,10 +81,26 @@ def _at_most(wanted: float, most: float) -> float:
 
 
 def limit(resource: str) -> float:
-    """Return how much of a resource an autoscaler can bring; 0 where there is none, or where it does not say."""
+    """Look up how much of a resource an autoscaler can bring; 0 where there is none, or where nothing says so.
+
+    KubeRay's autoscaler tells the cluster. That of `ray up` does not, but its config lies on the head node, where a
+    submitted job runs.
+    """
     from ray._private.state import state
 
-    return float((state.get_max_resources_from_cluster_config() or {}).get(resource, 0))
+    told = state.get_max_resources_from_cluster_config() or of_config(Path(BOOTSTRAP).expanduser())
+    return float(told.get(resource, 0))
+
+
+def of_config(path: Path) -> dict[str, float]:
+    """Add up what all nodes bring that a config of `ray up` allows; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    most: dict[str, float] = {}
+    for node in yaml.safe_load(path.read_text()).get("available_node_types", {}).values():
+        for name, count in (node.get("resources") or {}).items():
+            most[name] = most.get(name, 0.0) + count * node.get("max_workers", 0)
+    return most
 
 
 def wait(
@@ -116,7 +136,7 @@ def wait(
     say(f"waiting for {_words(floor)}: the cluster has {_words(own, floor)} (asked the autoscaler)")
 
     def told() -> str:
-        return f"waiting for {_words(floor)}, {time.monotonic() - start:.0f} s so far"
+        return f"waiting for {_words(floor)}"
 
     one = dict.fromkeys(floor, 1.0)
     try:

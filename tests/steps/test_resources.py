@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from clipray.steps import resources
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own: the other tests of a session share a Ray that has CPUs from the start.
@@ -63,3 +65,15 @@ def test_a_head_without_cpus_waits_for_its_first_worker(tmp_path):
     assert "TOLD 1 CPUs did not come in 1 s: the cluster has 0 CPUs" in done.stdout
     assert "OWN cpu 2.0" in done.stdout
     assert "waiting for 1 CPUs: the cluster has 0 CPUs (asked the autoscaler)" in done.stderr
+
+
+def test_what_ray_up_may_start_is_read_from_its_config(tmp_path):
+    config = tmp_path / "ray_bootstrap_config.yaml"
+    assert resources.of_config(config) == {}
+    config.write_text(
+        "available_node_types:\n"
+        "  head: {max_workers: 0, resources: {CPU: 8}}\n"
+        "  cpu: {max_workers: 4, resources: {CPU: 16}}\n"
+        "  gpu: {max_workers: 2, resources: {CPU: 8, GPU: 4}}\n"
+    )
+    assert resources.of_config(config) == {"CPU": 80.0, "GPU": 8.0}

@@ -13,7 +13,7 @@ from clipray.steps.checks import named_heads
 LARGE = 10**8  # logits of the test images from which on a dataset is evaluated in parts
 FLOAT = 4  # bytes
 PROCESS = 1200 * 10**6  # bytes of a worker with its libraries, and of blocks of images
-MATRICES = 12  # N×C matrices that are held at once beside the logits
+MATRICES = 16  # N×C matrices that are held at once beside the logits
 
 
 class Part(NamedTuple):

@@ -259,7 +259,7 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
     parent = encode.Embedder
 
     class Slow(parent):
-        def __init__(self, store, spec, precision, device, batch_size, column, last):
+        def __init__(self, store, spec, precision, device, batch_size, column, last, threads=0):
             self.store, self.spec, self.precision, self.batch_size, self.last = (
                 store,
                 spec,

@@ -47,8 +47,16 @@ def test_bounds_and_the_cost_curve_give_the_same_block_by_block(monkeypatch):
 
 def test_a_single_backbones_quality_ranks_as_the_best_one_is_chosen():
     z, _, labels = problem()
-    quality = [singles.quality(z[:, m], labels) for m in range(z.shape[1])]
-    assert max(range(3), key=lambda m: quality[m]) == singles.best(z, labels)
+    z[:, 2] = z[:, 0] * 0.5  # as often right as the first, with another NLL
+    plain = []
+    for m in range(z.shape[1]):
+        logits = z[:, m].double().numpy()
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        own = log_p[np.arange(len(labels)), labels.numpy()]
+        plain.append(((logits.argmax(1) == labels.numpy()).mean(), own.mean()))
+        assert singles.quality(z[:, m], labels) == pytest.approx(plain[-1], abs=1e-12)
+    assert plain[0][0] == plain[2][0] != plain[1][0]
+    assert singles.best(z, labels) == max(range(3), key=lambda m: plain[m])
 
 
 def test_half_precision_is_widened_block_by_block(monkeypatch):

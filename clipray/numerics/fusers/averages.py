@@ -10,8 +10,6 @@ from clipray.numerics.contracts import State, Support, alike
 from clipray.numerics.solvers.newton import inverse_temperatures
 from clipray.numerics.ties import level
 
-BLOCK = 1024  # images at once: a copy of all logits may not fit into memory
-
 
 @dataclasses.dataclass(frozen=True)
 class Vote:
@@ -51,11 +49,7 @@ def log_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ())
 
     Normalising each p_m first adds one number per image, so this equals `mean_logits` in exact arithmetic.
     """
-    fused_NC = torch.empty_like(logits_NMC[:, 0])
-    for at in range(0, len(logits_NMC), BLOCK):
-        mean_BC = torch.log_softmax(logits_NMC[at : at + BLOCK], dim=-1).mean(1)
-        fused_NC[at : at + BLOCK] = torch.log_softmax(mean_BC, dim=-1)
-    return fused_NC
+    return torch.log_softmax(torch.log_softmax(logits_NMC, dim=-1).mean(1), dim=-1)
 
 
 def prob_avg(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor] = ()) -> Tensor:

@@ -29,12 +29,8 @@ def best(logits_NMC: Tensor, labels_N: Tensor) -> int:
 
     Without images it is the first.
     """
-    if len(labels_N) == 0:
-        return 0
-    accuracy_M = accuracies(logits_NMC, labels_N)
-    own_NM = torch.cat([_own(logits_NMC[b].double(), labels_N[b]) for b in blocks(logits_NMC)])
-    nll_M = -own_NM.mean(0)
-    return int(nll_M.masked_fill(accuracy_M < accuracy_M.max(), torch.inf).argmin())
+    qualities = [quality(logits_NMC[:, m], labels_N) for m in range(logits_NMC.shape[1])]
+    return qualities.index(max(qualities))
 
 
 def _own(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
@@ -48,8 +44,8 @@ def quality(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
     if len(labels_N) == 0:
         return 0.0, 0.0
     accuracy = float((logits_NC.argmax(1) == labels_N).double().mean())
-    own_N1 = _own(logits_NC[:, None].double(), labels_N)
-    return accuracy, float(own_N1.mean())
+    parts = [_own(logits_NC[b, None].double(), labels_N[b]) for b in blocks(logits_NC)]
+    return accuracy, float(torch.cat(parts).mean())
 
 
 def fit_best_single(supports: Sequence[Support], settings: Any) -> list[State]:

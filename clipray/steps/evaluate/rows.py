@@ -61,12 +61,13 @@ class Scores:
         """
         self.kinds[place] = kind
         for name, metric in outcomes.METRICS.items():
-            if metric.interval:
-                values_N = self._each(metric, log_probs_NC)
-                self._row(place, kind, name, *metric.interval(values_N))
-            else:
+            if not metric.interval:
                 self._row(place, kind, name, float(metric(log_probs_NC, self.labels_N)))
-        self.right[place] = self._each(outcomes.METRICS["top1"], log_probs_NC)
+                continue
+            values_N = self._each(metric, log_probs_NC)
+            self._row(place, kind, name, *metric.interval(values_N))
+            if name == "top1":
+                self.right[place] = values_N
         confidence_N, prediction_N = log_probs_NC.max(1)
         self._outcomes(place, prediction_N.numpy(), confidence_N.exp().numpy())
 

@@ -86,13 +86,17 @@ def parted(head: Head, problem: Sequence[Shots], most: int, share: float) -> Par
         return Parted(list(problem), support(head, problem, most))
     own = [shots.take(~held_K) for shots in problem]
     held = [shots.take(held_K) for shots in problem]
-    said = []
-    for state, shots in zip(head.fit(own, head.settings), held, strict=True):
-        parts = (shots.embeddings_KD, shots.classifier_CD, shots.scale, shots.bias)
-        said.append(head.apply(state, *parts))
+    states = head.fit(own, head.settings)
+    said = [_said(head, state, shots) for state, shots in zip(states, held, strict=True)]
     embeddings = tuple(shots.embeddings_KD for shots in held)
     support_set = Support(torch.stack(said, dim=1), embeddings, held[0].labels_K, held[0].seed)
     return Parted(own, support_set)
+
+
+def _said(head: Head, state: State, shots: Shots) -> Tensor:
+    """Apply one backbone's fitted head to support images: logits_KC."""
+    parts = (shots.embeddings_KD, shots.classifier_CD, shots.scale, shots.bias)
+    return head.apply(state, *parts)
 
 
 def logits(head: Head, states: Sequence[State], views: Sequence[View]) -> Tensor:
@@ -155,8 +159,7 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
     states = head.fit([problem.take(fold_K != f) for f in range(count)], settings)
     for f, state in enumerate(states):
         held = fold_K == f
-        x = problem.embeddings_KD[held]
-        whole[held] = head.apply(state, x, problem.classifier_CD, problem.scale, problem.bias)
+        whole[held] = _said(head, state, problem.take(held))
     return whole
 
 

@@ -125,23 +125,15 @@ def cases(problem: Problem, cell: Cell, head: str, settings: dict) -> list[tuple
     """
     import torch
 
-    from clipray.numerics.contracts import Support
     from clipray.numerics.heads import cross_fit, head_of
 
     kind, found = head_of(head, settings), []
     for fit_rows, held_rows in problem.parts[cell]:
-        views, unseen = (_views(problem, rows) for rows in (fit_rows, held_rows))
-        labels_K = torch.tensor(problem.labels_R[fit_rows])
-        every = torch.arange(len(fit_rows))
-        shots = cross_fit.shots_of(views, labels_K, every, cell.seed)
-        states = kind.fit(shots, kind.settings)
-        held = Support(
-            cross_fit.logits(kind, states, unseen),
-            tuple(view.embeddings_ND for view in unseen),
-            torch.tensor(problem.labels_R[held_rows]),
-            seed=cell.seed,
-        )
-        found.append((cross_fit.support(kind, shots, problem.folds), held))
+        rows = np.concatenate([fit_rows, held_rows])
+        labels_N = torch.tensor(problem.labels_R[rows])
+        parts = torch.arange(len(rows)).split([len(fit_rows), len(held_rows)])
+        views = _views(problem, rows)
+        found.append(cross_fit.held_out(kind, views, labels_N, parts, cell.seed, problem.folds))
     return found
 
 

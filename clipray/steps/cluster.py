@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clipray.config import Compute
+from clipray.config import Compute, Pool
 from clipray.errors import ClipRayError, ClusterError, ConfigError, DamagedError, StoreError
 from clipray.progress import say, working
 
@@ -295,6 +295,20 @@ def largest_memory() -> int:
     import ray
 
     return int(max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]))
+
+
+def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
+    """Make the options of Ray Data's `map_batches` for a pool of actors that grows as its config says."""
+    import ray
+
+    most = max(pool.size, pool.max_size)
+    return {
+        "compute": ray.data.ActorPoolStrategy(min_size=pool.size, max_size=most),
+        "num_cpus": pool.num_cpus,
+        "num_gpus": pool.num_gpus,
+        "max_restarts": compute.max_retries,
+        "max_task_retries": compute.max_retries,
+    }
 
 
 def tasks(

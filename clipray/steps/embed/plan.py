@@ -14,6 +14,7 @@ from clipray import images
 from clipray.artefacts.embeddings import Work
 from clipray.config import Backbone, Campaign, Pool
 from clipray.encoding import column
+from clipray.steps import cluster
 from clipray.steps.embed.decode import decode
 from clipray.store import Store
 
@@ -117,13 +118,7 @@ def passed(
             ),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                min_size=pools[name].size, max_size=max(pools[name].size, pools[name].max_size)
-            ),
-            num_cpus=pools[name].num_cpus,
-            num_gpus=pools[name].num_gpus,
-            max_restarts=compute.max_retries,
-            max_task_retries=compute.max_retries,
+            **cluster.actors(pools[name], compute),
         )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:

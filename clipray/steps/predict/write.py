@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from clipray import backbones, encoding, images, schema, sources
 from clipray.artefacts import fused_model, index
@@ -19,6 +20,7 @@ from clipray.config import Compute, Pool
 from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
+from clipray.steps import cluster
 from clipray.store import Store
 
 RUNNING = ("image_id", "key", "label")  # what of an index's row a prediction needs
@@ -66,6 +68,7 @@ class Encode:
         model: the fused model's URI. number: the backbone's.
         last: whether no later pool wants the same crops.
         keep: where the embeddings are written, beside being handed on; None: nowhere.
+        threads: that it computes with on CPUs; 0: as many as Ray gives it.
     """
 
     def __init__(
@@ -76,7 +79,10 @@ class Encode:
         batch_size: int,
         last: bool,
         keep: tuple[Store, str] | None,
+        threads: int = 0,
     ):
+        if threads:
+            torch.set_num_threads(threads)
         fusion = Fusion(fused_model.read(fused_model.fetched(model)))
         self.fusion = fusion
         self.number, self.batch_size, self.last, self.keep = number, batch_size, last, keep
@@ -232,7 +238,11 @@ def run(
         last = fusion.group(m) not in later
         own = (store, keep[m]) if m in keep else None
         dataset = _pooled(
-            dataset, Encode, (model, m, device, compute.batch_size, last, own), pool, compute
+            dataset,
+            Encode,
+            (model, m, device, compute.batch_size, last, own, pool.threads),
+            pool,
+            compute,
         )
     fusing = Pool(size=max(1, sum(pool.size for pool in pools.values()) // 8), num_cpus=0)
     dataset = _pooled(dataset, Label, (model, store, place, targets), fusing, compute)
@@ -242,16 +252,10 @@ def run(
 
 def _pooled(dataset: Any, kind: type, arguments: tuple, pool: Pool, compute: Compute) -> Any:
     """Add a stage of actors, bounded in its restarts."""
-    import ray
-
     return dataset.map_batches(
         kind,
         fn_constructor_args=arguments,
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=pool.size),
-        num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus,
-        max_restarts=compute.max_retries,
-        max_task_retries=compute.max_retries,
+        **cluster.actors(pool, compute),
     )

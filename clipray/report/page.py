@@ -1,11 +1,10 @@
 """What there is to show → one self-contained HTML page."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
@@ -25,16 +24,9 @@ class Files(NamedTuple):
     figures: Mapping[str, Mapping[str, str]] = {}
 
 
-def render(
-    scores: pa.Table,
-    failures: pa.Table,
-    about: dict,
-    standings: pa.Table | None = None,
-    robustness: dict | None = None,
-    looked_at: Sequence[dict] = (),
-) -> str:
-    """The report as HTML that needs nothing from elsewhere; see `contents` for the arguments."""
-    return html(contents(scores, failures, about, standings, robustness, looked_at))
+def render(*given: Any, **named: Any) -> str:
+    """Draw the report as HTML that needs nothing from elsewhere; it takes the arguments of `contents`."""
+    return html(contents(*given, **named))
 
 
 def html(context: dict[str, Any], files: Files | None = None) -> str:

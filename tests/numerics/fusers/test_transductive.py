@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from clipray.numerics import blocks
 from clipray.numerics.contracts import State, Support
-from clipray.numerics.fusers import FUSERS, averages, settings_of, transductive
+from clipray.numerics.fusers import FUSERS, settings_of, transductive
 from tests.numerics.made import problem
 
 F = FUSERS["transductive"]
@@ -208,14 +209,16 @@ def test_guarded_takes_nothing_from_a_batch_that_text_only_guesses_at():
 
 def test_blocks_change_no_answer_of_log_avg(monkeypatch):
     z = torch.randn(50, 3, 7, generator=torch.Generator().manual_seed(3)) * 9
-    whole = averages.log_avg(State(None), z)
+    apply = FUSERS["log_avg"].apply
+    whole = apply(State(None), z)
     expected = z.double() - torch.logsumexp(z.double(), 2, keepdim=True)
     expected = expected.mean(1)
     expected -= torch.logsumexp(expected, 1, keepdim=True)
     torch.testing.assert_close(whole.double(), expected, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(averages, "BLOCK", 7)
-    assert torch.equal(averages.log_avg(State(None), z), whole)
-    assert averages.log_avg(State(None), z[:0]).shape == (0, 7)
+    monkeypatch.setattr(blocks, "ELEMENTS", 7 * 3 * 7)
+    assert len(list(blocks.blocks(z))) == 8
+    assert torch.equal(apply(State(None), z), whole)
+    assert apply(State(None), z[:0]).shape == (0, 7)
 
 
 def test_reliability_counts_pairs_of_backbones_that_agree():

@@ -26,8 +26,8 @@ from clipray.steps import cluster
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune.records import Cell, Records
 from clipray.steps.tune.studies import Study
-from clipray.steps.tune.sweep import Reasons, Sweep
-from clipray.steps.tune.trial import Piece, Trial, cases_of, measure
+from clipray.steps.tune.sweep import Sweep
+from clipray.steps.tune.trial import Piece, cases_of, measure
 from clipray.store import Store
 
 DATASETS, SEEDS, CLASSES, DIM, BACKBONES, HELD = 10, 3, 10, 128, 5, 200
@@ -77,42 +77,46 @@ def loop(problems: dict, configurations: list) -> float:
     """Seconds of fitting and scoring one support set after another, in this process."""
     start = time.perf_counter()
     for one in configurations:
-        for name, problem in problems.items():
+        for problem in problems.values():
             for cell in problem.parts:
-                piece = Piece((one,), {name: (cell,)}, 1, False, 0)
+                piece = Piece(one, (cell,), 1, 0)
                 list(measure(piece, lambda dataset, *key: cases_of(problems[dataset], *key)))
     return time.perf_counter() - start
 
 
-def timed(search: object, trainable: object, **more: object) -> float:
-    """Seconds from the first finished trial to the last."""
-    ends: list[float] = []
+class Clock(tune.Callback):
+    """Takes the time of each trial's end."""
 
-    class Clock(tune.Callback):
-        def on_trial_complete(
-            self, iteration: int, trials: list, trial: object, **info: object
-        ) -> None:
-            ends.append(time.perf_counter())
+    def __init__(self) -> None:
+        self.ends: list[float] = []
 
-    with tempfile.TemporaryDirectory() as place:
-        tune.run(
-            trainable, name="b", resources_per_trial={"cpu": 1}, search_alg=search, storage_path=place,
-            callbacks=[Clock()], verbose=0, **more,
-        )  # fmt: skip
-    return (ends[-1] - ends[0]) / (len(ends) - 1) * len(ends)
+    def on_trial_complete(
+        self, iteration: int, trials: list, trial: object, **info: object
+    ) -> None:
+        """One more."""
+        self.ends.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """From the first finished trial to the last, and as much for the first."""
+        ends = self.ends
+        return (ends[-1] - ends[0]) / (len(ends) - 1) * len(ends)
 
 
 def ours(config: Tune, refs: dict, cells: list) -> tuple[float, list]:
     """Seconds of clipray's own way, and the configurations that it tried."""
+    clock = Clock()
+
+    class Timed(Sweep):
+        def on_trial_complete(self, **info: object) -> None:
+            super().on_trial_complete(**info)
+            clock.on_trial_complete(**info)
+
     with tempfile.TemporaryDirectory() as place:
         records = Records(Store(place), "fits", dict.fromkeys(refs, "x"))
-        study, reasons = Study(config.searches[0], config, cells, records), Reasons()
-        sweep = Sweep([study], records, config, reasons)
-        trainable = tune.with_parameters(Trial, problems=refs, threads=1)
-        seconds = timed(
-            sweep, trainable, num_samples=-1, stop=sweep, scheduler=reasons, reuse_actors=True
-        )
-        return seconds, [asked.configuration for asked in study.tried]
+        study = Study(config.searches[0], config, cells, records)
+        sweep = Timed(records, config, cells, show=lambda: None)
+        sweep.run(sweep.waves([study]), refs)
+        return clock.seconds(), list(study.drawn)
 
 
 def one_trial_per_fit(refs: dict, pieces: list, reuse: bool) -> float:
@@ -120,12 +124,19 @@ def one_trial_per_fit(refs: dict, pieces: list, reuse: bool) -> float:
 
     def trainable(config: dict) -> None:
         torch.set_num_threads(1)
-        ((name, _),) = config["piece"].cells.items()
-        problem = ray.get(refs[name])
+        problem = ray.get(refs[config["piece"].cells[0].dataset])
         ((row,),) = measure(config["piece"], lambda dataset, *key: cases_of(problem, *key))
         tune.report({"nll": row.nll})
 
-    return timed(None, trainable, config={"piece": tune.grid_search(pieces)}, reuse_actors=reuse)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as place:
+        tune.Tuner(
+            tune.with_resources(trainable, {"cpu": 1}),
+            param_space={"piece": tune.grid_search(pieces)},
+            tune_config=tune.TuneConfig(reuse_actors=reuse),
+            run_config=tune.RunConfig(storage_path=place, callbacks=[clock], verbose=0),
+        ).fit()
+    return clock.seconds()
 
 
 def main() -> None:
@@ -133,16 +144,14 @@ def main() -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     samples = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     torch.set_num_threads(1)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     cluster.quiet()
     cores = int(ray.cluster_resources()["CPU"])
     problems = {f"made{i}": made(f"made{i}", i) for i in range(DATASETS)}
     refs = {name: ray.put(problem) for name, problem in problems.items()}
     cells = [cell for problem in problems.values() for cell in problem.parts]
     seconds, tried = ours(configuration(samples), refs, cells)
-    pieces = [
-        Piece((one,), {cell.dataset: (cell,)}, 1, False, 0) for one in tried for cell in cells
-    ]
+    pieces = [Piece(one, (cell,), 1, 0) for one in tried for cell in cells]
     some = pieces[:: max(1, len(pieces) // 30)][:30]
     loop(problems, tried[:1])
     figures = {

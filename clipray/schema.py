@@ -124,10 +124,10 @@ FITS = pa.schema(  # of a search: one row per configuration, support set and mom
     ]
 )
 
-TRIALS = pa.schema(  # what an adaptive study has tried, in order
+TRIALS = pa.schema(  # of a search with a scheduler: what a study has let train how far
     [
         ("study", pa.string()),
-        ("chosen", pa.string()),  # JSON: values by the settings' names
+        ("configuration", pa.string()),  # JSON, as in FITS
         (
             "reached",
             pa.float64(),

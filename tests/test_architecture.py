@@ -62,7 +62,7 @@ MAY: dict[str, tuple[str, str]] = {
         "artefacts backbones encoding fusion",
     ),
     "clipray.steps.tune.space": ("optuna", "config numerics steps"),
-    "clipray.steps.tune.studies": ("numpy optuna", "config steps"),
+    "clipray.steps.tune.studies": ("numpy optuna ray", "config steps"),
     "clipray.notebook": ("numpy pandas torch matplotlib", "numerics report store"),
     "clipray.tracking": ("mlflow fsspec filelock pandas", "config secrets store"),
     "clipray.report": (

@@ -67,7 +67,9 @@ class Tune(Inputs):
     seed: int = 0  # of the sampler
     seconds: float = Field(0, ge=0)  # no new trial after them; 0: no limit
     core_seconds: float = Field(0, ge=0)  # of fitting, all that is recorded counted; 0: no limit
-    batch: int = Field(4, ge=1)  # configurations of a trial
+    batch: int = Field(
+        4, ge=1
+    )  # configurations that `tpe` draws before it is told of any, at least
     max_concurrent_trials: int = Field(0, ge=0)  # 0: what the cluster holds
     trial_cpus: float = Field(1.0, gt=0)
     retries: int = Field(2, ge=0)  # of a fit that raises, or whose worker dies

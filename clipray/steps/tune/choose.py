@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 
 from clipray import schema
+from clipray.config import Campaign
 from clipray.config.search import Search as Wanted
-from clipray.steps.tune.records import Cell, Records, score
+from clipray.config.search import Tune
+from clipray.steps.tune.records import Cell, score
 from clipray.steps.tune.search import Search
-from clipray.steps.tune.space import Configuration
+from clipray.steps.tune.space import configuration
 from clipray.steps.tune.studies import Study, adaptive, scopes
+
+SCOPE = ("dataset", "shots", "seed")  # what a choice is for; None stands for all
 
 
 def choices(search: Search) -> pa.Table:
-    """A row per search and scope that has a complete configuration."""
+    """Make a row for each search and scope that has a complete configuration."""
     rows = []
     for wanted in search.config.searches:
         for scope, cells in scopes(search.config, search.cells).items():
@@ -29,94 +32,66 @@ def _choice(
 ) -> Iterator[dict]:
     """The best of what is fitted to the end on all of a scope's support sets; of equals the first, so the defaults."""
     records, metric = search.records, search.config.metric
-    scored = {
-        asked.configuration: _ends(records, asked.configuration, cells) for asked in study.tried
-    }
+    tried = [asked.configuration for asked in study.tried]
+    scored = {one: study.ends(one, cells) for one in tried}
     scored = {one: rows for one, rows in scored.items() if rows}
     if not scored:
         return
     sign = 1 if metric == "nll" else -1
     best = min(scored, key=lambda one: sign * score(scored[one], metric))
-    default = study.tried[0].configuration
+    default = configuration(wanted, {})
     own = [cell for cell in search.cells if cell.dataset == scope[0] and cell not in cells]
-    row = {"search": wanted.name, **dict(zip(("dataset", "shots", "seed"), scope, strict=True))}
+    row = {"search": wanted.name, **dict(zip(SCOPE, scope, strict=True))}
     row |= {"settings": best.settings, "head_settings": best.head_settings}
     row |= {"configurations": len(scored), "support_sets": len(cells)}
     row["chosen_by"] = score(scored[best], metric)
     row["default_by"] = score(scored[default], metric) if default in scored else None
     for prefix, one in (("", best), ("default_", default)):
-        rows = _ends(records, one, own) if own else None
+        rows = records.ends(one, own) if own else None
         row |= {prefix + name: score(rows, name) if rows else None for name in ("nll", "top1")}
     yield row
 
 
-def _ends(records: Records, one: Configuration, cells: list[Cell]) -> list[dict] | None:
-    rows = [records.end(one, cell) for cell in cells]
-    return rows if all(row is not None and row["error"] is None for row in rows) else None
-
-
 def best_campaign(search: Search, table: pa.Table) -> dict:
-    """The campaign that scores the chosen settings beside the defaults: what `jobs.run` takes."""
+    """Make the campaign that scores the chosen settings beside the defaults, which `jobs.run` takes."""
     config = search.config
-    left_out = {"searches", "compute"} | (set(type(config).model_fields) - set(_campaign_fields()))
-    whole = config.model_dump(mode="json", exclude=left_out, exclude_defaults=True) | {
-        "name": f"{config.name}-best"
-    }
+    shared = set(Campaign.model_fields) & set(Tune.model_fields) - {"compute"}
+    whole = config.model_dump(mode="json", include=shared, exclude_defaults=True)
     fusers, heads = [], []
     for wanted in config.searches:
         rows = [row for row in table.to_pylist() if row["search"] == wanted.name]
-        start = {
-            "name": f"{wanted.name}-defaults",
-            "fuser": wanted.fuser,
-            "settings": dict(wanted.settings),
-        }
-        fusers.append(start if wanted.settings else wanted.fuser)
-        fusers.append(
-            {
-                "name": wanted.name,
-                "fuser": wanted.fuser,
-                **_method(rows, "settings", wanted.settings),
-            }
-        )
+        start = {"name": f"{wanted.name}-defaults", "fuser": wanted.fuser}
+        fixed = dict(wanted.settings)
+        fusers.append(start | {"settings": fixed} if fixed else wanted.fuser)
+        name = {"name": wanted.name, "fuser": wanted.fuser}
+        fusers.append(name | _settings(rows, "settings", fixed))
         heads.append(wanted.head)
         if wanted.head_space or wanted.head_settings:
-            name = f"{wanted.name}-{wanted.head}"
-            heads.append(
-                {
-                    "name": name,
-                    "head": wanted.head,
-                    **_method(rows, "head_settings", wanted.head_settings),
-                }
-            )
-    unique = [one for i, one in enumerate(fusers) if one not in fusers[:i]]
-    return whole | {
-        "heads": [one for i, one in enumerate(heads) if one not in heads[:i]],
-        "fusers": unique,
-    }
+            name = {"name": f"{wanted.name}-{wanted.head}", "head": wanted.head}
+            heads.append(name | _settings(rows, "head_settings", dict(wanted.head_settings)))
+    methods = {"heads": _unique(heads), "fusers": _unique(fusers)}
+    return whole | {"name": f"{config.name}-best"} | methods
 
 
-def _campaign_fields() -> list[str]:
-    from clipray.config import Campaign
-
-    return list(Campaign.model_fields)
+def _unique(every: list) -> list:
+    return [one for i, one in enumerate(every) if one not in every[:i]]
 
 
-def _method(rows: list[dict], key: str, otherwise: Any) -> dict:
-    """Settings for all datasets, and those for one or for one support set."""
-    everywhere = next(
-        (json.loads(row[key]) for row in rows if row["dataset"] is None), dict(otherwise)
-    )
-    chosen = [
-        {name: row[name] for name in ("dataset", "shots", "seed") if row[name] is not None}
-        | {"settings": json.loads(row[key])}
-        for row in rows
-        if row["dataset"] is not None
-    ]
+def _settings(rows: list[dict], key: str, otherwise: dict) -> dict:
+    """Give settings for all datasets, and those for one or for one support set."""
+    everywhere, chosen = otherwise, []
+    for row in rows:
+        settings = json.loads(row[key])
+        if row["dataset"] is None:
+            everywhere = settings
+            continue
+        place = {name: row[name] for name in SCOPE if row[name] is not None}
+        chosen.append(place | {"settings": settings})
     return {"settings": everywhere} | ({"chosen": chosen} if chosen else {})
 
 
 def importance(search: Search) -> dict[str, dict[str, float]]:
-    """By search, each setting's share in what moves the score (fANOVA, Hutter et al. 2014, by Optuna).
+    """Compute by search each setting's share in what moves the score (fANOVA, Hutter et al. 2014, by Optuna).
 
     Over the configurations fitted to the end, of all support sets of a study; the mean over a search's studies.
     Settings under a condition are left out, as Optuna needs those that every configuration has.

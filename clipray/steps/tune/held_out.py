@@ -36,7 +36,7 @@ class Problem:
 
 
 def what(task: Task, config: Tune) -> dict:
-    """The WHAT of a dataset's problem."""
+    """Name the WHAT of a dataset's problem."""
     data = {
         "embeddings": task.embeddings,  # of the test split the ids, which are never drawn
         "classifiers": task.classifiers,
@@ -51,7 +51,7 @@ def what(task: Task, config: Tune) -> dict:
 
 
 def address(store: Store, task: Task, config: Tune) -> str:
-    """Where the list of a dataset's support sets lies."""
+    """Name the address of the list of a dataset's support sets."""
     told = {**what(task, config), "shots": config.shots, "seeds": config.seeds, "code": code()}
     return store.address("tuning", task.dataset, what=told)
 
@@ -97,7 +97,7 @@ def prepare(store: Store, place: str, task: Task, config: Tune) -> tuple[Problem
 
 
 def _parts(train: Any, draw: Any, config: Tune) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(rows to fit on, rows to score) of one support set; folds of it, or all of it and the rest of the split."""
+    """List (rows to fit on, rows to score) of one support set; folds of it, or all of it and the rest of the split."""
     import torch
 
     from clipray.numerics.fusers.convex import in_turn
@@ -119,7 +119,7 @@ def _parts(train: Any, draw: Any, config: Tune) -> list[tuple[np.ndarray, np.nda
 
 
 def cases(problem: Problem, cell: Cell, head: str, settings: dict) -> list[tuple[Any, Any]]:
-    """For each part of a support set: what a fuser is fitted on, and what it is scored on (two `Support`s).
+    """Give for each part of a support set what a fuser is fitted on, and what it is scored on (two `Support`s).
 
     The head learns from the part to fit on alone; the fuser sees its cross-fitted logits there.
     """
@@ -138,7 +138,7 @@ def cases(problem: Problem, cell: Cell, head: str, settings: dict) -> list[tuple
 
 
 def _views(problem: Problem, rows: np.ndarray) -> list[Any]:
-    """Each backbone (`View`) on some rows of a problem."""
+    """Show each backbone (`View`) on some rows of a problem."""
     import torch
 
     from clipray.numerics.heads.cross_fit import View
@@ -151,5 +151,5 @@ def _views(problem: Problem, rows: np.ndarray) -> list[Any]:
 
 
 def sources(tasks: list[Task], config: Tune) -> dict[str, str]:
-    """By dataset, the fingerprint of all that its fits read."""
+    """Compute by dataset the fingerprint of all that its fits read."""
     return {task.dataset: fingerprint(what(task, config)) for task in tasks}

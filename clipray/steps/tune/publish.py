@@ -1,25 +1,27 @@
 """What a search found → a campaign that scores it, tables, MLflow's runs and the job's result."""
 
-from typing import Any
+from collections.abc import Iterator
 
 import yaml
 
 from clipray import secrets
 from clipray.config import fingerprint
 from clipray.report import files
+from clipray.report.gains import gain
 from clipray.steps.tune import space as spaces
 from clipray.steps.tune.choose import best_campaign, choices, importance
 from clipray.steps.tune.records import Cell, score
 from clipray.steps.tune.search import Search
 from clipray.steps.tune.space import Configuration
 from clipray.store import provenance
+from clipray.tracking import Metric, Record, record
 
 MARK = "tuned.json"
 SCORES = ("chosen_by", "default_by", "nll", "default_nll", "top1", "default_top1")
 
 
 def describe(search: Search) -> list[str]:
-    """The plan in lines: what is searched, on what, and how many fits that is."""
+    """Describe the plan in lines: what is searched, on what, and how many fits that is."""
     config = search.config
     sets, parts = len({cell.dataset for cell in search.cells}), sum(search.fits.values())
     lines = [
@@ -95,138 +97,106 @@ def publish(search: Search) -> dict:
 
 
 def headline(search: Search, rows: list[dict], shares: dict) -> dict:
-    """The search's main numbers: what tuned settings gain over the defaults on images that did not choose them."""
-    from clipray.report.gains import gain
-
-    found, text = {}, []
+    """Compute what tuned settings gain over the defaults on images that did not choose them."""
+    gains, text = {}, []
     for one in search.config.searches:
-        own = [row for row in rows if row["search"] == one.name and row["top1"] is not None]
-        own = [row for row in own if row["default_top1"] is not None]
+        own = [row for row in rows if row["search"] == one.name]
+        own = [row for row in own if None not in (row["top1"], row["default_top1"])]
         if len(own) > 1:
-            gains = {}
-            for metric in ("top1", "nll"):
-                gains[metric] = gain([row[metric] - row[f"default_{metric}"] for row in own])[:3]
-            found[one.name] = {metric: list(interval) for metric, interval in gains.items()}
-            top1, nll = gains["top1"], gains["nll"]
-            text.append(
-                f"{one.name}: chosen on the other datasets, {100 * top1[0]:+.2f} points top-1 "
-                f"[{100 * top1[1]:+.2f}, {100 * top1[2]:+.2f}], {nll[0]:+.4f} nats [{nll[1]:+.4f}, {nll[2]:+.4f}] "
-                f"against the defaults, over {len(own)} datasets"
-            )
-        if shares.get(one.name):
-            most = sorted(shares[one.name].items(), key=lambda item: -item[1])[:4]
-            text.append(
-                f"{one.name}: what matters: "
-                + ", ".join(f"{key} {100 * share:.0f} %" for key, share in most)
-            )
-    if search.counts.failed:
-        kinds = sorted(search.counts.reasons.items(), key=lambda item: -item[1])[:3]
-        text.append(
-            f"{search.counts.failed} fits failed: "
-            + "; ".join(f"{n} times {why}" for why, n in kinds)
-        )
+            gains[one.name] = {metric: _gain(own, metric) for metric in ("top1", "nll")}
+            text.append(_gained(one.name, len(own), **gains[one.name]))
+        most = sorted(shares.get(one.name, {}).items(), key=lambda item: -item[1])[:4]
+        if most:
+            words = ", ".join(f"{key} {100 * share:.0f} %" for key, share in most)
+            text.append(f"{one.name}: what matters: {words}")
+    counts = search.counts
+    if counts.failed:
+        reasons = "; ".join(f"{n} times {why}" for why, n in counts.reasons.most_common(3))
+        text.append(f"{counts.failed} fits failed: {reasons}")
     if search.cut:
         text.append(f"ended early by its budget ({search.cut}); the same command with more goes on")
-    return {"gains": found, "importance": shares, "text": text}
+    return {"gains": gains, "importance": shares, "text": text}
+
+
+def _gain(rows: list[dict], metric: str) -> list[float]:
+    """Compute mean and interval over datasets."""
+    return list(gain([row[metric] - row[f"default_{metric}"] for row in rows])[:3])
+
+
+def _gained(name: str, datasets: int, top1: list[float], nll: list[float]) -> str:
+    points, low, high = (100 * value for value in top1)
+    return (
+        f"{name}: chosen on the other datasets, {points:+.2f} points top-1 [{low:+.2f}, {high:+.2f}], "
+        f"{nll[0]:+.4f} nats [{nll[1]:+.4f}, {nll[2]:+.4f}] against the defaults, over {datasets} datasets"
+    )
 
 
 def track(search: Search, result: dict, rows: list[dict], shares: dict) -> dict:
-    """One run for the search, one for each dataset, and on request one for each configuration."""
-    from clipray.tracking import Metric, Record, record
-
+    """Record one run for the search, one for each dataset, and on request one for each configuration."""
     config = search.config
-    names = {
-        "best.yaml": "best",
-        "tables/choices.parquet": "choices",
-        "tables/fits.parquet": "fits_table",
+    artifacts = {
+        "best.yaml": result["best"],
+        "tables/choices.parquet": result["choices"],
+        "tables/fits.parquet": result["fits_table"],
+        "importance.json": result["importance"],
     }
-    artifacts = {name: result[key] for name, key in names.items()} | {
-        "importance.json": result["importance"]
-    }
-    metrics = [
-        Metric(f"importance/{name}/{key}", v)
-        for name, one in shares.items()
-        for key, v in one.items()
-    ]
+    metrics = [Metric(name, getattr(search.counts, name)) for name in ("failed", "seconds")]
+    for name, own in shares.items():
+        metrics += [Metric(f"importance/{name}/{key}", share) for key, share in own.items()]
     for name, gains in result["headline"]["gains"].items():
         metrics += [Metric(f"gain_{metric}/{name}", values[0]) for metric, values in gains.items()]
-    counts = search.counts
-    metrics += [Metric(name, getattr(counts, name)) for name in ("failed", "seconds")]
     outside = {"tracking", "workspace", "name", "compute", "searches"}
-    what = config.model_dump(mode="json", exclude=outside) | {
-        f"search/{one.name}": one.model_dump(mode="json", exclude_defaults=True)
-        for one in config.searches
-    }
+    what = config.model_dump(mode="json", exclude=outside)
+    for one in config.searches:
+        what[f"search/{one.name}"] = one.model_dump(mode="json", exclude_defaults=True)
     parent = Record(what, metrics, artifacts=artifacts, tags={"clipray.provenance": provenance()})
-    children = {
-        name: _dataset(search, name, rows)
-        for name in dict.fromkeys(cell.dataset for cell in search.cells)
-    }
+    datasets = dict.fromkeys(cell.dataset for cell in search.cells)
+    children = {name: _dataset(search, name, rows) for name in datasets}
     if config.log_trials:
         children |= dict(_trials(search))
     found = record(f"tune/{config.name}", search.store.uri, config.tracking, parent, children)
     return {key: value for key, value in found.items() if key != "written"}
 
 
-def _dataset(search: Search, dataset: str, rows: list[dict]) -> Any:
-    """The settings chosen for a dataset, their scores, and the learning curves of these and of the defaults."""
-    from clipray.tracking import Metric, Record
-
+def _dataset(search: Search, dataset: str, rows: list[dict]) -> Record:
+    """Record the settings chosen for a dataset, their scores, and the learning curves of these and of the defaults."""
     params, metrics = {"dataset": dataset}, []
     wanted = {one.name: one for one in search.config.searches}
-    for row in [row for row in rows if row["dataset"] == dataset] or [
-        row for row in rows if row["dataset"] is None
-    ]:
-        place = "/".join(
-            [row["search"], *(str(row[key]) for key in ("shots", "seed") if row[key] is not None)]
-        )
+    cells = [cell for cell in search.cells if cell.dataset == dataset]
+    everywhere = [row for row in rows if row["dataset"] is None]
+    for row in [row for row in rows if row["dataset"] == dataset] or everywhere:
+        words = [str(row[key]) for key in ("shots", "seed") if row[key] is not None]
+        place = "/".join([row["search"], *words])
         params |= {f"{key}/{place}": row[key] for key in ("settings", "head_settings")}
         metrics += [Metric(f"{key}/{place}", row[key]) for key in SCORES if row[key] is not None]
         one = wanted[row["search"]]
         chosen = Configuration(one.head, row["head_settings"], one.fuser, row["settings"])
-        cells = [cell for cell in search.cells if cell.dataset == dataset]
-        cells = [
-            c for c in cells if row["shots"] in (None, c.shots) and row["seed"] in (None, c.seed)
-        ]
-        for label, configuration in (
-            ("chosen", chosen),
-            ("defaults", spaces.configuration(one, {})),
-        ):
-            metrics += _curve(search, configuration, cells, f"{place}/{label}")
+        own = [cell for cell in cells if row["shots"] in (None, cell.shots)]
+        own = [cell for cell in own if row["seed"] in (None, cell.seed)]
+        metrics += _curve(search, chosen, own, f"{place}/chosen")
+        metrics += _curve(search, spaces.configuration(one, {}), own, f"{place}/defaults")
     return Record(params, metrics)
 
 
-def _curve(search: Search, one: Any, cells: list[Cell], label: str) -> list:
-    """Mean scores after each part of the training, in per cent of it."""
-    from clipray.tracking import Metric
-
+def _curve(search: Search, one: Configuration, cells: list[Cell], label: str) -> list[Metric]:
+    """Compute the mean scores after each part of the training, in per cent of it."""
     curves = [search.records.curve(one, cell) for cell in cells]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    return [
-        Metric(
-            f"curve_{metric}/{label}",
-            score([curve[step] for curve in curves], metric),
-            round(100 * step),
-        )
-        for step in steps
-        for metric in ("nll", "top1")
-        if not any(curve[step]["error"] for curve in curves)
-    ]
-
-
-def _trials(search: Search) -> list[tuple[str, Any]]:
-    from clipray.tracking import Metric, Record
-
     found = []
+    for step in sorted(set.intersection(*(set(curve) for curve in curves))):
+        rows = [curve[step] for curve in curves]
+        if any(row["error"] for row in rows):
+            continue
+        for metric in ("nll", "top1"):
+            name = f"curve_{metric}/{label}"
+            found.append(Metric(name, score(rows, metric), round(100 * step)))
+    return found
+
+
+def _trials(search: Search) -> Iterator[tuple[str, Record]]:
     for (name, _), study in search.studies.items():
         for number, asked in enumerate(study.tried):
-            ends = [search.records.end(asked.configuration, cell) for cell in study.cells]
-            if all(row is not None and row["error"] is None for row in ends):
+            ends = study.ends(asked.configuration, study.cells)
+            if ends:
                 metrics = [Metric(metric, score(ends, metric)) for metric in ("nll", "top1")]
-                found.append(
-                    (
-                        f"{name}-{study.key[:6]}-{number}",
-                        Record({"search": name, **asked.chosen}, metrics),
-                    )
-                )
-    return found
+                params = {"search": name, **asked.chosen}
+                yield f"{name}-{study.key[:6]}-{number}", Record(params, metrics)

@@ -5,10 +5,9 @@ the train splits of other datasets (`leave_one_dataset_out`) or of all (`univers
 """
 
 import contextlib
-import os
-import tempfile
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,17 +42,17 @@ class Search:
     problems: dict[str, Any] = field(
         default_factory=dict
     )  # by dataset, the object reference of its `Problem`
-    counts: Any = None  # `sweep.Counts` of the last run
+    counts: Any = None  # the `sweep.Sweep` of the last run
     cut: str = ""  # the budget that ended it
 
     @property
     def cells(self) -> list[Cell]:
-        """All support sets in use."""
+        """List all support sets in use."""
         return list(self.fits)
 
 
 def campaign(config: Tune) -> Campaign:
-    """The campaign that makes the embeddings which a search needs."""
+    """Make the campaign of the embeddings which a search needs."""
     shared = {name: getattr(config, name) for name in Inputs.model_fields}
     return Campaign(
         **shared, heads=tuple(dict.fromkeys(search.head for search in config.searches)), fusers=()
@@ -61,7 +60,7 @@ def campaign(config: Tune) -> Campaign:
 
 
 def whole(config: Tune) -> bool:
-    """Whether a search looks at images of train splits outside the support sets."""
+    """Tell whether a search looks at images of train splits outside the support sets."""
     return config.selection != heldout.INSIDE
 
 
@@ -157,96 +156,54 @@ def _load(search: Search, tasks: list[Task], verbose: bool) -> None:
 
 def fit(search: Search, verbose: bool) -> None:
     """Fit what the studies ask for and the records lack."""
-    from clipray.steps.tune.sweep import Reasons, Sweep
+    from clipray.steps.tune.sweep import Sweep
 
-    reasons = Reasons()
-    sweep = Sweep(list(search.studies.values()), search.records, search.config, reasons)
-    search.counts = sweep.counts
-    if sweep.ready:
-        try:
-            with shown(sweep, search) as show:
-                _load(
-                    search,
-                    [task for task in search.tasks if task.dataset not in search.problems],
-                    verbose,
-                )
-                _trials(sweep, reasons, search, show)
-        finally:
-            search.records.flush()
+    studies = list(search.studies.values())
+    sweep = search.counts = Sweep(search.records, search.config, search.cells)
+    waves = sweep.waves(studies)
+    try:
+        if first := next(waves, None):
+            with shown(sweep, search) as sweep.show:
+                left = [task for task in search.tasks if task.dataset not in search.problems]
+                _load(search, left, verbose)
+                sweep.run(itertools.chain([first], waves), search.problems)
+    finally:
+        search.records.flush()
+    for study in studies:
+        study.tell()
     search.cut = sweep.cut
-    search.records.flush()
-
-
-def _trials(sweep: Any, reasons: Any, search: Search, show: Any) -> None:
-    """Run Ray Tune until the sweep has nothing more to ask; its own files are thrown away."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    from ray import tune
-
-    from clipray.steps.tune.trial import Trial
-
-    class Shown(tune.Callback):
-        def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-            sweep.counts.running = sum(trial.status == "RUNNING" for trial in trials)
-            show()
-
-    config = search.config
-    with tempfile.TemporaryDirectory() as place:
-        tune.run(
-            tune.with_parameters(
-                Trial, problems=search.problems, threads=max(1, int(config.trial_cpus))
-            ),
-            name="clipray",
-            resources_per_trial={"cpu": config.trial_cpus},
-            num_samples=-1,
-            search_alg=sweep,
-            scheduler=reasons,
-            stop=sweep,
-            max_concurrent_trials=config.max_concurrent_trials or None,
-            reuse_actors=True,
-            raise_on_failed_trial=False,
-            storage_path=place,
-            callbacks=[Shown()],
-            verbose=0,
-        )
 
 
 @contextlib.contextmanager
-def shown(sweep: Any, search: Search) -> Iterator[Any]:
-    """Progress: fits done, running and failed, the time left, and the best score so far of each dataset."""
-    start, counts, name = time.monotonic(), sweep.counts, search.config.metric
+def shown(sweep: Any, search: Search) -> Iterator[Callable[[], None]]:
+    """Show progress: fits done, running and failed, the time left, and the best score so far of each dataset."""
+    start, name = time.monotonic(), search.config.metric
     parts = sum(search.fits.values()) / len(search.fits)
-
-    def numbers() -> tuple[float, str]:
-        spent = time.monotonic() - start
-        pace = counts.done / spent
-        left = max(0, counts.total - counts.known - counts.done) / pace if pace else float("inf")
-        return pace * parts, "?" if left == float("inf") else f"{left / 60:.0f} min"
+    total = sum((study.samples + 1) * len(study.cells) for study in search.studies.values())
+    searches = [one.name for one in search.config.searches]
+    datasets = list(dict.fromkeys(cell.dataset for cell in search.cells))
 
     def line() -> str:
-        pace, left = numbers()
+        ended, pace = len(sweep.ends), sweep.done / (time.monotonic() - start)
+        left = f"{max(0, total - ended) / pace / 60:.0f} min" if pace else "?"
         return (
-            f"tune: {counts.known + counts.done}/{counts.total} fits ({counts.known} known, {counts.failed} failed), "
-            f"{counts.running} trials running, {pace:.1f} fits/s, {left} left"
+            f"tune: {ended}/{total} fits ({sweep.known} known, {sweep.failed} failed), "
+            f"{sweep.running} trials running, {pace * parts:.1f} fits/s, at most {left} left"
         )
 
     def rows() -> list[list[str]]:
-        best = [[sweep.best.get((one.name, d)) for one in search.config.searches] for d in datasets]
+        best = {place: f"{value:.4f}" for place, value in list(sweep.best.items())}
         return [
-            [d, *("" if v is None else f"{v:.4f}" for v in values)]
-            for d, values in zip(datasets, best, strict=True)
+            [dataset, *(best.get((one, dataset), "") for one in searches)] for dataset in datasets
         ]
 
-    datasets = list(dict.fromkeys(cell.dataset for cell in search.cells))
-    with board(
-        line, ["dataset", *(f"best {name}, {one.name}" for one in search.config.searches)], rows
-    ) as show:
+    columns = ["dataset", *(f"best {name}, {one}" for one in searches)]
+    with board(line, columns, rows) as show:
         yield show
 
 
 def over_budget(search: Search) -> bool:
-    """Whether more fits failed than the config allows."""
+    """Tell whether more fits failed than the config allows."""
     failed, budget = search.counts.failed, search.config.error_budget
     whole = search.counts.known + search.counts.done
     return failed > (budget * whole if budget < 1 else budget)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from clipray.config import check_settings, names, unknown
 from clipray.config.search import Search, Span, Tune
@@ -24,16 +24,22 @@ class Configuration:
     fuser: str
     settings: str
 
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Read the configuration from its `text`."""
+        head, head_settings, fuser, settings = json.loads(text)
+        return cls(head, _dump(head_settings), fuser, _dump(settings))
+
     @cached_property
     def text(self) -> str:
-        """All of it, as one line of JSON."""
+        """Write all of it as one line of JSON."""
         return _dump(
             [self.head, json.loads(self.head_settings), self.fuser, json.loads(self.settings)]
         )
 
 
 def configuration(search: Search, chosen: Mapping[str, Any]) -> Configuration:
-    """The search's method under some values of its space; none: its defaults."""
+    """Make the search's method under some values of its space; without any, its defaults."""
     ours = {name: value for name, value in chosen.items() if not name.startswith(HEAD)}
     heads = {
         name.removeprefix(HEAD): value for name, value in chosen.items() if name.startswith(HEAD)
@@ -46,7 +52,7 @@ def configuration(search: Search, chosen: Mapping[str, Any]) -> Configuration:
 
 
 def spans(search: Search) -> dict[str, Span]:
-    """The spaces of the fuser and of the head as one."""
+    """Join the spaces of the fuser and of the head."""
     of_head = {
         HEAD + name: span.model_copy(
             update={"when": {HEAD + key: values for key, values in span.when.items()}}
@@ -74,27 +80,13 @@ def suggest(trial: Any, search: Search) -> dict[str, Any]:
     return chosen
 
 
-def told(search: Search, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Values as Optuna knows them, and their distributions: what `suggest` would have left in a trial."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    every, params, kinds = spans(search), {}, {}
-    for name, value in chosen.items():
-        span = every[name]
-        params[name] = _scalar(value) if span.choice is not None else value
-        if span.choice is not None:
-            kinds[name] = CategoricalDistribution([_scalar(one) for one in span.choice])
-        elif span.int_:
-            kinds[name] = IntDistribution(*span.int_)
-        else:
-            kinds[name] = FloatDistribution(
-                *(span.uniform or span.loguniform), log=span.uniform is None
-            )
-    return params, kinds
+def params(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as Optuna holds them: what `suggest` leaves in a trial."""
+    return {name: _scalar(value) for name, value in chosen.items()}
 
 
 def grid(search: Search) -> list[dict[str, Any]]:
-    """Every combination, conditions kept."""
+    """List every combination that the conditions allow."""
     return list(_grid(list(spans(search).items()), {}))
 
 
@@ -111,7 +103,7 @@ def _grid(left: list[tuple[str, Span]], chosen: dict[str, Any]) -> Iterator[dict
 
 
 def check(config: Tune) -> None:
-    """`ConfigError` for what cannot be searched: unknown methods, settings, values of a wrong type, conditions."""
+    """Raise `ConfigError` for what cannot be searched: unknown methods, settings or conditions, wrong types."""
     heads, fusers = declared.heads(), declared.fusers()
     names.refuse_merged((search.name for search in config.searches), "searches")
     checks.places(config)
@@ -162,7 +154,7 @@ def _active(span: Span, chosen: Mapping[str, Any]) -> bool:
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as mappings in mappings."""
+    """Turn dotted names into mappings in mappings."""
     whole: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, leaf = name.split(".")
@@ -183,7 +175,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scalar(value: Any) -> Any:
-    """A choice as Optuna can hold it: lists and mappings as their JSON."""
+    """Return a choice as Optuna can hold it: lists and mappings as their JSON."""
     return value if value is None or isinstance(value, str | int | float) else _dump(value)
 
 

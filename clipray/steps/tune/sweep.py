@@ -1,240 +1,252 @@
-"""A search as Ray Tune sees it: what trial comes next, what its reports mean, and what to do when one dies."""
+"""Run a search by Ray Tune: one `Tuner`, each configuration a trial, on actors that are used again.
 
+The trials come in waves. A wave is drawn when the one before it has ended, by Ray Tune's `OptunaSearch`, and its trials
+are compared by Ray Tune's schedulers (see `studies`). The records are the memory. Ray Tune's own files are thrown away:
+they know nothing more, and could not be restored after a change of the config.
+"""
+
+import os
+import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.tune import Stopper
+from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from clipray.config.search import Tune
-from clipray.steps.tune.records import Cell, Fit, Records, score
-from clipray.steps.tune.studies import Asked, Study
-from clipray.steps.tune.trial import Piece
+from clipray.steps.tune.records import SCORE, Cell, Fit, Records, score
+from clipray.steps.tune.space import Configuration
+from clipray.steps.tune.studies import Study
+from clipray.steps.tune.trial import Piece, Trial
 
 
-@dataclass
-class Work:
-    """A piece on its way: whose it is, and how often its worker died."""
-
-    study: Study
-    asked: list[Asked]
-    cells: list[Cell]
-    deaths: int = 0
-    stopped: float = 0.0  # progress at which the scheduler ended it
-
-
-@dataclass
-class Reasons(FIFOScheduler):
-    """First come, first served; remembers why a trial died, which the searcher is not told."""
-
-    last: str = ""
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def on_trial_error(self, controller: Any, trial: Any) -> None:
-        """Keep the reason."""
-        error = trial.get_error()
-        self.last = (
-            f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
-            if error
-            else "its worker died"
-        )
-
-
-@dataclass
-class Counts:
-    """Where a sweep stands, in fits of one configuration on one support set."""
-
-    done: int = 0  # of this run
-    known: int = 0  # from earlier runs
-    failed: int = 0
-    running: int = 0  # trials
-    total: int = 0
-    seconds: float = 0.0  # of fitting, earlier runs included
-    reasons: dict[str, int] = field(default_factory=dict)
-
-
-class Sweep(Searcher, Stopper):
-    """Hands out pieces of work in turn over the studies, keeps the rows that come back, and decides who goes on.
+class Waves(Searcher):
+    """Hand out the trials of one wave after another.
 
     Args:
-        studies: of all searches and scopes. alive: of the time that is left (called before each new trial).
+        waves: the trials of each; asked for the next wave when all trials of the last one have ended.
     """
 
-    def __init__(
-        self, studies: Sequence[Study], records: Records, config: Tune, scheduler: Reasons
-    ):
+    def __init__(self, waves: Iterable[list[Piece]]):
         super().__init__()
-        self.records, self.config, self.scheduler = records, config, scheduler
-        self.studies, self.again = deque(studies), deque()
-        self.works: dict[str, Work] = {}
-        self.start = time.monotonic()
-        self.counts = Counts(
-            total=sum((study.samples + len(study.first)) * len(study.cells) for study in studies)
-        )
-        self.paid: set[str] = set()
-        self.cut = ""  # the budget that ended the search early
-        self.best: dict[tuple[str, str], float] = {}  # by search and dataset, the best score so far
-        self.ready = self._next()  # what is recorded is passed over before any trial starts
+        self.waves, self.wave, self.out = iter(waves), [], set()
 
     def suggest(self, trial_id: str) -> dict | str | None:
-        """The next trial's config; None while others may still leave work behind."""
-        work = self.again.popleft() if self.again else self._take()
-        if work is None:
-            return None if self.works else Searcher.FINISHED
-        self.works[trial_id] = work
-        by_dataset: dict[str, list[Cell]] = {}
-        for cell in work.cells:
-            by_dataset.setdefault(cell.dataset, []).append(cell)
-        cells = {name: tuple(own) for name, own in by_dataset.items()}
-        together, how = self.config.scheduler != "none", self.config
-        methods = tuple(asked.configuration for asked in work.asked)
-        return {"piece": Piece(methods, cells, how.reports, together, how.retries)}
+        """Return the next trial's config; None while a wave comes to its end."""
+        if not self.wave and self.out:
+            return None
+        if not self.wave:
+            self.wave = list(next(self.waves, ()))
+        if not self.wave:
+            return Searcher.FINISHED
+        self.out.add(trial_id)
+        return {"piece": self.wave.pop(0)}
 
-    def _take(self) -> Work | None:
-        work, self.ready = self.ready, None
-        return work or self._next()
+    def on_trial_complete(
+        self, trial_id: str, result: dict | None = None, error: bool = False
+    ) -> None:
+        """Count a trial as ended."""
+        self.out.discard(trial_id)
 
-    def _next(self) -> Work | None:
-        """Configurations with something to fit, up to a batch of one study; studies take turns."""
-        while self.studies and not self._over():
-            study = self.studies[0]
-            work = self._batch(study)
-            if work:
-                self.studies.rotate(-1)
-                return work
-            self.studies.popleft()  # it has nothing left to ask
-        return None
+    def __getstate__(self) -> dict:
+        """Give nothing to the files of Ray Tune: a search goes on from its records."""
+        return {}
 
-    def _batch(self, study: Study) -> Work | None:
-        """The next configurations of a study that lack rows on the same support sets; None where none is left."""
-        # What an adaptive study asks next depends on the answer, so it asks one at a time.
-        most = 1 if study.adaptive else self.config.batch
-        work = None
-        while (asked := study.ask()) is not None:
-            cells = [cell for cell in study.cells if not self._recorded(asked, cell)]
-            if not cells:
-                self._finished(study, asked)
-                continue
-            if self.config.scheduler != "none":
-                cells = list(study.cells)  # a report that may stop a training tells of all of them
-            if work and work.cells != cells:
-                study.first.append(asked)  # for the next batch
-                return work
-            work = work or Work(study, [], cells)
-            work.asked.append(asked)
-            if len(work.asked) == most:
-                return work
-        return work
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Write nothing, for the same reason."""
 
-    def _over(self) -> bool:
-        spent = {"seconds": time.monotonic() - self.start, "core_seconds": self.counts.seconds}
+
+class Turns(FIFOScheduler):
+    """Let the scheduler of the study whose wave it is decide: no study sees another one's scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = FIFOScheduler()
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        """Tell it of a new trial."""
+        self.now.on_trial_add(controller, trial)
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict) -> str:
+        """Ask it whether a trial goes on."""
+        return self.now.on_trial_result(controller, trial, result)
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict) -> None:
+        """Tell it of a trial's end."""
+        self.now.on_trial_complete(controller, trial, result)
+
+
+@dataclass(eq=False)
+class Sweep(tune.Callback):
+    """Count where a search stands, in fits of one configuration on one support set; Ray Tune tells it of its trials.
+
+    Attributes:
+        cells: all support sets. show: to be called when something moved.
+        ends: by configuration and support set, the last row of what was asked for. known: those of earlier runs.
+        seconds: of fitting, earlier runs included. running: trials.
+        cut: the budget that ended the search early. best: by search and dataset, the best score so far.
+        searches: by configuration, the name of the search that asked for it.
+        turns: the scheduler. study: whose trials it may stop.
+    """
+
+    records: Records
+    config: Tune
+    cells: Sequence[Cell]
+    show: Callable[[], None] | None = None
+    ends: dict[tuple[Configuration, Cell], dict] = field(default_factory=dict)
+    known: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    running: int = 0
+    cut: str = ""
+    best: dict[tuple[str, str], float] = field(default_factory=dict)
+    searches: dict[Configuration, str] = field(default_factory=dict)
+    start: float = field(default_factory=time.monotonic)
+    turns: Turns = field(default_factory=Turns)
+    study: Study | None = None
+
+    def __getstate__(self) -> dict:
+        """Give nothing to a file that nobody reads, in which Ray Tune keeps its callbacks."""
+        return {}
+
+    @property
+    def done(self) -> int:
+        """Count the fits of this run."""
+        return len(self.ends) - self.known
+
+    @property
+    def reasons(self) -> Counter:
+        """Count by reason how many fits failed."""
+        return Counter(row["error"] for row in self.ends.values() if row["error"])
+
+    def waves(self, studies: Sequence[Study]) -> Iterator[list[Piece]]:
+        """Give the trials of one wave after another.
+
+        A scheduler compares the trials of one scope only, so scopes then take turns.
+        """
+        scheduled = self.config.scheduler != "none"
+        for group in [[study] for study in studies] if scheduled else [studies]:
+            while pieces := self.plan(group):
+                if scheduled:
+                    (self.study,) = group
+                    self.turns.now = self.study.scheduler()
+                yield pieces
+
+    def plan(self, studies: Sequence[Study]) -> list[Piece]:
+        """List the next trials: what the studies draw and the records lack; empty where nothing is left.
+
+        What several studies ask for is one trial, on the support sets of all of them.
+        """
+        wanted: dict[Configuration, dict[Cell, None]] = {}
+        while not wanted and not self.over():
+            waves = [(study, study.draw()) for study in studies]
+            if not any(wave for _, wave in waves):
+                break
+            for study, wave in waves:
+                for one in wave:
+                    self.searches.setdefault(one, study.search.name)
+                    for cell in study.cells:
+                        self._count(one, cell, known=True)
+                    if missing := study.missing(one):
+                        wanted.setdefault(one, {}).update(dict.fromkeys(missing))
+        return [self._piece(studies[0], one, tuple(cells)) for one, cells in wanted.items()]
+
+    def _piece(self, study: Study, one: Configuration, cells: tuple[Cell, ...]) -> Piece:
+        how = self.config.reports, self.config.retries
+        if not study.compares(one):
+            return Piece(one, cells, *how)
+        known = tuple(report[SCORE] for report in study.curve(one))
+        return Piece(one, cells, *how, self.config.metric, known)
+
+    def over(self) -> bool:
+        """Tell whether a budget is spent."""
+        spent = {"seconds": time.monotonic() - self.start, "core_seconds": self.seconds}
         for name, value in spent.items():
             limit = getattr(self.config, name)
             if limit and value >= limit:
                 self.cut = f"{name}: {limit:g}"
         return bool(self.cut)
 
-    def _recorded(self, asked: Asked, cell: Cell) -> bool:
-        row = self.records.end(asked.configuration, cell)
-        if row is None:
-            return False
-        if row["key"] not in self.paid:
-            self._pay(row["key"], row["seconds"], row["error"])
-            self.counts.known += 1
-        return True
+    def run(self, waves: Iterable[list[Piece]], problems: dict[str, Any]) -> None:
+        """Fit what the waves ask for.
 
-    def _pay(self, key: str, seconds: float, error: str | None) -> None:
-        self.paid.add(key)
-        self.counts.seconds += seconds
-        if error:
-            self.counts.failed += 1
-            self.counts.reasons[error] = self.counts.reasons.get(error, 0) + 1
-
-    def __call__(self, trial_id: str, result: dict) -> bool:
-        """Keep a report's rows; whether the trial ends here."""
-        work, rows = self.works[trial_id], result.get("rows", ())
-        for row in rows:
-            if row.progress == 1:
-                self.counts.done += 1
-                self._pay(self.records.key(row.configuration, row.cell), row.seconds, row.error)
-        self.records.add(rows)
-        self._compare(work, {row.cell.dataset for row in rows})
-        steps = {row.progress for row in rows}
-        if self.config.scheduler == "none" or len(steps) != 1:
-            return bool(result.get("done"))
-        (progress,) = steps
-        value = score(
-            [{**row._asdict(), "dataset": row.cell.dataset} for row in rows], self.config.metric
+        Args:
+            problems: by dataset, the object reference of its `Problem`.
+        """
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        config, threads = self.config, max(1, int(self.config.trial_cpus))
+        trainable = tune.with_parameters(Trial, problems=problems, threads=threads)
+        how = tune.TuneConfig(
+            search_alg=Waves(waves),
+            scheduler=self.turns,
+            num_samples=-1,  # the waves end
+            max_concurrent_trials=config.max_concurrent_trials or None,
+            reuse_actors=True,
         )
-        step = round(progress * self.config.reports)
-        if value == value and work.study.stops(work.asked[0], step, value):
-            work.stopped = progress
-            self.counts.total -= len(work.cells)
-            return True
-        return bool(result.get("done"))
-
-    def _compare(self, work: Work, datasets: set[str]) -> None:
-        better = min if self.config.metric == "nll" else max
-        for dataset in datasets:
-            cells = [cell for cell in work.study.cells if cell.dataset == dataset]
-            for asked in work.asked:
-                ends = [self.records.end(asked.configuration, cell) for cell in cells]
-                value = score(ends, self.config.metric) if all(ends) else float("nan")
-                if value == value:
-                    place = (work.study.search.name, dataset)
-                    self.best[place] = better(value, self.best.get(place, value))
-
-    def stop_all(self) -> bool:
-        """Never all at once: a budget lets what runs come to its end."""
-        return False
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict | None = None, error: bool = False
-    ) -> None:
-        """Tell the study; give what a dead worker left undone to another, a bounded number of times."""
-        work = self.works.pop(trial_id)
-        if error:
-            self._died(work)
-            return
-        for asked in work.asked:
-            self._finished(work.study, asked, work.stopped)
-
-    def _died(self, work: Work) -> None:
-        """The undone part again, each configuration for itself, so that a killer takes none with it."""
-        for asked in work.asked:
-            left = [
-                cell for cell in work.cells if self.records.end(asked.configuration, cell) is None
-            ]
-            if left and work.deaths < self.config.retries:
-                cells = work.cells if self.config.scheduler != "none" else left
-                self.again.append(Work(work.study, [asked], cells, work.deaths + 1))
-                continue
-            nan, reason = (
-                float("nan"),
-                f"its worker died {work.deaths + 1} times ({self.scheduler.last})",
+        with tempfile.TemporaryDirectory() as place:
+            run_config = tune.RunConfig(
+                storage_path=place,
+                failure_config=tune.FailureConfig(max_failures=config.retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                stop=self._stops,
+                callbacks=[self],
+                verbose=0,
             )
-            lost = [
-                Fit(asked.configuration, cell, 1.0, nan, nan, 0, 0, 0.0, reason) for cell in left
-            ]
-            for fit in lost:
-                self._pay(self.records.key(*fit[:2]), 0.0, reason)
-            self.counts.done += len(lost)
-            self.records.add(lost)
-            self._finished(work.study, asked)
+            trainable = tune.with_resources(trainable, {"cpu": config.trial_cpus})
+            tune.Tuner(trainable, tune_config=how, run_config=run_config).fit()
 
-    def _finished(self, study: Study, asked: Asked, stopped: float = 0.0) -> None:
-        ends = [self.records.end(asked.configuration, cell) for cell in study.cells]
-        complete = all(row is not None and row["error"] is None for row in ends)
-        study.tell(asked, 1.0 if complete else stopped)
+    def _stops(self, trial_id: str, result: dict) -> bool:
+        """Tell whether a trial ends before its first fit, for a budget is spent; the report before it has no rows."""
+        return result["progress"] == 0 and not result["rows"] and self.over()
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing to keep: what matters is in the records."""
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+    ) -> None:
+        """Keep a report's rows, here alone."""
+        self._keep(result.pop("rows"))
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: a search goes on from its records."""
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Keep how far the scheduler let a configuration train."""
+        piece, reached = trial.config["piece"], trial.last_result["progress"]
+        if piece.metric and reached:
+            self.study.close(piece.configuration, reached)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Blame the configuration whose workers died as often as Ray Tune tries."""
+        error, piece, nan = trial.get_error(), trial.config["piece"], float("nan")
+        words = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+        reason = f"its worker died {trial.run_metadata.num_failures} times ({words})"
+        one = piece.configuration
+        self._keep(Fit(one, cell, 1.0, nan, nan, 0, 0, 0.0, reason) for cell in piece.cells)
+        if piece.metric:
+            self.study.close(one, 0.0)
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        """Say where the search stands."""
+        self.running = sum(trial.status == "RUNNING" for trial in trials)
+        self.show()
+
+    def _keep(self, rows: Any) -> None:
+        for fit in self.records.add(rows):
+            self._count(fit.configuration, fit.cell)
+
+    def _count(self, one: Configuration, cell: Cell, known: bool = False) -> None:
+        """Count a fit once it has come to its end."""
+        row = self.records.end(one, cell)
+        if row is None or (one, cell) in self.ends:
+            return
+        self.ends[one, cell] = row
+        self.known += known
+        self.failed += row["error"] is not None
+        self.seconds += sum(part["seconds"] for part in self.records.curve(one, cell).values())
+        cells = [other for other in self.cells if other.dataset == cell.dataset]
+        if rows := self.records.ends(one, cells):
+            better = min if self.config.metric == "nll" else max
+            place, value = (self.searches[one], cell.dataset), score(rows, self.config.metric)
+            self.best[place] = better(value, self.best.get(place, value))

@@ -1,11 +1,13 @@
 """Searching settings: what a fit is scored on, what may guide a choice, and what is never done twice."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,10 +23,11 @@ from clipray.numerics.fusers import FUSERS, settings_of
 from clipray.steps import checks, read
 from clipray.steps.tune import held_out as heldout
 from clipray.steps.tune import search as tune
-from clipray.steps.tune import trial as tune_worker
 from clipray.steps.tune.choose import best_campaign, choices, importance
 from clipray.steps.tune.records import Cell
 from clipray.steps.tune.space import Configuration, configuration
+from clipray.steps.tune.sweep import Sweep
+from clipray.steps.tune.trial import cases_of, reports
 from clipray.store import Store
 from tests.steps.worlds import Shelf
 
@@ -52,33 +55,44 @@ def config(**changes) -> Tune:
 
 @pytest.fixture(autouse=True)
 def here(request, monkeypatch):
-    """Trials in this process, one after another, unless a test asks for Ray: what is tested is what they see and do."""
+    """Without `local_ray`, trials run here, one after another, for Ray's actors need ten seconds to start.
+
+    `test_ray_tune_finds_what_trials_in_one_process_find` compares both.
+    """
     if "local_ray" not in request.fixturenames:
-        in_process(monkeypatch)
+        monkeypatch.setattr(Sweep, "run", in_process)
+        monkeypatch.setattr(tune, "_load", load)
 
 
-def in_process(monkeypatch):
-    def trials(sweep, reasons, search, show):
-        number = 0
-        while isinstance(suggested := sweep.suggest(str(number)), dict):
-            every = lru_cache(
-                lambda dataset, *key: tune_worker.cases_of(search.problems[dataset], *key)
-            )
-            for rows in tune_worker.measure(suggested["piece"], every):
-                if sweep(str(number), {"rows": rows, "done": False}):
-                    break
-            sweep.on_trial_complete(str(number), {})
-            number += 1
+@dataclass(eq=False)
+class Here:
+    """A trial, as far as schedulers and the sweep look at it."""
 
-    def load(search, tasks, verbose):
-        for task in tasks:
-            place = heldout.address(search.store, task, search.config)
-            search.problems[task.dataset], _ = heldout.prepare(
-                search.store, place, task, search.config
-            )
+    trial_id: str
+    config: dict
+    last_result: dict | None = None
 
-    monkeypatch.setattr(tune, "_trials", trials)
-    monkeypatch.setattr(tune, "_load", load)
+
+def in_process(sweep, waves, problems):
+    cases = lru_cache(lambda dataset, *key: cases_of(problems[dataset], *key))
+    for number, piece in enumerate(itertools.chain.from_iterable(waves)):
+        one = Here(str(number), {"piece": piece})
+        sweep.turns.on_trial_add(None, one)
+        for report in reports(piece, cases):
+            one.last_result = report
+            ends = sweep._stops(one.trial_id, report)
+            ends = ends or sweep.turns.on_trial_result(None, one, report) == "STOP"
+            sweep.on_trial_result(0, [], one, report)
+            if ends:
+                break
+        sweep.turns.on_trial_complete(None, one, one.last_result)
+        sweep.on_trial_complete(0, [], one)
+
+
+def load(search, tasks, verbose):
+    for task in tasks:
+        place = heldout.address(search.store, task, search.config)
+        search.problems[task.dataset], _ = heldout.prepare(search.store, place, task, search.config)
 
 
 def world(root, changes=lambda worlds: None, names="abc") -> tuple[Store, list]:
@@ -347,12 +361,21 @@ def test_a_scheduler_stops_what_is_bad_and_remembers_it(tmp_path, sampler, sched
     assert table(again) == table(search)
 
 
-def test_ray_tune_stops_what_the_scheduler_stops(tmp_path, local_ray):
-    search = rates_searched(*world(tmp_path))
-    (study,) = search.studies.values()
-    reached = [row["reached"] for row in search.records.trials[study.key]]
-    assert len(reached) == 8
-    assert 0 < min(reached) < 1 == max(reached)
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"), [("random", "none"), ("tpe", "median"), ("grid", "asha")]
+)
+def test_ray_tune_finds_what_trials_in_one_process_find(
+    tmp_path, local_ray, monkeypatch, sampler, scheduler
+):
+    how = {"sampler": sampler, "scheduler": scheduler}
+    distributed = rates_searched(*world(tmp_path / "ray"), **how)
+    monkeypatch.setattr(Sweep, "run", in_process)
+    monkeypatch.setattr(tune, "_load", load)
+    alone = rates_searched(*world(tmp_path / "alone"), **how)
+    assert table(distributed) == table(alone)
+    assert choices(distributed).equals(choices(alone))
+    ends = [search.records.reached for search in (distributed, alone)]
+    assert ends[0] == ends[1]
 
 
 def test_a_fit_that_raises_is_recorded_and_the_search_goes_on(tmp_path):
@@ -447,7 +470,7 @@ def test_workers_that_die_are_replaced_and_what_kills_them_is_recorded(tmp_path,
         "c",
     }  # what came after it was not tried again and again
     assert all(reason.startswith("its worker died 2 times (") for reason in failed.values())
-    assert Path(log).read_text() == "x" * 3  # both configurations in one trial, then each alone
+    assert Path(log).read_text() == "x" * 4  # each configuration is a trial, tried twice
 
 
 KILLED = """
@@ -461,7 +484,7 @@ searched(*world(sys.argv[1]), samples=400, batch=1, max_concurrent_trials=1, com
 """
 
 
-def test_kill_9_and_the_same_command_again(tmp_path, local_ray, monkeypatch):
+def test_kill_9_and_the_same_command_again(tmp_path, monkeypatch):
     """A killed search continues, fits nothing that it recorded again, and ends where one that was not killed does."""
     root = Path(__file__).resolve().parents[3]
     environment = os.environ | {"PYTHONPATH": str(root)}
@@ -489,16 +512,49 @@ def test_kill_9_and_the_same_command_again(tmp_path, local_ray, monkeypatch):
     assert search.counts.done > 0, "killed too late to show anything"
     assert search.counts.known + search.counts.done == 21 * 6
     assert {path: path.read_bytes() for path in files} == files
-    in_process(monkeypatch)
     whole = searched(*world(tmp_path / "whole"), samples=20, batch=1)
     close_to(table(search), table(whole))
     assert choices(search)["settings"].equals(choices(whole)["settings"])
 
 
-def test_rows_do_not_depend_on_the_batch_or_the_order(tmp_path):
-    one = searched(*world(tmp_path / "one"), batch=1, max_concurrent_trials=1)
-    many = searched(*world(tmp_path / "many"), batch=6)
-    close_to(table(one), table(many))
+def test_rows_and_choices_do_not_depend_on_the_number_of_workers(tmp_path, local_ray, monkeypatch):
+    """Also where scores guide the sampler: it is told in the order in which it asked."""
+    many = searched(*world(tmp_path / "many"), sampler="tpe", samples=14)
+    monkeypatch.setattr(Sweep, "run", in_process)
+    monkeypatch.setattr(tune, "_load", load)
+    one = searched(*world(tmp_path / "one"), sampler="tpe", samples=14)
+    assert table(one) == table(many)
+    assert choices(one).equals(choices(many))
+
+
+def test_time_ends_a_search_before_its_first_trial(tmp_path):
+    search = searched(*world(tmp_path), seconds=1e-9)
+    assert search.cut == "seconds: 1e-09"
+    assert not table(search)
+
+
+def test_a_dataset_stops_no_training_for_its_own_choice(tmp_path):
+    """All scopes draw the same here, so fits are shared; what trains to its end is for each scope to say."""
+
+    def poison(worlds):
+        worlds[0].labels["train"] = np.roll(worlds[0].labels["train"], 7)
+
+    clean, poisoned = (
+        rates_searched(*world(tmp_path / name, changes), selection="leave_one_dataset_out")
+        for name, changes in (("clean", lambda worlds: None), ("poisoned", poison))
+    )
+    for search in (clean, poisoned):
+        assert len(search.studies) == 4
+    scope = "gate", ("a", None, None)
+    one, other = clean.studies[scope], poisoned.studies[scope]
+    assert one.reached == other.reached
+    assert 0 < min(one.reached.values()) < 1
+    rows = [
+        next(row for row in choices(search).to_pylist() if row["dataset"] == "a")
+        for search in (clean, poisoned)
+    ]
+    assert rows[0]["settings"] == rows[1]["settings"]
+    assert rows[0]["configurations"] == rows[1]["configurations"]
 
 
 def test_the_defaults_are_the_searchs_first_configuration():

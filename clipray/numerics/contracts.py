@@ -82,6 +82,8 @@ class Fuser(NamedTuple):
             settings' `unlabelled` says: the "batch" to be classified, those of the "train" split, or "none". `apply` of
             either state gives an image what no other image of the call changes.
         by_sums: of one that has `adapt`, the same for images that lie anywhere.
+        weights: of fusers that weigh the backbones anew for each image, (state, logits_NMC, embeddings) -> weights_NM,
+            which sum to 1.
     """
 
     fit: Callable[[Sequence[Support], Any], list[State]]
@@ -97,6 +99,7 @@ class Fuser(NamedTuple):
     without_labels: bool = False
     adapt: Callable[[State, Tensor, Sequence[Tensor]], State] | None = None
     by_sums: "BySums | None" = None
+    weights: Callable[[State, Tensor, Sequence[Tensor]], Tensor] | None = None
 
 
 class BySums(NamedTuple):

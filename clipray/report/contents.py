@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import yaml
 
-from clipray.report import details, drawn, gains, methods, summary, tables
+from clipray.report import details, drawn, gains, methods, summary, tables, weights
 from clipray.report.canvas import Chart
 from clipray.report.drawn import most_shots, series, top
 from clipray.report.summary import ON_SUPPORT, ORACLE, Row
@@ -89,6 +89,7 @@ def contents(
         "costs": drawn.of_costs(scores, rows, head),
         "pairs": drawn.of_pairs(scores, head),
         "backbones": _backbones(scores, head),
+        "weights": weights.section(scores, rows, head),
         "failures": _failures(failures),
         "robustness": robustness,
         "images": details.section(looked_at),
@@ -123,6 +124,7 @@ def _sections(context: dict[str, Any]) -> Iterator[Section]:
             "headroom" in charted or context["pairs"] or context["backbones"],
         ),
         "overlap": ("Which are right together", context["images"]),
+        "weights": ("How fusers weigh the backbones", context["weights"]),
         "costs": ("What it costs", context["costs"]),
         "methods": ("All methods, all metrics", context["rows"]),
         "datasets": ("Dataset by dataset", True),
@@ -144,6 +146,8 @@ def figures(context: dict[str, Any]) -> Iterator[Chart]:
     if context["images"]:
         yield context["images"]["upset"]
         yield from (panel["chart"] for panel in context["images"]["panels"])
+    if context["weights"]:
+        yield context["weights"]["chart"]
     if context["costs"]:
         yield context["costs"]["chart"]
         if "spent" in context["costs"]:

@@ -89,7 +89,7 @@ def test_well_formed_and_self_contained(page):
 
 def test_every_chart_is_valid_xml_with_words(page):
     svgs = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(svgs) == 7  # gains, shots, headroom, four pair measures
+    assert len(svgs) == 8  # gains, shots, headroom, weights, four pair measures
     for svg in svgs:
         root = ElementTree.fromstring(svg)
         assert root.get("role") == "img"

@@ -65,8 +65,8 @@ def _control(fit: Any, apply: Any, settings: Any, **more: Any) -> Fuser:
 
 
 def _gate(about: str, **settings: Any) -> Fuser:
-    how = nlc.Gate(**settings)
-    return _on_embeddings(nlc.fit, nlc.apply, how, path=nlc.path, flops=flops.network, about=about)
+    more = {"path": nlc.path, "flops": flops.network, "weights": nlc.weight_shares, "about": about}
+    return _on_embeddings(nlc.fit, nlc.apply, nlc.Gate(**settings), **more)
 
 
 FUSERS: dict[str, Fuser] = {
@@ -105,6 +105,7 @@ FUSERS: dict[str, Fuser] = {
     "conf_weighted": _label_free(
         averages.conf_weighted,
         flops=flops.logits_only,
+        weights=averages.weights_by_confidence,
         about="The mean of the backbones' probabilities, surer backbones weighing more, image by image.",
     ),
     "best_single_on_support": Fuser(
@@ -194,6 +195,7 @@ FUSERS: dict[str, Fuser] = {
         dynamic_selection.neighbours,
         dynamic_selection.Neighbours("knora_e"),
         flops=flops.support_keys,
+        weights=dynamic_selection.weights_by_neighbours,
         about="The backbones that are right on all of the nearest support images.",
     ),
     "knora_u": _on_embeddings(
@@ -201,6 +203,7 @@ FUSERS: dict[str, Fuser] = {
         dynamic_selection.neighbours,
         dynamic_selection.Neighbours("knora_u"),
         flops=flops.support_keys,
+        weights=dynamic_selection.weights_by_neighbours,
         about="The backbones weighed by how many of the nearest support images they have right.",
     ),
     "ola": _on_embeddings(
@@ -208,6 +211,7 @@ FUSERS: dict[str, Fuser] = {
         dynamic_selection.neighbours,
         dynamic_selection.Neighbours("ola"),
         flops=flops.support_keys,
+        weights=dynamic_selection.weights_by_neighbours,
         about="The backbone that is best on the nearest support images.",
     ),
     "meta_des": _on_embeddings(
@@ -215,6 +219,7 @@ FUSERS: dict[str, Fuser] = {
         dynamic_selection.meta_des,
         dynamic_selection.MetaDes(),
         flops=flops.meta_classifier,
+        weights=dynamic_selection.weights_by_competence,
         about="The backbones that a classifier of meta-features expects to be right on the image.",
     ),
     "ot": _label_free(

@@ -100,10 +100,15 @@ def mixed(weights_NM: Tensor, logits_NMC: Tensor) -> Tensor:
 
 def neighbours(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """Mix the backbones, weighed by their competence near each image."""
+    return mixed(weights_by_neighbours(state, logits_NMC, embeddings).to(logits_NMC), logits_NMC)
+
+
+def weights_by_neighbours(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+    """Compute the backbones' competence near each image, N×M (see `competence`)."""
     rows_NMk = nearest(state.tensors, embeddings, state.settings.neighbours)
     right_KM = state.tensors["right_KM"].long()
     right_NMk = right_KM[rows_NMk, torch.arange(rows_NMk.shape[1])[:, None]]
-    return mixed(competence(right_NMk, state.settings.rule).to(logits_NMC), logits_NMC)
+    return competence(right_NMk, state.settings.rule)
 
 
 def features(
@@ -177,9 +182,14 @@ def fit_meta_des(supports: Sequence[Support], settings: MetaDes) -> list[State]:
 
 def meta_des(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """Mix the backbones of enough predicted competence, weighed by it."""
+    return mixed(weights_by_competence(state, logits_NMC, embeddings).to(logits_NMC), logits_NMC)
+
+
+def weights_by_competence(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+    """Compute the predicted competence of backbones that reach the threshold, N×M, summing to 1."""
     settings, tensors = state.settings, state.tensors
     if len(tensors["right_KM"]) == 0:
-        return mixed(torch.full_like(logits_NMC[..., 0], 1 / logits_NMC.shape[1]), logits_NMC)
+        return torch.full_like(logits_NMC[..., 0], 1 / logits_NMC.shape[1])
     x = (
         features(tensors, logits_NMC.float(), embeddings, settings, leave_self_out=False)
         - tensors["mean_F"]
@@ -187,7 +197,4 @@ def meta_des(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> 
     sure_NM = torch.softmax(x @ tensors["w_F2"][:-1] + tensors["w_F2"][-1], dim=-1)[..., 1]
     kept_NM = torch.where(sure_NM >= settings.threshold, sure_NM, 0.0)
     total_N1 = kept_NM.sum(1, keepdim=True)
-    weights_NM = torch.where(
-        total_N1 > 0, kept_NM / total_N1.clamp_min(1e-30), 1 / kept_NM.shape[1]
-    )
-    return mixed(weights_NM.to(logits_NMC), logits_NMC)
+    return torch.where(total_N1 > 0, kept_NM / total_N1.clamp_min(1e-30), 1 / kept_NM.shape[1])

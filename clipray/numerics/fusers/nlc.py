@@ -215,6 +215,12 @@ def image_weights(state: State, embeddings: Sequence[Tensor]) -> Tensor:
     return weights(parameters, inputs(embeddings, settings.normalise_inputs), settings)
 
 
+def weight_shares(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+    """Compute each backbone's share in an image's weights by their absolute values, N×M."""
+    size_NM = image_weights(state, embeddings).abs().double()
+    return size_NM / size_NM.sum(1, keepdim=True)
+
+
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """Mix the backbones under the gate's weights."""
     return fuse(image_weights(state, embeddings).to(logits_NMC), logits_NMC, state.settings.combine)

@@ -27,6 +27,7 @@ from clipray.steps.evaluate import fitted as fitted_fusers
 from clipray.steps.evaluate.parts import Part, whole
 from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
 from clipray.steps.evaluate.spaces import SPACES, score_spaces
+from clipray.steps.evaluate.weights import score_weights, weights_of
 from clipray.store import Store
 
 States = dict[str, State]  # fitted fusers of one support set, by their entries' names
@@ -162,7 +163,7 @@ def score_head(
         if learns:
             batch, more = _images(head, problem, test, pool)
             score_without_support(scores, where, task, test, batch, more, states)
-        score_fusers(scores, where, test, apply(task, states, batch, more))
+        score_fusers(scores, where, test, batch, apply(task, states, batch, more))
         score_alone(scores, where, task, test, singly, batch, more)
     return {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
 
@@ -182,7 +183,7 @@ def score_without_support(
         fitted: fusers that stand here with labels already.
     """
     score_bounds(scores, where, test, batch.logits_NMC)
-    score_fusers(scores, where, test, apply_label_free(task, batch, pool, fitted))
+    score_fusers(scores, where, test, batch, apply_label_free(task, batch, pool, fitted))
 
 
 def asks_for_pool(task: Task) -> bool:
@@ -298,9 +299,10 @@ def score_fusers(
     scores: Scores,
     where: tuple[str, int, int],
     test: Sequence[View],
+    batch: Images,
     results: Iterator[Fused],
 ) -> None:
-    """Score what fusers give at (head, shots, seed), and what it costs."""
+    """Score what fusers give at (head, shots, seed), how they weigh the backbones, and what it costs."""
     head, shots, seed = where
     known = [view.cost for view in test]
     dims = tuple(view.classifier_CD.shape[1] for view in test)
@@ -311,6 +313,8 @@ def score_fusers(
         scores.add(here, kind, log_probs_NC)
         if kind != "reference":
             scores.compare(here, *references(entry, here))
+        if (weights_NM := weights_of(fuser, state, batch)) is not None:
+            score_weights(scores, here, [view.name for view in test], weights_NM, batch)
         if any(known):
             used = cost.backbones_used(state, len(test))
             added = fuser.flops(state, len(test), log_probs_NC.shape[1], dims) / 1e9

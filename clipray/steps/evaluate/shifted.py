@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -14,7 +14,7 @@ from clipray.artefacts.robustness import FILE, Shifted
 from clipray.config import Head
 from clipray.numerics.contracts import Head as FittedHead
 from clipray.numerics.contracts import State
-from clipray.numerics.fusers import FUSERS, nlc, singles
+from clipray.numerics.fusers import FUSERS, singles
 from clipray.numerics.fusers.unlabelled import Images
 from clipray.numerics.heads import HEADS, cross_fit, head_of
 from clipray.numerics.heads.cross_fit import View
@@ -24,6 +24,7 @@ from clipray.steps import read
 from clipray.steps.checks import named_heads
 from clipray.steps.evaluate import score as evaluate
 from clipray.steps.evaluate.rows import ON_TEST
+from clipray.steps.evaluate.weights import weights_of
 from clipray.store import Store
 
 RESAMPLES = 300
@@ -174,20 +175,12 @@ def _fused(
     for entry, state, log_probs_NC in results:
         yield from say.method(entry.name, FUSERS[entry.fuser].kind, log_probs_NC, best_N)
         followed_M = (log_probs_NC.argmax(1)[:, None] == answers_NM).double().mean(0)
-        weights_M = mean_weights(state, batch.embeddings)
+        weights_NM = weights_of(FUSERS[entry.fuser], state, batch)
         for m, backbone in enumerate(task.backbones):
             method = f"{entry.name}/{backbone}"
             yield say.row(method, "measure", "followed", float(followed_M[m]))
-            if weights_M is not None:
-                yield say.row(method, "measure", "weight", float(weights_M[m]))
-
-
-def mean_weights(state: Any, embeddings: tuple[Tensor, ...]) -> Tensor | None:
-    """Return a gate's mean share of weight by backbone, by absolute value; None for other fusers."""
-    if not isinstance(state.settings, nlc.Gate):
-        return None
-    weights_NM = nlc.image_weights(state, embeddings).abs().double()
-    return (weights_NM / weights_NM.sum(1, keepdim=True)).mean(0)
+            if weights_NM is not None:
+                yield say.row(method, "measure", "weight", float(weights_NM[:, m].mean()))
 
 
 class _Teller:

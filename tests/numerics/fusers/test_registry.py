@@ -95,6 +95,24 @@ def test_one_image_alone_gets_what_it_gets_in_company(name, fitted):
     torch.testing.assert_close(alone[0], all_at_once[7], atol=1e-5, rtol=1e-5)
 
 
+MIXTURES = ("conf_weighted", "moe", "swig", "knora_e", "knora_u", "ola", "meta_des")
+
+
+@pytest.mark.parametrize("name", [name for name in FUSERS if FUSERS[name].weights])
+def test_weights_are_those_of_the_answer(name, fitted):
+    """They sum to 1, and where a fuser mixes probabilities NumPy's weighted mean is its answer."""
+    fuser, state = FUSERS[name], fitted[name][0]
+    w_NM = fuser.weights(state, *TEST[:2]).double().numpy()
+    assert w_NM.min() >= 0
+    np.testing.assert_allclose(w_NM.sum(1), 1, atol=1e-6)
+    if name not in MIXTURES:
+        assert name == "nlc"  # it weighs logits, and without bounds
+        return
+    expected = (w_NM[:, :, None] * softmax(TEST[0].double().numpy(), 2)).sum(1)
+    ours = fuser.apply(state, *TEST[:2]).double().exp().numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", FUSERS)
 def test_a_state_comes_back_equal_from_its_parts(name, fitted):
     tensors, mapping = to_parts(fitted[name][0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import statsmodels.stats.contingency_tables
 import torch
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 
 from clipray import schema
@@ -212,9 +213,32 @@ def test_every_row_says_what_its_method_is(tmp_path):
     fitted = ("my-nlc", "proto_avg", "my-ncm_concat")
     expected |= {f"alone/{name}": "alone" for name in fitted}
     expected |= {f"alone_on_test/{name}": "bound" for name in fitted}
+    expected |= {f"my-nlc/{name}": "measure" for name in BACKBONES}  # its weights
     pairs = {f"pair/{a}/{b}": "measure" for a in BACKBONES for b in BACKBONES if a != b}
     assert kinds == {method: {kind} for method, kind in (expected | pairs).items()}
     assert set(scores[scores["head"] == score.SPACES]["kind"]) == {"measure"}
+
+
+def test_weights_are_told_by_backbone(tmp_path):
+    """Those of `conf_weighted` by hand, from each backbone's confidences."""
+    world = World(tmp_path)
+    scores, _ = world.frames(world.task(fusers=("conf_weighted",)))
+    every = [10 * unit(world.embeddings["test", n]) @ unit(world.weights[n]).T for n in BACKBONES]
+    logits = np.stack(every, axis=1)
+    expected = softmax(softmax(logits, 2).max(2), 1)
+    right = logits.argmax(2) == world.labels["test"][:, None]
+    for m, name in enumerate(BACKBONES):
+        where, own = {"method": f"conf_weighted/{name}"}, expected[:, m]
+        told = {
+            "weight": own.mean(),
+            "weight_p10": np.quantile(own, 0.1),
+            "weight_p50": np.quantile(own, 0.5),
+            "weight_p90": np.quantile(own, 0.9),
+            "weight_where_right": own[right[:, m]].mean(),
+            "weight_where_wrong": own[~right[:, m]].mean(),
+        }
+        for metric, number in told.items():
+            assert value(scores, **where, metric=metric) == pytest.approx(number, abs=1e-5)
 
 
 def test_a_head_with_settings_of_its_own(tmp_path):

@@ -180,6 +180,8 @@ class Sweep(tune.Callback):
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        # else Ctrl-C would end the trials, and what they left would be published as the whole search
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
         config, threads = self.config, max(1, int(self.config.trial_cpus))
         trainable = tune.with_parameters(Trial, problems=problems, threads=threads)
         how = tune.TuneConfig(

@@ -309,6 +309,6 @@ def test_shipped_configs_are_valid_and_open_with_their_command(path):
     if path.name == "backbones.yaml":
         return
     assert "python -m jobs." in text.split("\n\n")[0]
-    kinds = {"fit": Fit, "predict": Predict, "robustness": Robustness}
+    kinds = {"fit": Fit, "cascade": Fit, "predict": Predict, "robustness": Robustness}
     kind = Pretrain if path.parent.name == "pretrain" else kinds.get(path.stem, Campaign)
     load(kind, path)

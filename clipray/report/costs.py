@@ -31,15 +31,28 @@ class Point(NamedTuple):
     on_front: bool = False
 
 
+class Share(NamedTuple):
+    """A share of support images, mean over datasets, with its 95 % interval over these images."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Choice(NamedTuple):
-    """Which backbones a support set would choose: on how many datasets, and how sure it was (means over them)."""
+    """Which backbones a support set would choose: on how many datasets, and how sure it was (means over them).
+
+    Attributes:
+        top1: of the backbones fused. oracle: of images that any of them has right; None where it is not known.
+    """
 
     size: int
     members: tuple[str, ...]
     shots: int
     datasets: int
     best_in: float
-    support_top1: float
+    top1: Share
+    oracle: Share | None
     gflops: float
 
 
@@ -104,14 +117,30 @@ def choices(scores: pa.Table, head: str, shots: int) -> list[Choice]:
     frame = frame[frame["method"].str.startswith("choice/")]
     if frame.empty:
         return []
-    wide = frame.pivot_table(index=["method", "dataset"], columns="metric", values="value")
     every = []
-    for method, part in wide.groupby("method"):
+    for method, part in frame.groupby("method"):
         members = tuple(method.split("/")[1:])
-        means = part[["best_in", "support_top1", "gflops"]].mean()
-        every.append(Choice(len(members), members, shots, len(part), *map(float, means)))
+        own = dict(iter(part.groupby("metric")))
+        oracle = _share(own["support_oracle"]) if "support_oracle" in own else None
+        best_in, gflops = (float(own[key]["value"].mean()) for key in ("best_in", "gflops"))
+        top1, datasets = _share(own["support_top1"]), part["dataset"].nunique()
+        choice = Choice(len(members), members, shots, datasets, best_in, top1, oracle, gflops)
+        every.append(choice)
     every.sort(key=lambda one: (one.size, -one.datasets, -one.best_in))
     return [one for i, one in enumerate(every) if not i or every[i - 1].size != one.size]
+
+
+def _share(rows: pd.DataFrame) -> Share:
+    """The mean of the datasets' shares; their intervals are put together as those of independent samples.
+
+    The distance from the mean to each bound is the root of the sum of the datasets' squared distances, over their
+    number (Zou and Donner 2008, "Construction of confidence limits about effect measures"). One dataset keeps its own.
+    """
+    value, count = rows["value"], len(rows)
+    down = float(((value - rows["ci_low"]) ** 2).sum() ** 0.5) / count
+    up = float(((rows["ci_high"] - value) ** 2).sum() ** 0.5) / count
+    mean = float(value.mean())
+    return Share(mean, mean - down, mean + up)
 
 
 def _read(method: str, backbones: int) -> tuple[str, tuple[str, ...], float | None]:

@@ -53,12 +53,13 @@ def test_without_costs_there_is_no_section_and_with_them_there_is():
     chosen = [
         row("dtd", f"choice/{name}", 16, 0, metric, value, kind="measure")
         for name, sure in (("rn-32", 0.4), ("rn-32/rn-48", 1.0))
-        for metric, value in (("best_in", sure), ("support_top1", 0.7), ("gflops", 3.0))
+        for metric, value in (("best_in", sure), ("support_top1", 0.72), ("gflops", 3.0))
     ]
     page = render(table([*kept, *rows(("dtd", "eurosat")), *chosen]), failures(), ABOUT)
     assert "What it costs" in page
     assert "rn-32 → rn-48" in page
     assert "Which backbones, if one can afford so many?" in page
+    assert '72.0 <span class="quiet">70.0 to 74.0</span>' in page
     assert (
         "The front starts at rn-32 with 60.0 percent for 1 GFLOPs and ends at rn-32 + rn-48" in page
     )
@@ -71,6 +72,23 @@ def test_a_choice_is_that_of_most_datasets():
             made.append(row(dataset, f"choice/{name}", 4, 0, metric, value, kind="measure"))
     (chosen,) = costs.choices(table(made), "zero_shot", 4)
     assert (chosen.size, chosen.members, chosen.datasets) == (2, ("x", "y"), 2)
+    assert chosen.oracle is None  # older scores have none
+
+
+def test_the_interval_of_a_choice_is_that_of_a_mean_of_independent_samples():
+    """Two sets of equal shares are one sample of twice the size, whose interval is narrower by the root of 2."""
+    made = []
+    for dataset in ("a", "b"):
+        for metric, value in (("best_in", 0.5), ("gflops", 3.0), ("support_oracle", 0.9)):
+            made.append(row(dataset, "choice/x/y", 4, 0, metric, value, kind="measure"))
+        bounds = {"ci_low": 0.6, "ci_high": 0.75}
+        made.append(row(dataset, "choice/x/y", 4, 0, "support_top1", 0.7, kind="measure", **bounds))
+    (chosen,) = costs.choices(table(made), "zero_shot", 4)
+    wanted = (0.7, 0.7 - 0.1 / 2**0.5, 0.7 + 0.05 / 2**0.5)
+    assert chosen.top1 == pytest.approx(wanted)
+    assert chosen.oracle.value == pytest.approx(0.9)
+    (alone,) = costs.choices(table(made[:4]), "zero_shot", 4)
+    assert alone.top1 == pytest.approx((0.7, 0.6, 0.75))
 
 
 def test_what_methods_take_is_of_the_most_labels_and_known_figures_alone():

@@ -100,6 +100,10 @@ def note(told: dict[str, Any]) -> str:
         lines.append(
             f"Cross-validated on them: top-1 {held['top1']:.3f}, NLL {held['nll']:.3f} nats."
         )
+    if told["cascade"]:
+        why = told["cascade"]["why"]
+        spent = told["cascade"]["gflops"]
+        lines.append(f"A cascade: {why}. Held out, an image takes {spent:.3g} GFLOPs on average.")
     lines.append("Send encoded images (base64 in JSON) in a column `image`.")
     return "\n\n".join(lines)
 

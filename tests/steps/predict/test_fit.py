@@ -19,7 +19,7 @@ from clipray.errors import ConfigError
 from clipray.fusion import Fusion
 from clipray.steps import fitting as lessons
 from clipray.steps.fitting import check
-from clipray.steps.predict import choose, fit, write
+from clipray.steps.predict import choose, fit, register, write
 from clipray.steps.predict.lesson import Lesson
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
 
@@ -352,3 +352,20 @@ def test_a_folder_that_is_not_whole_is_told(whole, tmp_path, change, words):
 def test_it_holds_no_pickle(whole):
     kinds = {path.suffix for path in whole.rglob("*") if path.is_file()}
     assert kinds == {".json", ".safetensors"}
+
+
+def test_the_registry_says_what_a_cascade_promises():
+    told = {
+        "fuser": "c_log_avg",
+        "backbones": ["vit", "rn"],
+        "head": "zero_shot",
+        "classes": 3,
+        "dataset": "shapes",
+        "support": {"images": 48},
+        "figures": {},
+        "cascade": None,
+    }
+    assert "cascade" not in register.note(told)
+    why = "with 90% confidence at most 5.00% of images are right in the full fusion and wrong in the cascade"
+    words = register.note(told | {"cascade": {"why": why, "gflops": 0.0432}})
+    assert f"A cascade: {why}. Held out, an image takes 0.0432 GFLOPs on average." in words

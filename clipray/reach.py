@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 # followed all the same.
 HOW_MODULES = {
     "clipray.errors": "messages",
+    "clipray.patience": "when requests are tried again",
     "clipray.progress": "prints",
     "clipray.secrets": "hides what no number depends on",
     "clipray.report": "shows numbers that are made already",

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from clipray import secrets
 from clipray.errors import DamagedError, StoreError
 from clipray.fingerprint import fingerprint, plain
+from clipray.patience import patient
 
 MANIFEST = "manifest.json"
 AT_ONCE = 16  # manifests that are asked for together
@@ -64,7 +65,8 @@ class Store:
         self.uri = (
             str(Path(workspace).expanduser().absolute()) if self.local else workspace.rstrip("/")
         )
-        self.fs, self.root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+        fs, self.root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+        self.fs = patient(fs)
 
     def __reduce__(self):
         return Store, (self.uri,)

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 from safetensors.numpy import load, save
 
@@ -157,7 +156,7 @@ def fetched(uri: str) -> str:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = tempfile.mkdtemp(dir=target.parent)
-        fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        fs, root = store.fs, store.root
         fs.get(root.rstrip("/") + "/", part + "/", recursive=True)
         try:
             os.rename(part, target)

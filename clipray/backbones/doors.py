@@ -22,6 +22,7 @@ from clipray.backbones import hub
 from clipray.backbones.digests import cache, digest, remember
 from clipray.config import CONFIGS, Backbone
 from clipray.errors import ConfigError
+from clipray.patience import patient
 
 HUB = "hf-hub:"
 FOLDER = "local-dir:"
@@ -153,6 +154,7 @@ def content(place: str) -> str:
         return digest(path)
     # what is there now, not what was listed
     fs, path = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    fs = patient(fs)
     try:
         info = fs.info(path)
     except FileNotFoundError as error:
@@ -176,6 +178,7 @@ def fetch(place: str) -> Path:
     with FileLock(f"{target}.lock"):
         if not target.exists():
             fs, path = fsspec.core.url_to_fs(place)
+            fs = patient(fs)
             part = Path(f"{target}.part")
             fs.get_file(path, str(part))
             part.replace(target)

@@ -15,7 +15,8 @@ from typing import Any
 
 import fsspec
 
-from clipray.errors import ConfigError
+from clipray.errors import ConfigError, StoreError
+from clipray.patience import patient
 from clipray.sources import junk
 
 READ_AT_ONCE = 32  # files or ranges asked for together of an object store
@@ -171,7 +172,12 @@ def content(uri: str) -> bytes:
         with opened(uri) as file:
             return file.read()
     fs, path = remote(uri)
-    return fs.cat_file(path)
+    try:
+        return fs.cat_file(path)
+    except GONE:
+        raise
+    except Exception as error:  # every storage has errors of its own
+        raise _unread(uri, error) from error
 
 
 def head(uri: str, count: int) -> bytes:
@@ -194,10 +200,11 @@ def remote(uri: str) -> tuple[Any, str]:
     protocol = uri.partition("://")[0]
     try:
         if "::" in protocol:  # a chain, such as simplecache::s3://
-            return fsspec.core.url_to_fs(uri)
+            fs, path = fsspec.core.url_to_fs(uri)
+            return patient(fs), path
         kind = fsspec.get_filesystem_class(protocol)
         # not url_to_fs: it takes "::" in a path for a chain of protocols
-        fs = fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri))
+        fs = patient(fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)))
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"{shown(uri)}: the protocol {protocol}:// cannot be used ({error}).\n"
@@ -255,9 +262,9 @@ def _remote_ranges(
     fs, _ = remote(uris[0])
     paths = [remote(uri)[1] for uri in uris]
     found = fs.cat_ranges(paths, starts, ends, on_error="return")
-    for data in found:
+    for uri, data in zip(uris, found, strict=True):
         if isinstance(data, Exception) and not isinstance(data, GONE):
-            raise data
+            raise _unread(uri, data) from data
     return [data if isinstance(data, Exception) else bytes(data) for data in found]
 
 
@@ -331,3 +338,11 @@ def _unlisted(uri: str, error: Exception) -> ConfigError:
     if is_remote(uri):
         remedy = "Check the address, the endpoint (AWS_ENDPOINT_URL) and the credentials"
     return ConfigError(f"cannot list {shown(uri)}: {type(error).__name__}: {reason}.\n  {remedy}.")
+
+
+def _unread(uri: str, error: Exception) -> StoreError:
+    """What is no file's fault: the storage does not serve, or refuses who asks."""
+    reason = f"{type(error).__name__}: {error}"
+    return StoreError(
+        f"{shown(uri)} cannot be read ({reason}): see that its place is reachable, and run again"
+    )

@@ -34,6 +34,7 @@ MAY: dict[str, tuple[str, str]] = {
         "numpy torch open_clip safetensors fsspec filelock huggingface_hub",
         "config images patience",
     ),
+    "clipray.deadly": ("", "images"),
     "clipray.encoding": ("numpy", "images backbones"),
     "clipray.fusion": (
         "numpy torch",
@@ -53,12 +54,12 @@ MAY: dict[str, tuple[str, str]] = {
     ),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
-        "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones encoding fused "
-        "fusion store lock artefacts numerics progress tracking report",
+        "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones deadly "
+        "encoding fused fusion store lock artefacts numerics progress tracking report",
     ),
     "clipray.steps.embed.variants": (
         "numpy pyarrow PIL",
-        "encoding images sources artefacts perturbations store",
+        "encoding images sources artefacts perturbations store steps",
     ),
     "clipray.steps.checks": ("fsspec", "config numerics"),
     "clipray.steps.predict.serve": (

@@ -290,6 +290,15 @@ def device(compute: Compute, resources: dict[str, float]) -> str:
     return "cuda" if gpus else "cpu"
 
 
+def attempt() -> int:
+    """Count the earlier attempts at the Ray task that this process runs, whose workers died; 0 outside of one."""
+    from ray._private import worker  # Ray has no public door to it
+
+    if worker.global_worker.mode != worker.WORKER_MODE:
+        return 0
+    return worker.global_worker.core_worker.get_current_task_attempt_number()
+
+
 def largest_memory() -> int:
     """Look up the bytes of memory of the largest node, as far as tasks may have them."""
     import ray

@@ -11,6 +11,7 @@ from clipray import images, sources
 from clipray.artefacts import index
 from clipray.encoding import column
 from clipray.perturbations import CLEAN, PERTURBATIONS, bounded, disturbed
+from clipray.steps.survivors import survivors
 from clipray.store import Store
 
 
@@ -29,12 +30,9 @@ def decode_variants(
     """
     tasks = pickle.loads(table["task"][0].as_py())
     rows, chunks = index.read(store, tasks[0]["index"], *tasks[0]["piece"])
-    decoded = [
-        _decoded(data, known, max_pixels)
-        for data, known in zip(
-            sources.contents(chunks, rows), rows["error"].to_pylist(), strict=True
-        )
-    ]
+    data, known = sources.contents(chunks, rows), rows["error"].to_pylist()
+    data, known = survivors(data, known, max_pixels)
+    decoded = [_decoded(one, error, max_pixels) for one, error in zip(data, known, strict=True)]
     ids = rows["image_id"].to_pylist()
     for task in tasks:
         wanted = sorted({groups[name] for name in task["todo"]})

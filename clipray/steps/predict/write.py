@@ -21,6 +21,7 @@ from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
 from clipray.steps import cluster
+from clipray.steps.survivors import survivors
 from clipray.store import Store
 
 RUNNING = ("image_id", "key", "label")  # what of an index's row a prediction needs
@@ -42,7 +43,7 @@ def decode(
     task = pickle.loads(table["task"][0].as_py())
     rows, chunks = index.read(store, task["index"], *task["piece"])
     known = rows["error"].to_pylist()
-    data = sources.contents(chunks, rows)
+    data, known = survivors(sources.contents(chunks, rows), known, max_pixels)
     crops, errors = encoding.cropped(data, known, groups, max_pixels)
     task |= {"rows": rows.select(RUNNING), "errors": errors, "embeddings": {}}
     task["cropped"] = [row for row, error in enumerate(errors) if error is None]

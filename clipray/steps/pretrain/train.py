@@ -19,6 +19,7 @@ from clipray.config import Compute, Pretrain, fingerprint
 from clipray.errors import ConfigError
 from clipray.steps import cluster, tracked
 from clipray.steps.pretrain.worker import FOLDER, HISTORY, train_worker
+from clipray.steps.survivors import survivors
 from clipray.store import Store
 
 HELD_OUT_CAPTIONS = 1000  # classes of the held-out accuracy, at most
@@ -251,8 +252,11 @@ def decode(
 ) -> dict[str, np.ndarray]:
     """Turn captioned bytes into uint8 crops; leave out an image that cannot be read."""
     rows = []
-    for cell, text in zip(batch[image], batch[caption], strict=True):
-        data = cell["bytes"] if isinstance(cell, dict) else cell
+    found = [cell["bytes"] if isinstance(cell, dict) else cell for cell in batch[image]]
+    found, errors = survivors(found, [None] * len(found), images.MAX_PIXELS)
+    for data, error, text in zip(found, errors, batch[caption], strict=True):
+        if error:
+            continue
         try:
             crop = images.crop(images.decode(data), preprocess)
         except images.ImageError:

@@ -51,7 +51,9 @@ bench: $(STAMP)  ## each script of benchmarks/ in turn
 	@shopt -s nullglob; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 # Keeps every version that constraints.txt already pins; delete a line (or the file) to let it move.
-constraints: $(STAMP)  ## compile constraints.txt anew from pyproject.toml
+constraints: $(STAMP)  ## compile constraints.txt, and the cluster's with hashes, anew from pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null; uv="$$(command -v $(abspath $(BIN))/uv || command -v uv)"; \
 	"$$uv" pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url \
-		--no-emit-find-links pyproject.toml -o constraints.txt
+		--no-emit-find-links pyproject.toml -o constraints.txt; \
+	"$$uv" pip compile --quiet --generate-hashes --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header \
+		--no-annotate --no-emit-index-url --no-emit-find-links -c constraints.txt pyproject.toml -o configs/cluster-requirements.txt

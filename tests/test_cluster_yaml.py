@@ -1,6 +1,8 @@
 """Ray's own checks are the authority: its schema for cluster.yaml, its packer for what a job ships."""
 
 import logging
+import re
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -55,9 +57,30 @@ def test_workers_on_demand_and_spot_within_bounds(cluster):
 
 
 def test_every_machine_installs_the_tested_versions(cluster):
-    assert any("-c ~/clipray/constraints.txt" in command for command in cluster["setup_commands"])
+    wanted = "--require-hashes -r ~/clipray/cluster-requirements.txt"
+    assert any(wanted in command for command in cluster["setup_commands"])
     for local in cluster["file_mounts"].values():
         assert local.startswith("~") or (ROOT / local).is_file()
+
+
+def test_the_cluster_has_the_versions_of_constraints_each_with_hashes_and_from_nowhere_in_particular():
+    """Every dependency and what it needs; a line that names a host would tie all machines to it."""
+    text = (ROOT / "configs" / "cluster-requirements.txt").read_text()
+    entries = re.findall(
+        r"^(\S+)==(\S+)[^\\\n]*((?:\\\n\s+--hash=sha256:[0-9a-f]{64}\s*)+)", text, re.M
+    )
+    assert len(entries) == len(re.findall(r"^\S", text, re.M))
+    assert "://" not in text
+    tested = dict(
+        re.findall(r"^([^\s=]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text(), re.M)
+    )
+    pinned = {name: version for name, version, _ in entries}
+    assert {name: tested[name] for name in pinned} == pinned
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = {
+        re.match(r"[\w.-]+", one)[0].lower().replace("_", "-") for one in project["dependencies"]
+    }
+    assert direct <= set(pinned)
 
 
 def test_all_machines_ask_for_the_token(cluster):

@@ -117,7 +117,7 @@ def test_the_plain_cron_job_may_create_what_it_creates():
 def test_the_image_copies_what_is_there_and_installs_the_pins():
     lines = (FOLDER / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
-    assert {"clipray", "jobs", "configs", "pyproject.toml", "constraints.txt"} == set(copied)
+    assert {"clipray", "jobs", "configs", "configs/cluster-requirements.txt"} == set(copied)
     assert all((ROOT / name).exists() for name in copied)
-    assert "-c constraints.txt" in "\n".join(lines)
+    assert "--require-hashes -r cluster-requirements.txt" in "\n".join(lines)
     assert lines[-1] == "USER ray"

@@ -12,15 +12,15 @@ a C (`w_DC`, `means_CD/0`), or it is `labels_K`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipray.numerics.blocks import by_block, wide
+from clipray.numerics.blocks import Lazy, by_block, spans, wide
 from clipray.numerics.contracts import Fuser, Head, State, Support, unit
 
 
@@ -74,7 +74,7 @@ def _with_level_state(state: State, known_XC: Tensor, labels_K: Tensor) -> State
 
 
 def _adapt_fuser(
-    adapt: Any, state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+    adapt: Any, state: State, logits_NMC: Tensor | Lazy, embeddings: Sequence[Tensor]
 ) -> State:
     """What unlabelled images teach of classes that neither they nor the state tell apart is the same."""
     taught = adapt(state, logits_NMC, embeddings)  # widens and looks in blocks by itself
@@ -101,15 +101,17 @@ def _apply_fuser(
     apply: Any,
     transductive: bool,
     state: State,
-    logits_NMC: Tensor,
+    logits_NMC: Tensor | Lazy,
     embeddings: Sequence[Tensor] = (),
 ) -> Tensor:
+    known = cache(lambda: kinds(state.tensors, logits_NMC.shape[2]))  # once for all blocks
+
     def one(block_BMC: Tensor, own: Sequence[Tensor]) -> Tensor:
         log_probs_BC = apply(state, block_BMC, own)
-        return level(log_probs_BC, block_BMC, state.tensors, per_image=not transductive)
+        return _level(log_probs_BC, block_BMC, known, per_image=not transductive)
 
     if transductive:  # an image's result depends on the others
-        return one(logits_NMC, wide(embeddings))
+        return one(logits_NMC[:], wide(embeddings))
     return by_block(one, logits_NMC, embeddings)
 
 
@@ -141,10 +143,19 @@ def level(
     >>> level(torch.tensor([[0.25, 0.5, 0.26]]), z)
     tensor([[0.2600, 0.5000, 0.2600]])
     """
+    return _level(
+        values_NC, logits_NMC, lambda: kinds(tensors or {}, values_NC.shape[1]), per_image
+    )
+
+
+def _level(
+    values_NC: Tensor, logits_NMC: Tensor, known: Callable[[], Tensor], per_image: bool
+) -> Tensor:
+    """`level`, where `known` gives what the fuser knows of each class, as `kinds` does."""
     images, _, classes = logits_NMC.shape
     if not images or not bool(_has_ties(logits_NMC[:, 0]).any()):
         return values_NC  # one backbone that tells all classes apart is enough
-    kind_C = kinds(tensors or {}, classes)
+    kind_C = known()
     first_C = _equal_in_all(logits_NMC, kind_C)
     number_NC = first_C.expand(images, classes)
     left_N = _has_ties(logits_NMC[:, 0, first_C.unique()])
@@ -208,12 +219,15 @@ def _has_ties(logits_NC: Tensor) -> Tensor:
     return torch.from_numpy((sorted_NC[:, 1:] == sorted_NC[:, :-1]).any(axis=1))
 
 
-def _equal_in_all(logits_NMC: Tensor, kind_C: Tensor) -> Tensor:
+def _equal_in_all(logits_NMC: Tensor | Lazy, kind_C: Tensor) -> Tensor:
     """For each class the first that has its kind, and its logits in all images."""
     own_C = torch.arange(len(kind_C))
-    first_C = first_alike(torch.cat([logits_NMC[0].double(), kind_C[None].double()]))
+    first_C = first_alike(torch.cat([logits_NMC[:1][0].double(), kind_C[None].double()]))
     (moved,) = torch.nonzero(first_C != own_C, as_tuple=True)
-    same = (logits_NMC[..., moved] == logits_NMC[..., first_C[moved]]).all(1).all(0)
+    same = torch.ones(len(moved), dtype=torch.bool)
+    for rows in spans(logits_NMC) if len(moved) else ():
+        z_BMC = logits_NMC[rows]
+        same &= (z_BMC[..., moved] == z_BMC[..., first_C[moved]]).all(1).all(0)
     return own_C.index_copy(0, moved, torch.where(same, first_C[moved], moved))
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipray.numerics.blocks import blocks
+from clipray.numerics.blocks import Lazy, computed
 from clipray.numerics.cascade import search, thresholds
 from clipray.numerics.measures import intervals
 
@@ -38,7 +38,7 @@ class Point(NamedTuple):
     on_front: bool = False
 
 
-def curve(logits_NMC: Tensor, labels_N: Tensor, gflops_M: Sequence[float]) -> list[Point]:
+def curve(logits_NMC: Tensor | Lazy, labels_N: Tensor, gflops_M: Sequence[float]) -> list[Point]:
     """Return the points to draw, from the cheapest up; all are fused by `log_avg`, so labels only count answers.
 
     Their number stays small: M single backbones, the full fusion, the cheapest 2, 3, … backbones together, a cascade
@@ -86,13 +86,16 @@ def stage_log_probs(logits_NMC: Tensor, order: Sequence[int]) -> list[Tensor]:
 
 
 def _cascades(
-    logits_NMC: Tensor, labels_N: Tensor, order: tuple[int, ...], gflops_M: Sequence[float]
+    logits_NMC: Tensor | Lazy,
+    labels_N: Tensor,
+    order: tuple[int, ...],
+    gflops_M: Sequence[float],
 ) -> list[Point]:
     spent_S = torch.tensor([gflops_M[m] for m in order], dtype=torch.float64).cumsum(0)
     right_NL = torch.zeros(len(labels_N), len(LEVELS), dtype=torch.bool)
     spent_NL = torch.zeros(len(labels_N), len(LEVELS), dtype=torch.float64)
-    for rows in blocks(logits_NMC):
-        stages = stage_log_probs(logits_NMC[rows], order)
+    for rows, logits_BMC in computed(logits_NMC):
+        stages = stage_log_probs(logits_BMC, order)
         for at, level in enumerate(LEVELS):
             levels = [level] * (len(stages) - 1)
             right_NL[rows, at] = thresholds.leave(stages, levels).argmax(1) == labels_N[rows]
@@ -104,7 +107,7 @@ def _cascades(
     ]
 
 
-def _worth(logits_NMC: Tensor, labels_N: Tensor, gflops_M: Sequence[float]) -> list[tuple]:
+def _worth(logits_NMC: Tensor | Lazy, labels_N: Tensor, gflops_M: Sequence[float]) -> list[tuple]:
     """Choose the subsets that are worth a point."""
     if len(gflops_M) > search.MOST:
         return []

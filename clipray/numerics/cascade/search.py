@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import Lazy, spans
 from clipray.numerics.measures import intervals
 
 MOST = 10  # backbones whose subsets are all looked at
@@ -63,18 +64,20 @@ def by_cost(members: Sequence[int], gflops_M: Sequence[float]) -> tuple[int, ...
     return tuple(sorted(members, key=lambda m: (gflops_M[m], m)))
 
 
-def right_of(logits_NMC: Tensor, labels_N: Tensor, sets: Sequence[Sequence[int]]) -> Tensor:
+def right_of(logits_NMC: Tensor | Lazy, labels_N: Tensor, sets: Sequence[Sequence[int]]) -> Tensor:
     """Tell whether the `log_avg` fusion of each set of backbones has each image right, bool N×V."""
-    mask_VM = torch.zeros(len(sets), logits_NMC.shape[1], dtype=logits_NMC.dtype)
+    mask_VM = torch.zeros(len(sets), logits_NMC.shape[1], dtype=torch.float64)
     for row, members in enumerate(sets):
         mask_VM[row, list(members)] = 1 / len(members)
     step = max(1, BLOCK // (len(sets) * logits_NMC.shape[2]))
-    parts = []
-    for block_NMC, block_N in zip(logits_NMC.split(step), labels_N.split(step), strict=True):
-        log_p_NMC = torch.log_softmax(block_NMC, dim=-1)
-        said_NV = torch.einsum("vm,nmc->nvc", mask_VM, log_p_NMC).argmax(2)
-        parts.append(said_NV == block_N[:, None])
-    return torch.cat(parts) if parts else torch.zeros(0, len(sets), dtype=torch.bool)
+    said_NV = torch.zeros(len(labels_N), len(sets), dtype=torch.int64)
+    for span in spans(logits_NMC):
+        parts = logits_NMC[span].split(step), said_NV[span].split(step)
+        for logits_BMC, said_BV in zip(*parts, strict=True):
+            log_p_BMC = torch.log_softmax(logits_BMC, dim=-1)
+            said_BVC = torch.einsum("vm,nmc->nvc", mask_VM.to(log_p_BMC), log_p_BMC)
+            said_BV[:] = said_BVC.argmax(2)
+    return said_NV == labels_N[:, None]
 
 
 def which_backbones(

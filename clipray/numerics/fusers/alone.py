@@ -66,11 +66,16 @@ def apply_alone(
     name: str, alone: Alone, batch: Images, pool: Images | None = None
 ) -> Iterator[Tensor]:
     """Apply each backbone's own fit, taught by unlabelled images as the fuser is: log_probs_NC, one after another."""
-    for backbone, state in enumerate(alone.states):
-        own = batch.of(backbone)
-        teachers = None if pool is None else pool.of(backbone)
-        state = taught(name, state, own, teachers)
-        yield FUSERS[name].apply(state, *own)
+    for backbone, state in enumerate(taught_alone(name, alone, batch, pool)):
+        yield FUSERS[name].apply(state, *batch.of(backbone))
+
+
+def taught_alone(name: str, alone: Alone, batch: Images, pool: Images | None = None) -> list[State]:
+    """Let unlabelled images teach each backbone's own fit, as they teach the fuser: M states."""
+    return [
+        taught(name, state, batch.of(backbone), None if pool is None else pool.of(backbone))
+        for backbone, state in enumerate(alone.states)
+    ]
 
 
 def of_backbone(support: Support, backbone: int) -> Support:

@@ -29,8 +29,10 @@ def best(logits_NMC: Tensor, labels_N: Tensor) -> int:
 
     Without images it is the first.
     """
-    qualities = [quality(logits_NMC[:, m], labels_N) for m in range(logits_NMC.shape[1])]
-    return qualities.index(max(qualities))
+    qualities = [Quality(labels_N) for _ in range(logits_NMC.shape[1])]
+    for m, own in enumerate(qualities):
+        own.update(logits_NMC[:, m], slice(0, len(labels_N)))
+    return first_best(qualities)
 
 
 def _own(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
@@ -39,13 +41,44 @@ def _own(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
     return log_p.gather(2, labels_N[:, None, None].expand(-1, log_p.shape[1], 1))[..., 0]
 
 
+class Quality:
+    """What `best` compares of a backbone, collected from one block of images after another.
+
+    Attributes:
+        labels_N: of all images. right_N: bool, which the backbone has right. own_N: log p of the label.
+    """
+
+    def __init__(self, labels_N: Tensor) -> None:
+        self.labels_N = labels_N
+        self.right_N = torch.empty(len(labels_N), dtype=torch.bool)
+        self.own_N = torch.empty(len(labels_N), dtype=torch.float64)
+
+    def update(self, logits_BC: Tensor, rows: slice) -> None:
+        """Add these images."""
+        for block in blocks(logits_BC):
+            part_BC = logits_BC[block]
+            own = slice(rows.start + block.start, rows.start + block.stop)
+            self.right_N[own] = part_BC.argmax(1) == self.labels_N[own]
+            self.own_N[own] = _own(part_BC[:, None].double(), self.labels_N[own])[:, 0]
+
+    def compute(self) -> tuple[float, float]:
+        """Return accuracy and the mean log p of the label; (0, 0) without images."""
+        if not len(self.labels_N):
+            return 0.0, 0.0
+        return float(self.right_N.double().mean()), float(self.own_N.mean())
+
+
 def quality(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
-    """What `best` compares: accuracy, then the mean log p of the label; (0, 0) without images."""
-    if len(labels_N) == 0:
-        return 0.0, 0.0
-    accuracy = float((logits_NC.argmax(1) == labels_N).double().mean())
-    parts = [_own(logits_NC[b, None].double(), labels_N[b]) for b in blocks(logits_NC)]
-    return accuracy, float(torch.cat(parts).mean())
+    """Compute what `best` compares of a backbone whose logits are all there."""
+    one = Quality(labels_N)
+    one.update(logits_NC, slice(0, len(labels_N)))
+    return one.compute()
+
+
+def first_best(qualities: Sequence[Quality]) -> int:
+    """Find the highest quality; of equal ones the first."""
+    values = [one.compute() for one in qualities]
+    return values.index(max(values))
 
 
 def fit_best_single(supports: Sequence[Support], settings: Any) -> list[State]:

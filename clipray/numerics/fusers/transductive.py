@@ -21,9 +21,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import Lazy, narrow, spans
 from clipray.numerics.contracts import BySums, Fuser, State, Support, unit
 
 _TINY = 1e-12
+_ELEMENTS = 2**24  # of a matrix over a block's images and the classes: 64 MiB in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Block(NamedTuple):
     """Some unlabelled images: log q, logits of the head, and M embedding matrices B×D_m."""
 
     start_BC: Tensor
-    logits_BMC: Tensor
+    logits_BMC: Tensor | Lazy
     embeddings: Sequence[Tensor]
 
 
@@ -109,16 +111,23 @@ def added(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 
 
 def in_memory(
-    start_NC: Tensor, logits_NMC: Tensor, embeddings: Sequence[Tensor], block: int
+    start_NC: Tensor, logits_NMC: Tensor | Lazy, embeddings: Sequence[Tensor], block: int
 ) -> Sums:
-    """Sums over images that are at hand, `block` at once."""
+    """Sums over images that are at hand, `block` at once, or fewer where there are many classes."""
 
     def blocks() -> Iterator[Block]:
-        for at in range(0, len(start_NC), block):
-            rows = slice(at, at + block)
-            yield Block(start_NC[rows], logits_NMC[rows], [e[rows] for e in embeddings])
+        for rows in _rows(start_NC, block):
+            logits_BMC = narrow(logits_NMC, rows)
+            yield Block(start_NC[rows], logits_BMC, [e[rows] for e in embeddings])
 
     return lambda of: added(of(each) for each in blocks())
+
+
+def _rows(start_NC: Tensor, block: int) -> Iterator[slice]:
+    """The rows of one block after another."""
+    step = max(1, min(block, _ELEMENTS // max(1, start_NC.shape[1])))
+    for at in range(0, len(start_NC), step):
+        yield slice(at, min(at + step, len(start_NC)))
 
 
 def features(embeddings: Sequence[Tensor]) -> Tensor:
@@ -191,7 +200,8 @@ def look(block: Block) -> Look:
     sure_N = block.start_BC.amax(1).exp().double()
     agree = torch.tensor(float(images), dtype=torch.float64)
     if backbones > 1:
-        first_NM = block.logits_BMC.argmax(2)
+        first = [block.logits_BMC[span].argmax(2) for span in spans(block.logits_BMC)]
+        first_NM = torch.cat(first)
         votes_NC = torch.zeros(images, classes, dtype=torch.int32)
         votes_NC.scatter_add_(1, first_NM, torch.ones_like(first_NM, dtype=torch.int32))
         agree = (votes_NC * (votes_NC - 1)).sum().double() / (backbones * (backbones - 1))
@@ -269,15 +279,6 @@ def _told(
     return block_statistics(log_z_BC.exp().to(x_BD), x_BD)
 
 
-def _blocks(
-    start_NC: Tensor, embeddings: Sequence[Tensor], settings: Transductive
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(log q, features) of one block of images after another."""
-    for at in range(0, len(start_NC), settings.block):
-        rows = slice(at, at + settings.block)
-        yield start_NC[rows], features([e[rows] for e in embeddings])
-
-
 def _near(old: Tensor, new: Tensor, tolerance: float) -> bool:
     return bool((new - old).norm() <= tolerance * old.norm())
 
@@ -292,12 +293,11 @@ def say(
     if "means_CD" not in tensors or not float(tensors["trust_1"]):
         return start_NC
     mixture = Parameters(*(tensors[name] for name in Parameters._fields))
-    trust, at = float(tensors["trust_1"]), 0
+    trust = float(tensors["trust_1"])
     said_NC = torch.empty_like(start_NC)
-    for q_BC, x_BD in _blocks(start_NC, embeddings, settings):
-        said_BC = answers(mixture, q_BC, x_BD - tensors["centre_D"], trust, settings.bound)
-        said_NC[at : at + len(said_BC)] = said_BC
-        at += len(said_BC)
+    for rows in _rows(start_NC, settings.block):
+        x_BD = features([e[rows] for e in embeddings]) - tensors["centre_D"]
+        said_NC[rows] = answers(mixture, start_NC[rows], x_BD, trust, settings.bound)
     return said_NC
 
 
@@ -343,7 +343,7 @@ def adapt(fusers: Mapping[str, Fuser], state: State, sums: Sums, classes: int) -
 
 
 def adapt_at_hand(
-    by_sums: BySums, state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
+    by_sums: BySums, state: State, logits_NMC: Tensor | Lazy, embeddings: Sequence[Tensor]
 ) -> State:
     """Learn from unlabelled images that are in memory; from none at all nothing is learned."""
     if not len(logits_NMC):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clipray.numerics import draws
-from clipray.numerics.blocks import blocks, wide
+from clipray.numerics.blocks import Lazy, wide
 from clipray.numerics.contracts import Head, Shots, State, Support
 from clipray.numerics.heads.zero_shot import zero_shot
 from clipray.numerics.solvers.logistic import folds
@@ -101,14 +101,20 @@ def _said(head: Head, state: State, shots: Shots) -> Tensor:
 
 def logits(head: Head, states: Sequence[State], views: Sequence[View]) -> Tensor:
     """Apply a fitted head, whose states are one a backbone, to the images of M views: logits_NMC."""
-    images = len(views[0].embeddings_ND)
-    logits_NMC = torch.empty(images, len(views), len(views[0].classifier_CD))
-    for m, (state, view) in enumerate(zip(states, views, strict=True)):
-        for rows in blocks(logits_NMC):
-            (embeddings_BD,) = wide([view.embeddings_ND[rows]])
-            parts = (embeddings_BD, view.classifier_CD, view.scale, view.bias)
-            logits_NMC[rows, m] = head.apply(state, *parts)
-    return logits_NMC
+    return lazy(head, states, views)[:]
+
+
+def lazy(head: Head, states: Sequence[State], views: Sequence[View]) -> Lazy:
+    """Give the logits of a fitted head for the images of M views, computed as they are looked at."""
+
+    def compute(rows: slice, backbone: int) -> Tensor:
+        view = views[backbone]
+        (embeddings_BD,) = wide([view.embeddings_ND[rows]])
+        parts = (embeddings_BD, view.classifier_CD, view.scale, view.bias)
+        return head.apply(states[backbone], *parts)
+
+    images, classes = range(len(views[0].embeddings_ND)), len(views[0].classifier_CD)
+    return Lazy(compute, images, tuple(range(len(views))), classes)
 
 
 def held_out(

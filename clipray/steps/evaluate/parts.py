@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from clipray.artefacts.evaluations import Task
+from clipray.numerics import declared
 from clipray.steps.checks import named_heads
 
 LARGE = 10**8  # logits of the test images from which on a dataset is evaluated in parts
 FLOAT = 4  # bytes
-PROCESS = 1200 * 10**6  # bytes of a worker with its libraries, and of blocks of images
-MATRICES = 16  # N×C matrices that are held at once beside the logits
+PROCESS = 1500 * 10**6  # bytes of a worker with its libraries, and of a span of images
+MATRICES = 2  # N×C matrices that are held at once: where a fuser starts that the images teach
+WHOLE = 8  # N×C matrices beside three times the logits, where a fuser has to see all images at once
+SOLVING = 10  # K×C matrices while a probe is fitted
+STATES = 12  # C×ΣD matrices of all fusers of a support set, on all backbones and on each alone
 
 
 class Part(NamedTuple):
@@ -37,26 +41,42 @@ def whole(task: Task) -> Part:
     return Part("", (0, *task.shots))
 
 
+def large(task: Task, classes: int) -> bool:
+    """Tell whether a dataset is evaluated in parts, and one support set after another."""
+    return task.expected * len(task.backbones) * classes >= LARGE
+
+
 def parts(task: Task, classes: int) -> list[Part]:
     """List the parts that a dataset is evaluated in.
 
     Args:
         classes: C.
     """
-    if task.expected * len(task.backbones) * classes < LARGE:
+    if not large(task, classes):
         return [whole(task)]
     heads = [head.name for head in named_heads(task.heads)]
     return [Part(head, (shots,)) for head in heads for shots in (0, *task.shots)]
 
 
 def memory(task: Task, part: Part, classes: int, dims: Sequence[int]) -> int:
-    """Compute the bytes that a part takes at most: embeddings and logits of test and support images, and N×C results.
+    """Compute the bytes that a part takes at most.
+
+    Embeddings are held whole, logits of test images a span at a time. Of support sets all logits are held.
 
     Args:
         classes: C. dims: the embedding dimension of each backbone.
     """
     images, backbones, width = task.expected, len(task.backbones), sum(dims)
-    support = task.seeds * sum(part.shots) * classes  # images of all support sets together
-    floats = images * (width + backbones * classes + MATRICES * classes)
-    floats += support * (width + 2 * backbones * classes)
+    read = images * (width + 2 * max(dims, default=0))  # two copies of a matrix while it is read
+    floats = read + images * MATRICES * classes
+    if any(declared.fusers()[fuser.fuser].transductive for fuser in task.fusers):
+        floats += images * classes * (3 * backbones + WHOLE)
+    largest = max(part.shots, default=0) * classes  # images of a support set
+    every = task.seeds * sum(part.shots) * classes  # of all support sets
+    sets = task.seeds * sum(shots > 0 for shots in part.shots)
+    kept, fitted = (every, sets) if not large(task, classes) else (largest, min(1, sets))
+    fitted = sets if task.save_fusers else fitted
+    floats += 2 * every * width
+    floats += kept * (3 * backbones + 1) * classes + largest * SOLVING * classes
+    floats += fitted * STATES * width * classes + 6 * min(largest, width) * width
     return PROCESS + FLOAT * floats

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from clipray import schema
-from clipray.numerics.blocks import blocks
 from clipray.numerics.measures import intervals, outcomes
 from clipray.numerics.measures.complementarity import headroom_captured
 from clipray.steps.checks import REFERENCE
@@ -59,22 +58,17 @@ class Scores:
         Args:
             kind: of the method, one of `schema.KINDS`.
         """
-        self.kinds[place] = kind
-        for name, metric in outcomes.METRICS.items():
-            if not metric.interval:
-                self._row(place, kind, name, float(metric(log_probs_NC, self.labels_N)))
-                continue
-            values_N = self._each(metric, log_probs_NC)
-            self._row(place, kind, name, *metric.interval(values_N))
-            if name == "top1":
-                self.right[place] = values_N
-        confidence_N, prediction_N = log_probs_NC.max(1)
-        self._outcomes(place, prediction_N.numpy(), confidence_N.exp().numpy())
+        said = outcomes.Outcomes(self.labels_N)
+        said.update(log_probs_NC, slice(0, len(log_probs_NC)))
+        self.add_outcomes(place, kind, said)
 
-    def _each(self, metric: outcomes.Metric, log_probs_NC: Tensor) -> Tensor:
-        """Compute a measure of each image, block by block."""
-        parts = [metric(log_probs_NC[b], self.labels_N[b]) for b in blocks(log_probs_NC)]
-        return torch.cat(parts)
+    def add_outcomes(self, place: Place, kind: str, said: outcomes.Outcomes) -> None:
+        """Score one method, as `add` does, whose outcomes were collected block by block."""
+        self.kinds[place] = kind
+        for name, interval in said.compute().items():
+            self._row(place, kind, name, *interval)
+        self.right[place] = said.values["top1"]
+        self._outcomes(place, said.prediction_N.numpy(), said.log_p_N.exp().numpy())
 
     def compare(self, place: Place, alone: str, on_test: str) -> None:
         """Say what a fuser's synergy is measured against, at its own head, shots and seed.

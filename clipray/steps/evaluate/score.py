@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,11 +11,12 @@ from torch import Tensor
 from clipray.artefacts import support_sets
 from clipray.artefacts.evaluations import OUTCOMES, SCORES, Task
 from clipray.config import Fuser, Head
+from clipray.numerics.blocks import Lazy
 from clipray.numerics.contracts import Head as FittedHead
 from clipray.numerics.contracts import State, Support, nothing
 from clipray.numerics.draws import Draw
-from clipray.numerics.fusers import FUSERS, grouped, settings_of, singles
-from clipray.numerics.fusers.alone import Alone, apply_alone, fit_alone
+from clipray.numerics.fusers import FUSERS, grouped, settings_of
+from clipray.numerics.fusers.alone import Alone, fit_alone
 from clipray.numerics.fusers.unlabelled import Images, taught
 from clipray.numerics.heads import HEADS, cross_fit, head_of
 from clipray.numerics.heads.cross_fit import View
@@ -24,21 +25,14 @@ from clipray.steps import read
 from clipray.steps.checks import REFERENCE, named_heads
 from clipray.steps.evaluate import costs
 from clipray.steps.evaluate import fitted as fitted_fusers
-from clipray.steps.evaluate.parts import Part, whole
+from clipray.steps.evaluate.parts import Part, large, whole
 from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
 from clipray.steps.evaluate.spaces import SPACES, score_spaces
-from clipray.steps.evaluate.weights import score_weights, weights_of
+from clipray.steps.evaluate.stream import Bounds, Fused, Ready, Singly, stream
+from clipray.steps.evaluate.weights import Weights, score_weights
 from clipray.store import Store
 
 States = dict[str, State]  # fitted fusers of one support set, by their entries' names
-
-
-class Fused(NamedTuple):
-    """What one fuser says of the test images."""
-
-    entry: Fuser
-    state: State
-    log_probs_NC: Tensor
 
 
 def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
@@ -138,7 +132,40 @@ def score_head(
         label_free: whether what needs no labels is scored too, under a head that needs none.
 
     Returns:
-        by (shots, seed), every fitted fuser's state by its name.
+        by (shots, seed), every fitted fuser's state by its name, where they are to be saved.
+    """
+    free = None
+    if not HEADS[entry.head].needs_labels:
+        head = head_of(entry.head, entry.settings_for(0, 0))
+        free = batch, more = _images(head, [None] * len(test), test, pool)
+        ready = [*ready_label_free(task, batch, more, {})] if label_free else []
+        bounds = Bounds(len(test), scores.labels_N, every=label_free)
+        score_images(scores, (entry.name, 0, 0), test, batch, bounds, ready, [])
+    # All support sets are fitted together, where what they are fitted on is small.
+    step = 1 if large(task, len(test[0].classifier_CD)) else max(1, len(drawn))
+    kept: dict[tuple[int, int], States] = {}
+    for at in range(0, len(drawn), step):
+        some = drawn[at : at + step], problems[at : at + step]
+        fitted = score_draws(scores, entry, task, *some, test, pool, free)
+        if task.save_fusers:
+            kept |= fitted
+    return kept
+
+
+def score_draws(
+    scores: Scores,
+    entry: Head,
+    task: Task,
+    drawn: Sequence[Draw],
+    problems: Sequence[list],
+    test: Sequence[View],
+    pool: Sequence[View] | None,
+    free: tuple[Images, Images | None] | None,
+) -> dict[tuple[int, int], States]:
+    """Do what `score_head` does on some support sets.
+
+    Args:
+        free: test images and pool as fusers see them under a head that needs no labels.
     """
     heads = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
     parted = [
@@ -149,41 +176,50 @@ def score_head(
     costs.score_choices(scores, entry.name, test, drawn, supports)
     fitted = fit(task, drawn, supports)
     alone = fit_each_alone(task, drawn, supports) if task.alone else [{} for _ in drawn]
-    learns = HEADS[entry.head].needs_labels
-    if not learns:
-        head = head_of(entry.head, entry.settings_for(0, 0))
-        batch, more = _images(head, [None] * len(test), test, pool)
-        if label_free:
-            score_without_support(scores, (entry.name, 0, 0), task, test, batch, more, {})
-        else:
-            score_limits(scores, (entry.name, 0, 0), batch.logits_NMC)
+    del parted, supports  # their logits may be the largest that there is
     every = zip(drawn, heads, problems, fitted, alone, strict=True)
     for draw, head, problem, states, singly in every:
         where = (entry.name, draw.shots, draw.seed)
-        if learns:
-            batch, more = _images(head, problem, test, pool)
-            score_without_support(scores, where, task, test, batch, more, states)
-        score_fusers(scores, where, test, batch, apply(task, states, batch, more))
-        score_alone(scores, where, task, test, singly, batch, more)
+        batch, more = free or _images(head, problem, test, pool)
+        bounds, ready = None, []
+        if free is None:
+            bounds = Bounds(len(test), scores.labels_N)
+            ready = [*ready_label_free(task, batch, more, states)]
+        ready += ready_fitted(task, states, batch, more)
+        each = [
+            Singly(one, singly[one.name], batch, more, scores.labels_N)
+            for one in task.fusers
+            if one.name in singly
+        ]
+        score_images(scores, where, test, batch, bounds, ready, each)
     return {(draw.shots, draw.seed): states for draw, states in zip(drawn, fitted, strict=True)}
 
 
-def score_without_support(
+def score_images(
     scores: Scores,
     where: tuple[str, int, int],
-    task: Task,
     test: Sequence[View],
     batch: Images,
-    pool: Images | None,
-    fitted: States,
+    bounds: Bounds | None,
+    ready: Sequence[Ready],
+    alone: Sequence[Singly],
 ) -> None:
-    """Score what needs a head's logits and no labels: single backbones, bounds and label-free fusers.
-
-    Args:
-        fitted: fusers that stand here with labels already.
-    """
-    score_bounds(scores, where, test, batch.logits_NMC)
-    score_fusers(scores, where, test, batch, apply_label_free(task, batch, pool, fitted))
+    """Score bounds, fusers, and fusers on each backbone alone, at (head, shots, seed), in one pass over the images."""
+    fused = [Fused(one, scores.labels_N) for one in ready]
+    moving = [Weights(*one, scores.labels_N) for one in ready if FUSERS[one.entry.fuser].weights]
+    stream(batch, [*([bounds] if bounds else []), *fused, *moving, *alone])
+    if bounds:
+        score_limits(scores, where, bounds)
+    if bounds and bounds.every:
+        score_bounds(scores, where, test, batch.logits_NMC, bounds)
+    for one in fused:
+        score_fuser(scores, where, test, one)
+    head, shots, seed = where
+    for one in moving:
+        here = Place(head, one.entry.name, shots, seed)
+        score_weights(scores, here, [view.name for view in test], one)
+    for one in alone:
+        score_alone(scores, where, test, one)
 
 
 def asks_for_pool(task: Task) -> bool:
@@ -202,9 +238,8 @@ def _images(
 
 def seen(head: FittedHead, states: Sequence[State], views: Sequence[View]) -> Images:
     """Return images as fusers see them under a fitted head."""
-    return Images(
-        cross_fit.logits(head, states, views), tuple(view.embeddings_ND for view in views)
-    )
+    logits = cross_fit.lazy(head, states, views).at_hand()
+    return Images(logits, tuple(view.embeddings_ND for view in views))
 
 
 def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[States]:
@@ -237,88 +272,60 @@ def fit_each_alone(
 
 
 def score_alone(
-    scores: Scores,
-    where: tuple[str, int, int],
-    task: Task,
-    test: Sequence[View],
-    alone: dict[str, Alone],
-    batch: Images,
-    pool: Images | None,
+    scores: Scores, where: tuple[str, int, int], test: Sequence[View], alone: Singly
 ) -> None:
-    """Score fusers on one backbone: the one chosen on the support set, and as a bound the best one on test."""
+    """Score a fuser on one backbone: the one chosen on the support set, and as a bound the best one on test."""
     head, shots, seed = where
     known = [view.cost for view in test]
-    for entry in task.fusers:
-        if entry.name not in alone:
-            continue
-        own = alone[entry.name]
-        here = Place(head, f"{ALONE}/{entry.name}", shots, seed)
-        highest, best_NC = (-1.0, 0.0), None
-        for m, log_probs_NC in enumerate(apply_alone(entry.fuser, own, batch, pool)):
-            if m == own.backbone:
-                scores.add(here, "alone", log_probs_NC)
-            quality = singles.quality(log_probs_NC, scores.labels_N)
-            if best_NC is None or quality > highest:
-                highest, best_NC = quality, log_probs_NC
-        bound = Place(head, f"{ALONE_ON_TEST}/{entry.name}", shots, seed)
-        scores.add(bound, "bound", best_NC)
-        if any(known):
-            dims = (test[own.backbone].classifier_CD.shape[1],)
-            state, classes = own.states[own.backbone], best_NC.shape[1]
-            added = FUSERS[entry.fuser].flops(state, 1, classes, dims) / 1e9
-            scores.plain(here, "alone", cost.method_cost([own.backbone], known, added))
+    entry, own = alone.entry, alone.own
+    here = Place(head, f"{ALONE}/{entry.name}", shots, seed)
+    scores.add_outcomes(here, "alone", alone.outcomes[own.backbone])
+    bound = Place(head, f"{ALONE_ON_TEST}/{entry.name}", shots, seed)
+    scores.add_outcomes(bound, "bound", alone.outcomes[alone.best()])
+    if any(known):
+        classes, dim = test[own.backbone].classifier_CD.shape
+        state = own.states[own.backbone]
+        added = FUSERS[entry.fuser].flops(state, 1, classes, (dim,)) / 1e9
+        scores.plain(here, "alone", cost.method_cost([own.backbone], known, added))
 
 
-def apply(task: Task, states: States, batch: Images, pool: Images | None) -> Iterator[Fused]:
-    """Apply every fuser with a state."""
+def ready_fitted(task: Task, states: States, batch: Images, pool: Images | None) -> Iterator[Ready]:
+    """Teach every fuser with a state what the unlabelled images say that its settings name."""
     for entry in task.fusers:
         if entry.name in states:
-            yield _apply(entry, states[entry.name], batch, pool)
+            yield Ready(entry, taught(entry.fuser, states[entry.name], batch, pool))
 
 
-def apply_label_free(
+def ready_label_free(
     task: Task, batch: Images, pool: Images | None, fitted: States
-) -> Iterator[Fused]:
-    """Apply every fuser that needs no labels, without those that have a state in `fitted`."""
+) -> Iterator[Ready]:
+    """Do so with every fuser that needs no labels, without those that have a state in `fitted`."""
     for entry in task.fusers:
         fuser = FUSERS[entry.fuser]
         if entry.name in fitted or (fuser.needs_labels and not fuser.without_labels):
             continue
         settings = settings_of(entry.fuser, entry.settings_for(0, 0))
         (state,) = fuser.fit([nothing(*batch)], settings)
-        yield _apply(entry, state, batch, pool)
+        yield Ready(entry, taught(entry.fuser, state, batch, pool))
 
 
-def _apply(entry: Fuser, state: State, batch: Images, pool: Images | None) -> Fused:
-    """Let the unlabelled images that the settings name teach the state, then apply it to the batch."""
-    state = taught(entry.fuser, state, batch, pool)
-    return Fused(entry, state, FUSERS[entry.fuser].apply(state, *batch))
-
-
-def score_fusers(
-    scores: Scores,
-    where: tuple[str, int, int],
-    test: Sequence[View],
-    batch: Images,
-    results: Iterator[Fused],
+def score_fuser(
+    scores: Scores, where: tuple[str, int, int], test: Sequence[View], fused: Fused
 ) -> None:
-    """Score what fusers give at (head, shots, seed), how they weigh the backbones, and what it costs."""
+    """Score what a fuser gives at (head, shots, seed), and what it costs."""
     head, shots, seed = where
     known = [view.cost for view in test]
     dims = tuple(view.classifier_CD.shape[1] for view in test)
-    for entry, state, log_probs_NC in results:
-        here = Place(head, entry.name, shots, seed)
-        fuser = FUSERS[entry.fuser]
-        kind = fuser.kind
-        scores.add(here, kind, log_probs_NC)
-        if kind != "reference":
-            scores.compare(here, *references(entry, here))
-        if (weights_NM := weights_of(fuser, state, batch)) is not None:
-            score_weights(scores, here, [view.name for view in test], weights_NM, batch)
-        if any(known):
-            used = cost.backbones_used(state, len(test))
-            added = fuser.flops(state, len(test), log_probs_NC.shape[1], dims) / 1e9
-            scores.plain(here, kind, cost.method_cost(used, known, added))
+    entry, state = fused.entry, fused.state
+    here = Place(head, entry.name, shots, seed)
+    fuser = FUSERS[entry.fuser]
+    scores.add_outcomes(here, fuser.kind, fused.outcomes)
+    if fuser.kind != "reference":
+        scores.compare(here, *references(entry, here))
+    if any(known):
+        used = cost.backbones_used(state, len(test))
+        added = fuser.flops(state, len(test), len(test[0].classifier_CD), dims) / 1e9
+        scores.plain(here, fuser.kind, cost.method_cost(used, known, added))
 
 
 def references(entry: Fuser, here: Place) -> tuple[str, str]:
@@ -332,31 +339,31 @@ def references(entry: Fuser, here: Place) -> tuple[str, str]:
     return (REFERENCE, ON_TEST) if here.shots else ("", ON_TEST)
 
 
-def score_limits(scores: Scores, where: tuple[str, int, int], logits_NMC: Tensor) -> None:
+def score_limits(scores: Scores, where: tuple[str, int, int], bounds: Bounds) -> None:
     """Score the best single backbone on test, and the oracle."""
     head, shots, seed = where
-    _, best = singles.best_single_on_test(logits_NMC, scores.labels_N)
-    scores.add(Place(head, ON_TEST, shots, seed), "bound", best)
-    oracle = singles.oracle(logits_NMC, scores.labels_N)
-    scores.add(Place(head, "oracle", shots, seed), "bound", oracle)
+    scores.add_outcomes(Place(head, ON_TEST, shots, seed), "bound", bounds.best())
+    scores.add_outcomes(Place(head, "oracle", shots, seed), "bound", bounds.oracle)
 
 
 def score_bounds(
-    scores: Scores, where: tuple[str, int, int], test: Sequence[View], logits_NMC: Tensor
+    scores: Scores,
+    where: tuple[str, int, int],
+    test: Sequence[View],
+    logits_NMC: Tensor | Lazy,
+    bounds: Bounds,
 ) -> None:
-    """Score the single backbones, the best of them on test, the oracle, and how the backbones complement each other."""
-    score_limits(scores, where, logits_NMC)
+    """Score the single backbones, how they complement each other, and what accuracy costs."""
     head, shots, seed = where
     known = [view.cost for view in test]
     names = tuple(view.name for view in test)
     for m, name in enumerate(names):
         here = Place(head, f"single/{name}", shots, seed)
-        scores.add(here, "single", singles.single(logits_NMC, m))
+        scores.add_outcomes(here, "single", bounds.singles[m])
         if any(known):
             scores.plain(here, "single", cost.method_cost([m], known, 0.0))
-    right_NM = logits_NMC.argmax(-1) == scores.labels_N[:, None]
     for method, kind, metric, value, samples in complementary(
-        complementarity.patterns(right_NM), names
+        complementarity.patterns(bounds.right()), names
     ):
         scores.number(Place(head, method, shots, seed), kind, metric, value, samples)
     costs.score_costs(scores, where, test, logits_NMC)

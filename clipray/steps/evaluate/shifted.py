@@ -24,6 +24,7 @@ from clipray.steps import read
 from clipray.steps.checks import named_heads
 from clipray.steps.evaluate import score as evaluate
 from clipray.steps.evaluate.rows import ON_TEST
+from clipray.steps.evaluate.stream import Ready
 from clipray.steps.evaluate.weights import weights_of
 from clipray.store import Store
 
@@ -148,6 +149,7 @@ def scored(task: Task, fitted: Fitted, shift: Shift) -> Iterator[dict]:
     own support set where it has one. A fuser that learns from unlabelled images learns from the perturbed ones.
     """
     batch, pool = evaluate.seen(fitted.model, fitted.head_states, shift.views), fitted.pool
+    batch = batch.take(slice(0, len(shift.labels_N)))
     logits_NMC = batch.logits_NMC
     say = _Teller(task.dataset, shift, (fitted.head.name, fitted.shots, fitted.seed))
     best_NC = singles.best_single_on_test(logits_NMC, shift.labels_N)[1]
@@ -160,19 +162,20 @@ def scored(task: Task, fitted: Fitted, shift: Shift) -> Iterator[dict]:
         for m, name in enumerate(task.backbones):
             yield from say.method(f"single/{name}", "single", singles.single(logits_NMC, m))
         yield from say.together(answers_NM == shift.labels_N[:, None])
-        free = evaluate.apply_label_free(task, batch, pool, fitted.states or {})
+        free = evaluate.ready_label_free(task, batch, pool, fitted.states or {})
         yield from _fused(say, task, free, batch, best_N)
     if fitted.states is not None:
-        results = evaluate.apply(task, fitted.states, batch, pool)
-        yield from _fused(say, task, results, batch, best_N)
+        ready = evaluate.ready_fitted(task, fitted.states, batch, pool)
+        yield from _fused(say, task, ready, batch, best_N)
 
 
 def _fused(
-    say: "_Teller", task: Task, results: Iterator[evaluate.Fused], batch: Images, best_N: Tensor
+    say: "_Teller", task: Task, ready: Iterator[Ready], batch: Images, best_N: Tensor
 ) -> Iterator[dict]:
     """Yield the rows of every fuser, and how often it answers as each backbone does."""
     answers_NM = batch.logits_NMC.argmax(-1)
-    for entry, state, log_probs_NC in results:
+    for entry, state in ready:
+        log_probs_NC = FUSERS[entry.fuser].apply(state, *batch)
         yield from say.method(entry.name, FUSERS[entry.fuser].kind, log_probs_NC, best_N)
         followed_M = (log_probs_NC.argmax(1)[:, None] == answers_NM).double().mean(0)
         weights_NM = weights_of(FUSERS[entry.fuser], state, batch)

@@ -5,10 +5,15 @@ They are no methods. `weight` is a backbone's mean weight with its interval over
 `weight_where_wrong`: the means over images that the backbone alone has right, and over the others.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
+from clipray.config import Fuser as Entry
 from clipray.numerics.blocks import by_block
 from clipray.numerics.contracts import Fuser, State
+from clipray.numerics.fusers import FUSERS
 from clipray.numerics.fusers.unlabelled import Images
 from clipray.numerics.measures.intervals import normal_interval
 from clipray.steps.evaluate.rows import Place, Scores
@@ -27,15 +32,37 @@ def weights_of(fuser: Fuser, state: State, batch: Images) -> Tensor | None:
     return by_block(one, *batch)
 
 
-def score_weights(
-    scores: Scores, here: Place, names: list[str], weights_NM: Tensor, batch: Images
-) -> None:
+class Weights:
+    """The weights of one fuser, collected from one span of images after another.
+
+    Attributes:
+        whole: it never has to see all images at once.
+    """
+
+    whole = False
+
+    def __init__(self, entry: Entry, state: State, labels_N: Tensor):
+        self.entry, self.state, self.labels_N = entry, state, labels_N
+        self.weights: list[Tensor] = []
+        self.right: list[Tensor] = []
+
+    def update(self, images: Images, rows: slice) -> None:
+        """Collect the weights of these images, and which backbone has them right."""
+        self.weights.append(weights_of(FUSERS[self.entry.fuser], self.state, images))
+        self.right.append(images.logits_NMC.argmax(-1) == self.labels_N[rows, None])
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Join them: weights_NM and right_NM."""
+        return torch.cat(self.weights), torch.cat(self.right)
+
+
+def score_weights(scores: Scores, here: Place, names: Sequence[str], weights: Weights) -> None:
     """Add the rows of one fuser.
 
     Args:
         here: of the fuser. names: of the M backbones.
     """
-    right_NM = batch.logits_NMC.argmax(-1) == scores.labels_N[:, None]
+    weights_NM, right_NM = weights.compute()
     for name, weight_N, right_N in zip(names, weights_NM.T, right_NM.T, strict=True):
         place = here._replace(method=f"{here.method}/{name}")
         scores.interval(place, "measure", "weight", normal_interval(weight_N))

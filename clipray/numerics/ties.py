@@ -12,6 +12,7 @@ a C (`w_DC`, `means_CD/0`), or it is `labels_K`.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipray.numerics.blocks import Lazy, by_block, spans, wide
+from clipray.numerics.blocks import Lazy, blocks, by_block, spans, wide
 from clipray.numerics.contracts import Fuser, Head, State, Support, unit
 
 
@@ -66,7 +67,7 @@ def _with_level_state(state: State, known_XC: Tensor, labels_K: Tensor) -> State
         return state
     seen_C = torch.bincount(labels_K, minlength=classes) > 0
     kind_C = torch.where(seen_C, torch.arange(classes) + 1, 0)
-    first_C = first_alike(torch.cat([known_XC.double(), kind_C[None].double()]))
+    first_C = _alike_too(first_alike(kind_C[None]), known_XC)
     if torch.equal(first_C, torch.arange(classes)):
         return state
     level = {name: state.tensors[name].index_select(axis, first_C) for name, axis in own.items()}
@@ -180,8 +181,8 @@ def kinds(tensors: Mapping[str, Tensor], classes: int) -> Tensor:
             own_C[tensor.long()] = tensor.long() + 1
             number_C = first_alike(torch.stack([number_C, own_C]))
         elif (axis := class_axis(name, tensor, classes)) is not None:
-            held_XC = tensor.movedim(axis, -1).reshape(-1, classes).double()
-            number_C = first_alike(torch.cat([number_C[None].double(), held_XC]))
+            held_XC = tensor.movedim(axis, -1).reshape(-1, classes)
+            number_C = _alike_too(first_alike(number_C[None]), held_XC)
     return number_C
 
 
@@ -205,12 +206,19 @@ def first_alike(columns_XC: Tensor) -> Tensor:
     >>> first_alike(torch.tensor([[2.0, 1.0, 2.0], [0.0, 0.0, 0.0]]))
     tensor([0, 1, 0])
     """
-    classes = columns_XC.shape[1]
-    _, number_C = columns_XC.unique(dim=1, return_inverse=True)
-    first = torch.full((classes,), classes).scatter_reduce(
-        0, number_C, torch.arange(classes), "amin"
-    )
-    return first[number_C]
+    rows_CX = (columns_XC + 0).T.contiguous().numpy(force=True)  # + 0: −0 is 0
+    first: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(row_X, digest_size=16).digest() for row_X in rows_CX)
+    return torch.tensor([first.setdefault(digest, c) for c, digest in enumerate(digests)])
+
+
+def _alike_too(first_C: Tensor, columns_XC: Tensor) -> Tensor:
+    """For each column the first that is alike by `first_C`, and equal here too; looks no further than it has to."""
+    for rows in blocks(columns_XC):
+        if torch.equal(first_C, torch.arange(len(first_C))):
+            break
+        first_C = first_alike(torch.stack([first_C, first_alike(columns_XC[rows])]))
+    return first_C
 
 
 def _has_ties(logits_NC: Tensor) -> Tensor:
@@ -232,11 +240,24 @@ def _equal_in_all(logits_NMC: Tensor | Lazy, kind_C: Tensor) -> Tensor:
 
 
 def _equal_in_each(logits_RMC: Tensor, kind_C: Tensor) -> Tensor:
-    """For each image and class a number that is equal for classes of one kind and of the same logits there, R×C."""
-    number_RC = kind_C.expand(len(logits_RMC), -1)
+    """For each image and class the first class of its kind that has the same logits there, R×C.
+
+    Only the few classes that the first backbone ties are compared further.
+    """
+    images, _, classes = logits_RMC.shape
+    sorted_RC, order_RC = logits_RMC[:, 0].sort(dim=1)
+    same_RC = sorted_RC[:, 1:] == sorted_RC[:, :-1]
+    tied_RC = torch.zeros(images, classes, dtype=torch.int32)
+    tied_RC[:, 1:] |= same_RC
+    tied_RC[:, :-1] |= same_RC
+    most = int(tied_RC.sum(1).max())
+    some_RT = order_RC.gather(1, tied_RC.topk(most, dim=1).indices)  # those without a tie fill up
+    number_RT = kind_C[some_RT]
     for logits_RC in logits_RMC.unbind(1):
-        number_RC = _ranks(number_RC * len(kind_C) + _ranks(logits_RC))
-    return number_RC
+        number_RT = _ranks(number_RT * classes + _ranks(logits_RC.gather(1, some_RT)))
+    first_RT = torch.full_like(some_RT, classes).scatter_reduce(1, number_RT, some_RT, "amin")
+    own_RC = torch.arange(classes).repeat(images, 1)
+    return own_RC.scatter(1, some_RT, first_RT.gather(1, number_RT))
 
 
 def _ranks(values_RC: Tensor) -> Tensor:

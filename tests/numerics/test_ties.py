@@ -13,7 +13,7 @@ from clipray.numerics.contracts import Shots, Support
 from clipray.numerics.fusers import FUSERS, settings_of
 from clipray.numerics.heads import HEADS
 from clipray.numerics.measures import outcomes
-from clipray.numerics.ties import level
+from clipray.numerics.ties import first_alike, level
 
 DIMS = (5, 7, 6, 8, 9)
 SLOW = {
@@ -186,6 +186,36 @@ def test_level_keeps_what_is_not_tied_and_takes_the_highest_of_what_is():
     assert torch.equal(level(values, z, per_image=False), values)
     seen = {"labels_K": torch.tensor([0])}
     assert torch.equal(level(values, z, seen), values)
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("backbones", [1, 2, 3])
+def test_level_equals_a_loop_over_all_pairs_of_classes(backbones, per_image):
+    generator = torch.Generator().manual_seed(backbones)
+    z = torch.randint(0, 3, (40, backbones, 9), generator=generator).float()
+    z[:, :, 7] = z[:, :, 2]
+    values = torch.rand(40, 9, generator=generator)
+    kinds = [0, 0, 1, 0, 0, 0, 2, 1, 2]  # of each class
+    tensors = {"own_1C": torch.tensor([kinds])}
+    expected = values.clone()
+    for i in range(40):
+        for a in range(9):
+            for b in range(9):
+                seen = z[i] if per_image else z.flatten(0, 1)
+                if kinds[a] == kinds[b] and torch.equal(seen[:, a], seen[:, b]):
+                    expected[i, a] = max(expected[i, a], values[i, b])
+    assert not torch.equal(expected, values)
+    assert torch.equal(level(values, z, tensors, per_image), expected)
+
+
+def test_columns_are_alike_as_a_loop_finds_them():
+    columns = torch.randint(-1, 2, (3, 30), generator=torch.Generator().manual_seed(0)) * 0.5
+    columns[0, 4] = -0.0  # equals 0
+    first = [
+        next(b for b in range(30) if torch.equal(columns[:, a], columns[:, b])) for a in range(30)
+    ]
+    assert first_alike(columns).tolist() == first
+    assert first_alike((columns * 2).long()).tolist() == first
 
 
 def test_of_equal_classes_the_first_is_among_the_best():

@@ -98,6 +98,7 @@ def computed(logits_NMC: Tensor | Lazy) -> Iterator[tuple[slice, Tensor]]:
         held_SMC = logits_NMC[span]
         for block in blocks(held_SMC):
             yield slice(span.start + block.start, span.start + block.stop), held_SMC[block]
+        del held_SMC  # or two spans are held while the next one is computed
 
 
 def by_block(

@@ -154,6 +154,15 @@ def alike(supports: Sequence[Support]) -> list[list[int]]:
     return list(groups.values())
 
 
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Put tensors of one shape on top of each other; a single one, which may be large, is not copied.
+
+    >>> stacked([torch.zeros(2)]).shape
+    torch.Size([1, 2])
+    """
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tuple(tensors))
+
+
 def unit(embeddings_ND: Tensor) -> Tensor:
     """Scale rows to length 1, in float32 at least (a zero row stays zero).
 

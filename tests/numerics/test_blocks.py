@@ -35,6 +35,51 @@ def test_every_fuser_gives_the_same_block_by_block(name, monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["c_log_avg", "nlc", "proto_fusion", "anchored", "guarded"])
+@pytest.mark.parametrize("shots", [1, 4])
+def test_fits_are_the_same_block_by_block(name, shots, monkeypatch):
+    z, embeddings, labels = problem()
+    rows = slice(0, 4 * shots)  # that many of each class
+    support = Support(z[rows], tuple(e[rows] for e in embeddings), labels[rows])
+    batch = Images(z[16:], tuple(e[16:] for e in embeddings))
+    said = []
+    for elements in (blocks.ELEMENTS, 3 * z[0].numel()):
+        monkeypatch.setattr(blocks, "ELEMENTS", elements)
+        (state,) = FUSERS[name].fit([support], settings_of(name))
+        said.append(FUSERS[name].apply(state, *batch))
+    torch.testing.assert_close(said[1], said[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["log_avg", "guarded", "transductive", "ot"])
+def test_lazy_logits_are_as_good_as_those_in_memory(name, monkeypatch):
+    z, embeddings, labels = problem()
+    support = Support(z[:4], tuple(e[:4] for e in embeddings), labels[:4])
+    (state,) = FUSERS[name].fit([support], settings_of(name))
+    asked = []
+
+    def compute(rows: slice, backbone: int) -> torch.Tensor:
+        asked.append(rows.stop - rows.start)
+        return z[rows, backbone]
+
+    lazy = blocks.Lazy(compute, range(16, len(z)), (0, 1, 2), z.shape[2])
+    own = tuple(e[16:] for e in embeddings)
+    whole, unseen = Images(z[16:], own), Images(lazy, own)
+    monkeypatch.setattr(blocks, "SPAN", 5 * z[0].numel())
+    for at_hand, later in ((whole, unseen), (whole.of(1), unseen.of(1))):
+        if at_hand.logits_NMC.shape[1] == 1 and FUSERS[name].needs_labels:
+            continue  # it was fitted on three backbones
+        expected = FUSERS[name].apply(taught(name, state, at_hand), *at_hand)
+        assert torch.equal(FUSERS[name].apply(taught(name, state, later), *later), expected)
+    assert max(asked) <= 15  # a span of one backbone; all are 24
+    narrow = blocks.narrow(blocks.of_backbone(lazy, 2), slice(3, 9))
+    assert narrow.shape == (6, 1, z.shape[2])
+    assert torch.equal(narrow[2:], z[21:25, 2:3])
+    with monkeypatch.context() as few:
+        few.setattr(blocks, "SPAN", z[16:].numel())
+        assert isinstance(lazy.at_hand(), torch.Tensor)
+    assert lazy.at_hand() is lazy
+
+
 def test_bounds_and_the_cost_curve_give_the_same_block_by_block(monkeypatch):
     z, _, labels = problem()
     whole = singles.best(z, labels), singles.oracle(z, labels), curve.curve(z, labels, [1, 2, 4])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import SPAN
 from clipray.numerics.contracts import State, Support
 from clipray.numerics.fusers import FUSERS, singles
 from clipray.numerics.fusers.grouped import fit_each
@@ -53,13 +54,23 @@ def fit_alone(
             single = of_backbone(support, backbone)
             problems += [single, *(single.take(~part_K) for part_K in parts)]
             own_changes += [own] * (1 + len(parts))
-    states = iter(fit_each(name, problems, own_changes))
+    states = iter(_fit_together(name, problems, own_changes))
     found = []
     for support, parts in zip(supports, held, strict=True):
         backbones = range(support.logits_KMC.shape[1])
         fitted = [[next(states) for _ in range(1 + len(parts))] for _ in backbones]
         found.append(Alone(_best(name, support, parts, fitted), [own[0] for own in fitted]))
     return found
+
+
+def _fit_together(
+    name: str, problems: Sequence[Support], changes: Sequence[Mapping[str, Any]]
+) -> list[State]:
+    """Fit all at once, or one after another where their logits are too large to be stacked."""
+    if sum(problem.logits_KMC.numel() for problem in problems) <= SPAN:
+        return fit_each(name, problems, changes)
+    each = zip(problems, changes, strict=True)
+    return [fit_each(name, [problem], [own])[0] for problem, own in each]
 
 
 def apply_alone(

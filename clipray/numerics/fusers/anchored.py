@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipray.numerics.contracts import State, Support, alike
+from clipray.numerics.blocks import by_block
+from clipray.numerics.contracts import State, Support, alike, stacked
 from clipray.numerics.fewshot.prototypes import design, joined
 from clipray.numerics.fusers.averages import (
     CALIBRATED,
@@ -47,9 +48,7 @@ def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
     for group in alike(supports):
         xs = [features(supports[i].embeddings) for i in group]
         labels_SK = torch.stack([supports[i].labels_K for i in group])
-        text_SKC = torch.stack(
-            [twice_calibrated(texts[i], supports[i].logits_KMC.float()) for i in group]
-        )
+        text_SKC = stacked([text(texts[i], supports[i].logits_KMC) for i in group])
         w_SDC, _ = fit_path(
             torch.stack([design(x_KD, centre(x_KD)) for x_KD in xs]),
             labels_SK,
@@ -65,6 +64,11 @@ def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
             tensors = {"centre_D": centre(x_KD), "w_DC": (w_DC * seen_C).contiguous()}
             states[i] = State(settings, texts[i].tensors | tensors, texts[i].numbers)
     return [states[i] for i in range(len(supports))]
+
+
+def text(state: State, logits_KMC: Tensor) -> Tensor:
+    """What text says of support images, calibrated, K×C."""
+    return by_block(lambda z_BMC, _: twice_calibrated(state, z_BMC.float()), logits_KMC)
 
 
 def features(embeddings: Sequence[Tensor]) -> Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipray.numerics.contracts import State, Support, alike
+from clipray.numerics.blocks import by_block
+from clipray.numerics.contracts import State, Support, alike, stacked
 from clipray.numerics.solvers.newton import inverse_temperatures
 from clipray.numerics.ties import level
 
@@ -128,7 +129,7 @@ def fit_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[St
     """Fit a temperature per support set and backbone by NLL; `tensors["beta_M"]` holds 1/T in float64."""
     states: dict[int, State] = {}
     for group in alike(supports):
-        logits_SKMC = torch.stack([supports[i].logits_KMC for i in group])
+        logits_SKMC = stacked([supports[i].logits_KMC for i in group])
         labels_SK = torch.stack([supports[i].labels_K for i in group])
         beta_SM = inverse_temperatures(
             logits_SKMC, labels_SK, settings.prior_count, settings.low, settings.high
@@ -152,11 +153,16 @@ def fit_twice_calibrated(supports: Sequence[Support], settings: Calibrated) -> l
     """
     states, count = fit_calibrated(supports, settings), settings.prior_count
     for state, s in zip(states, supports, strict=True):
-        mean_KC = calibrate(state, s.logits_KMC.double()).mean(1)
+        mean_KC = mean_calibrated(state, s.logits_KMC)
         low, high = settings.low, settings.high
         sure_11 = inverse_temperatures(mean_KC[None, :, None], s.labels_K[None], count, low, high)
         state.tensors["sure_1"] = sure_11[0]
     return states
+
+
+def mean_calibrated(state: State, logits_KMC: Tensor) -> Tensor:
+    """Compute the mean K×C of calibrated logits in float64, block by block."""
+    return by_block(lambda z_BMC, _: calibrate(state, z_BMC.double()).mean(1), logits_KMC)
 
 
 def twice_calibrated(state: State, logits_NMC: Tensor) -> Tensor:

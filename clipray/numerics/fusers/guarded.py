@@ -30,6 +30,7 @@ CANDIDATES = {
     "probe": ("linear_probe_concat", {"penalties": (0.1,), "one_shot": 0.1, "folds": 1}),
 }
 MIXTURE = Transductive()
+JUDGES = 4096  # support images at most that judge the mixture where there is one a class: N×C of each fit is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,9 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
         own = {name: states[at : at + count] for name, states in partial.items()}
         at += count
         tensors = {"support/x_KD": transductive.features(s.embeddings)}
-        tensors |= {"support/labels_K": s.labels_K, "support/start_KC": _text(s.logits_KMC)}
+        judges_K = slice(None) if count else _judges(len(s.labels_K))
+        start_KC = _text(s.logits_KMC[judges_K])
+        tensors |= {"support/labels_K": s.labels_K, "support/start_KC": start_KC}
         tensors |= _weighed(fusers, s, fold_K, own, settings) if count else _unweighed(s, settings)
         for name in settings.candidates:
             tensors |= {f"{name}/{key}": tensor for key, tensor in whole[name][i].tensors.items()}
@@ -162,7 +165,8 @@ def _informed(told_KJ: Tensor, part: float) -> Tensor:
 
 def _unweighed(support: Support, settings: Guarded) -> dict[str, Tensor]:
     """Return the weights that a rule gives where no image can be held out."""
-    right_K = _text(support.logits_KMC).argmax(1) == support.labels_K
+    first_K = by_block(lambda z_BMC, _: log_avg(State(None), z_BMC).argmax(1), support.logits_KMC)
+    right_K = first_K == support.labels_K
     chance = 1 / support.logits_KMC.shape[2]
     reliable = (float(right_K.double().mean()) - chance) / max(1 - chance, 1e-12)
     taken = settings.with_text if reliable > settings.mixture.doubtful else (settings.otherwise,)
@@ -210,6 +214,11 @@ def _counted(fold_K: Tensor) -> range:
     return range(count if count > 1 else 0)
 
 
+def _judges(images: int) -> Tensor | slice:
+    """Return the rows of the support images that judge what unlabelled images teach, spread evenly over all."""
+    return slice(None) if images <= JUDGES else torch.arange(JUDGES) * images // JUDGES
+
+
 def adapt(fusers: Mapping[str, Fuser], state: State, sums: Sums, classes: int) -> State:
     """Let unlabelled images teach, where text may be trusted and the support images do not speak against it.
 
@@ -246,16 +255,18 @@ def _judged(state: State, taught: Any) -> tuple[float, float]:
     """The share of what unlabelled images teach beside the other candidates, and its inverse temperature.
 
     With folds both are fitted as for the other candidates, on support images that did not teach. With one image a
-    class all support images are held out: the mixture must not lose more of them than chance would, one standard
-    deviation of a fair coin. Without labels nothing can be asked.
+    class all support images, of very many some, are held out: the mixture must not lose more of them than chance
+    would, one standard deviation of a fair coin. Without labels nothing can be asked.
     """
     if "support/labels_K" not in state.tensors:
         return 1.0, 1.0
     settings, labels_K = state.settings, state.tensors["support/labels_K"]
     start_KC, x_KD = state.tensors["support/start_KC"], state.tensors["support/x_KD"]
     if "held/fold_K" not in state.tensors:
-        said_KC = transductive.say(taught(None), start_KC, [x_KD], settings.mixture)
-        right_K, before_K = (log_p.argmax(1) == labels_K for log_p in (said_KC, start_KC))
+        judges_K = _judges(len(labels_K))
+        said_KC = transductive.say(taught(None), start_KC, [x_KD[judges_K]], settings.mixture)
+        firsts = (log_p.argmax(1) for log_p in (said_KC, start_KC))
+        right_K, before_K = (first_K == labels_K[judges_K] for first_K in firsts)
         lost, won = int((before_K & ~right_K).sum()), int((right_K & ~before_K).sum())
         return float(lost - won <= (lost + won) ** 0.5), 1.0
     said_KC, fold_K = start_KC.clone(), state.tensors["held/fold_K"]

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clipray.numerics.contracts import State, Support, alike, unit
+from clipray.numerics.contracts import State, Support, alike, stacked, unit
 from clipray.numerics.solvers.adam import Adam, Decay, minimise, shuffled
 
 
@@ -173,7 +173,7 @@ def _training(
     x_SKD = torch.stack(
         [inputs(s.embeddings, g.normalise_inputs) for s, g in zip(supports, settings, strict=True)]
     )
-    logits_SKMC = torch.stack([s.logits_KMC.float() for s in supports])
+    logits_SKMC = stacked([s.logits_KMC.float() for s in supports])
     labels_SK = torch.stack([s.labels_K for s in supports])
     images, backbones = logits_SKMC.shape[1:3]
     starts = [

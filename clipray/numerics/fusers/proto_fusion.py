@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from clipray.numerics.blocks import blocks
 from clipray.numerics.contracts import State, Support, unit
 from clipray.numerics.fewshot.prototypes import class_means
 from clipray.numerics.fusers.averages import (
@@ -57,25 +58,21 @@ def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
     classes = s.logits_KMC.shape[2]
     count_C = torch.bincount(s.labels_K, minlength=classes)
     seen_C = count_C > 0
-    prototypes, cosine_KMC = _prototypes(s, count_C, settings.centre)
-    right_KC = torch.nn.functional.one_hot(s.labels_K, classes).bool()
-    wrong_KMC = (~right_KC[:, None] & seen_C).expand_as(cosine_KMC)
-    prior_M = settings.d_prime / spread(cosine_KMC, wrong_KMC)
-
     # An image that is alone in its class has no mean without it, so nothing is fitted on it.
     paired_K = count_C[s.labels_K] > 1
     labels = s.labels_K[paired_K]
-    scaled_KMC = neutral(cosine_KMC[paired_K] * prior_M[:, None], seen_C)
+    prototypes, spread_M, cosine_KMC = _prototypes(s, count_C, paired_K, settings.centre)
+    prior_M = settings.d_prime / spread_M
+    scaled_KMC = neutral(cosine_KMC * prior_M[:, None], seen_C)
     bounds = settings.temperatures.low, settings.temperatures.high
     (ratio_M,) = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, *bounds)
     proto_KMC = scaled_KMC.double() * ratio_M[:, None]
 
-    text_KC = twice_calibrated(calibrated, s.logits_KMC.double())[paired_K]
+    text_KC = twice_calibrated(calibrated, s.logits_KMC[paired_K].double())
     balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
     weight_2 = positive_weights(balance_K2C, labels, settings.balance_count)
 
-    text_KMC = calibrate(calibrated, s.logits_KMC.double()) * calibrated.tensors["sure_1"]
-    said = [evidence(text_KMC, s.labels_K), evidence(proto_KMC, labels)]
+    said = [_text_evidence(s, calibrated), evidence(proto_KMC, labels)]
     tensors = {
         **calibrated.tensors,
         **prototypes,
@@ -87,10 +84,12 @@ def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
     return State(settings, tensors, {"text": float(weight_2[0]), "prototypes": float(weight_2[1])})
 
 
-def _prototypes(s: Support, count_C: Tensor, centre: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Unit class means and centre of each backbone by name, and the support images' left-out cosines K×M×C."""
+def _prototypes(
+    s: Support, count_C: Tensor, paired_K: Tensor, centre: bool
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Unit class means and centre of each backbone by name, σ_M, and left-out cosines of the paired images, P×M×C."""
     classes = len(count_C)
-    tensors, inside = {}, []
+    tensors, spaces = {}, []
     for m, embeddings_KD in enumerate(s.embeddings):
         x_KD = unit(embeddings_KD)
         centre_D = x_KD.mean(0) if centre and len(x_KD) else torch.zeros(x_KD.shape[1])
@@ -98,9 +97,24 @@ def _prototypes(s: Support, count_C: Tensor, centre: bool) -> tuple[dict[str, Te
         means_CD, _ = class_means(x_KD, s.labels_K, classes)
         tensors[f"means_CD/{m}"] = unit(means_CD)
         tensors[f"centre_D/{m}"] = centre_D
-        inside.append(left_out_cosines(x_KD, means_CD, s.labels_K, count_C))
-    backbones = s.logits_KMC.shape[1]
-    return tensors, torch.stack(inside, 1) if inside else torch.zeros(0, backbones, classes)
+        spaces.append((x_KD, means_CD))
+
+    def cosines_of(rows: slice) -> Tensor:
+        every = [
+            left_out_cosines(x_KD[rows], means_CD, s.labels_K[rows], count_C)
+            for x_KD, means_CD in spaces
+        ]
+        return torch.stack(every, 1)
+
+    parts = [*blocks(s.logits_KMC)]
+    whole = cosines_of(parts[0]) if len(parts) == 1 else None
+
+    def cosines() -> Iterator[tuple[slice, Tensor]]:
+        for rows in parts:
+            yield rows, cosines_of(rows) if whole is None else whole
+
+    paired = [cosine_BMC[paired_K[rows]] for rows, cosine_BMC in cosines()]
+    return tensors, spread(cosines, s.labels_K, count_C > 0), torch.cat(paired)
 
 
 def left_out_cosines(x_KD: Tensor, means_CD: Tensor, labels_K: Tensor, count_C: Tensor) -> Tensor:
@@ -119,12 +133,31 @@ def left_out_cosines(x_KD: Tensor, means_CD: Tensor, labels_K: Tensor, count_C: 
     return cosines_KC.scatter(1, labels_K[:, None], own_K[:, None])
 
 
-def spread(cosine_KMC: Tensor, wrong_KMC: Tensor) -> Tensor:
-    """Compute σ_m: the deviation of the cosines to wrong classes, at least 0.05 (two classes at one shot have none)."""
-    count_M = wrong_KMC.sum((0, 2)).clamp_min(1)
-    mean_M = (cosine_KMC * wrong_KMC).sum((0, 2)) / count_M
-    squares = ((cosine_KMC - mean_M[:, None]) ** 2 * wrong_KMC).sum((0, 2)) / count_M
-    return squares.sqrt().clamp_min(0.05)
+def spread(
+    cosines: Callable[[], Iterable[tuple[slice, Tensor]]], labels_K: Tensor, seen_C: Tensor
+) -> Tensor:
+    """Compute σ_m: the deviation of the cosines to wrong classes, at least 0.05 (two classes at one shot have none).
+
+    Args:
+        cosines: gives rows of images and their cosines B×M×C, block by block; it is looked through twice.
+    """
+
+    def wrong(rows: slice, cosine_BMC: Tensor) -> Tensor:
+        right_BC = torch.nn.functional.one_hot(labels_K[rows], len(seen_C)).bool()
+        return (~right_BC[:, None] & seen_C).expand_as(cosine_BMC)
+
+    sums, counts = [], []
+    for rows, cosine_BMC in cosines():
+        wrong_BMC = wrong(rows, cosine_BMC)
+        counts.append(wrong_BMC.sum((0, 2)))
+        sums.append((cosine_BMC * wrong_BMC).sum((0, 2)))
+    count_M = sum(counts).clamp_min(1)
+    mean_M = sum(sums) / count_M
+    squares = [
+        ((cosine_BMC - mean_M[:, None]) ** 2 * wrong(rows, cosine_BMC)).sum((0, 2))
+        for rows, cosine_BMC in cosines()
+    ]
+    return (sum(squares) / count_M).sqrt().clamp_min(0.05)
 
 
 def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
@@ -176,21 +209,39 @@ def positive_weights(
     return w
 
 
+def _text_evidence(s: Support, calibrated: State) -> Tensor:
+    """`evidence` of the calibrated zero-shot logits."""
+    sure_1 = calibrated.tensors["sure_1"]
+    said = [
+        _said(calibrate(calibrated, s.logits_KMC[rows].double()) * sure_1, s.labels_K[rows])
+        for rows in blocks(s.logits_KMC)
+    ]
+    right_KM, nll_KM = (torch.cat(part) for part in zip(*said, strict=True))
+    return _evidence(right_KM, nll_KM, s.logits_KMC.shape[2])
+
+
 def evidence(logits_KMC: Tensor, labels_K: Tensor) -> Tensor:
     """What support images say of M experts, M×3: accuracy, NLL in units of chance's (log C), and 1; or 0, 1, 0 if none.
 
     >>> evidence(torch.tensor([[[5.0, 0.0]], [[5.0, 0.0]]]), torch.tensor([0, 1])).round(decimals=2)
     tensor([[0.5000, 3.6200, 1.0000]])
     """
-    images, backbones, classes = logits_KMC.shape
+    return _evidence(*_said(logits_KMC, labels_K), logits_KMC.shape[2])
+
+
+def _said(logits_KMC: Tensor, labels_K: Tensor) -> tuple[Tensor, Tensor]:
+    """1 where an expert is right, else 0, and its NLL; K×M."""
+    right_KM = (logits_KMC.argmax(2) == labels_K[:, None]).to(logits_KMC.dtype)
+    own = labels_K[:, None, None].expand(-1, logits_KMC.shape[1], 1)
+    return right_KM, -torch.log_softmax(logits_KMC, dim=2).gather(2, own)[..., 0]
+
+
+def _evidence(right_KM: Tensor, nll_KM: Tensor, classes: int) -> Tensor:
+    images, backbones = right_KM.shape
     if not images:
-        return torch.tensor([[0.0, 1.0, 0.0]], dtype=logits_KMC.dtype).expand(backbones, 3)
-    right_M = (logits_KMC.argmax(2) == labels_K[:, None]).to(logits_KMC.dtype).mean(0)
-    own = labels_K[:, None, None].expand(-1, backbones, 1)
-    nll_M = -torch.log_softmax(logits_KMC, dim=2).gather(2, own)[..., 0].mean(0) / max(
-        math.log(classes), 1e-9
-    )
-    return torch.stack([right_M, nll_M, torch.ones_like(nll_M)], dim=1)
+        return torch.tensor([[0.0, 1.0, 0.0]], dtype=right_KM.dtype).expand(backbones, 3)
+    nll_M = nll_KM.mean(0) / max(math.log(classes), 1e-9)
+    return torch.stack([right_KM.mean(0), nll_M, torch.ones_like(nll_M)], dim=1)
 
 
 def cosines(state: State, embeddings: Sequence[Tensor]) -> Tensor:

@@ -52,10 +52,12 @@ def support(head: Head, problem: Sequence[Shots], most: int) -> Support:
     Args:
         problem: what each of M backbones' heads may learn from. most: as `cross_fitted` takes it.
     """
-    logits = [cross_fitted(head, shots, head.settings, most) for shots in problem]
     labels_K = problem[0].labels_K
+    logits_KMC = torch.empty(len(labels_K), len(problem), len(problem[0].classifier_CD))
+    for m, shots in enumerate(problem):
+        logits_KMC[:, m] = cross_fitted(head, shots, head.settings, most)
     return Support(
-        torch.stack(logits, dim=1),
+        logits_KMC,
         tuple(shots.embeddings_KD for shots in problem),
         labels_K,
         seed=problem[0].seed,

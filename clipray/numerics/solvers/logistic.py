@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 _ROUGH = 1e-2  # the tolerance that is enough to rank penalties
+_BLOCK = 2**24  # logits of all problems that are looked at together
 _LARGE = 1_000_000  # features of all problems, from which on there is nothing to gain in solving them at once
 
 
@@ -70,15 +71,16 @@ def solve(
     if not rank:
         return v
     penalty, weight = penalty_SRQC.to(v), weights_SKQ[..., None].to(v)
-    target = torch.nn.functional.one_hot(labels_SK, classes)[:, :, None].to(v)
+    own = labels_SK[:, :, None, None].expand(-1, -1, variants, 1)
     z = (x_SKR @ v.flatten(2)).view(sets, images, variants, classes)
     z = z if offset_SKC is None else z + offset_SKC[:, :, None].to(v)
     p = torch.softmax(z, dim=3)
-    share = _sum(weight * p * (1 - p)) / (_sum(weight) * max(1, classes - 1)).clamp_min(1e-9)
+    spread = [_sum(weight[:, rows] * p[:, rows] * (1 - p[:, rows])) for rows in _blocks(z)]
+    share = sum(spread[1:], spread[0]) / (_sum(weight) * max(1, classes - 1)).clamp_min(1e-9)
     curvature = share.clamp_min(0.1 / classes) * lengths_SR[:, :, None, None].to(v) + penalty
 
     def slopes() -> tuple[Tensor, Tensor]:
-        error = ((p - target) * weight).flatten(2)
+        error = p.scatter_add(3, own, -torch.ones_like(own, dtype=p.dtype)).mul_(weight).flatten(2)
         gradient = (x_SKR.transpose(1, 2) @ error).view_as(v) + penalty * v
         return gradient, gradient / curvature
 
@@ -93,7 +95,9 @@ def solve(
         d = (x_SKR @ along.flatten(2)).view_as(z)
         slope = _sum(gradient * along).masked_fill(done, 0.0)
         length, p = _search(z, d, p, weight, slope, _sum(penalty * along.square()))
-        v, z, old, old_scaled = v + length * along, z + length * d, gradient, scaled
+        for rows in _blocks(z):
+            z[:, rows] += length * d[:, rows]
+        v, old, old_scaled = v + length * along, gradient, scaled
         gradient, scaled = slopes()
         kept = _sum(scaled * (gradient - old)) / _sum(old * old_scaled).clamp_min(1e-30)
         along = kept.clamp_min(0.0) * along - scaled
@@ -104,6 +108,23 @@ def solve(
 def _sum(x_SXQC: Tensor) -> Tensor:
     """One sum per problem, S×1×Q×1."""
     return x_SXQC.sum((1, 3), keepdim=True)
+
+
+def _blocks(z_SKQC: Tensor) -> list[slice]:
+    """Images of one block after another, of matrices that may be large."""
+    images = z_SKQC.shape[1]
+    step = max(1, _BLOCK // max(1, z_SKQC[:, :1].numel()))
+    return [slice(at, min(at + step, images)) for at in range(0, max(1, images), step)]
+
+
+def _pulled(p: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """E[d] and E[d²] of each image under p, S×K×Q×1."""
+    parts = []
+    for rows in _blocks(p):
+        pd = p[:, rows] * d[:, rows]
+        parts.append((pd.sum(3, keepdim=True), (pd * d[:, rows]).sum(3, keepdim=True)))
+    mean, square = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    return mean, square
 
 
 def _search(
@@ -121,7 +142,7 @@ def _search(
     Newton's method in one variable inside a bracket; convex, so the derivative only grows.
 
     Args:
-        z, d, p: logits, their change, softmax(z), S×K×Q×C. weight: of images, S×K×Q×1.
+        z, d, p: logits, their change, softmax(z), S×K×Q×C; p is written over. weight: of images, S×K×Q×1.
         slope, square: of the objective along d at length 0; second derivative of the penalty; S×1×Q×1.
     """
     low, high, length = (
@@ -129,19 +150,20 @@ def _search(
         torch.full_like(slope, torch.inf),
         torch.zeros_like(slope),
     )
-    mean = (p * d).sum(3, keepdim=True)
+    mean, square_mean = _pulled(p, d)
     rest, first, found = slope - _sum(weight * mean), slope, slope >= 0
     for _ in range(rounds):
         if found.all():
             break
-        second = _sum(weight * ((p * d * d).sum(3, keepdim=True) - mean.square())) + square
+        second = _sum(weight * (square_mean - mean.square())) + square
         newton = length - first / second.clamp_min(1e-30)
         middle = torch.where(high.isinf(), 2 * length + 1, (low + high) / 2)
         length = torch.where(
             found, length, torch.where((newton > low) & (newton < high), newton, middle)
         )
-        p = torch.softmax(z + length * d, dim=3)
-        mean = (p * d).sum(3, keepdim=True)
+        for rows in _blocks(z):
+            p[:, rows] = torch.softmax(z[:, rows] + length * d[:, rows], dim=3)
+        mean, square_mean = _pulled(p, d)
         first = _sum(weight * mean) + rest + length * square
         low, high = torch.where(first < 0, length, low), torch.where(first > 0, length, high)
         found |= first.abs() <= share * slope.abs()

@@ -1,6 +1,8 @@
 """Temperatures by maximum likelihood: an exact one-dimensional convex solve, all support sets and backbones at once."""
 
 import math
+from collections.abc import Callable, Iterable
+from itertools import starmap
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 _CHUNK = (
     100_000  # logits solved at once, where there are several problems: what a core's cache holds
 )
+_BLOCK = 2**23  # logits of one problem that are looked at together
 _PATIENCE = 20  # steps of Newton that need not shrink: far from the minimum they have length 1, and it takes a few
 
 
@@ -58,14 +61,42 @@ def inverse_temperatures(
             for i, part in enumerate(halves[0])
         ]
         return torch.cat(parts, dim=halves[1])
+    size = max(1, _BLOCK // max(1, logits_SKMC[:, :1].numel()))
+    blocks = [*zip(logits_SKMC.split(size, 1), labels_SK.split(size, 1), strict=True)]
+    whole = [_margin(*blocks[0])] if len(blocks) == 1 else None
+
+    def margins() -> Iterable[Tensor]:
+        return whole or starmap(_margin, blocks)
+
+    return _solve(margins, (sets, backbones), prior_count, low, high, steps).exp()
+
+
+def _margin(logits_SKMC: Tensor, labels_SK: Tensor) -> Tensor:
+    """z − z[y] in double precision, S×M×K×C."""
     z = logits_SKMC.double()
-    margin = z - z.gather(3, labels_SK[:, :, None, None].expand(-1, -1, backbones, 1))
-    return _solve(margin.transpose(1, 2).contiguous(), prior_count, low, high, steps).exp()
+    own = labels_SK[:, :, None, None].expand(-1, -1, z.shape[2], 1)
+    return (z - z.gather(3, own)).transpose(1, 2).contiguous()
 
 
-def _solve(margin_SMKC: Tensor, prior_count: float, low: float, high: float, steps: int) -> Tensor:
-    """log β from z − z[y]."""
-    bottom = torch.full(margin_SMKC.shape[:2], math.log(low), dtype=torch.float64)
+def _moments(margin_SMKC: Tensor, beta_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over images of E[m], E[m]² and E[m²], for each problem; E is the mean under softmax(β m)."""
+    p = torch.softmax(margin_SMKC * beta_SM[..., None, None], dim=3)
+    pulled = p.mul_(margin_SMKC)
+    mean_SMK = pulled.sum(3)
+    square = torch.linalg.vecdot(pulled.flatten(2), margin_SMKC.flatten(2))
+    return mean_SMK.sum(2), mean_SMK.square().sum(2), square
+
+
+def _solve(
+    margins: Callable[[], Iterable[Tensor]],
+    shape_SM: tuple[int, int],
+    prior_count: float,
+    low: float,
+    high: float,
+    steps: int,
+) -> Tensor:
+    """log β from z − z[y], which `margins` gives block by block."""
+    bottom = torch.full(shape_SM, math.log(low), dtype=torch.float64)
     top = torch.full_like(bottom, math.log(high))
     u, last, done = (
         torch.zeros_like(bottom).clamp(bottom, top),
@@ -74,12 +105,10 @@ def _solve(margin_SMKC: Tensor, prior_count: float, low: float, high: float, ste
     )
     for step in range(steps):
         beta = u.exp()
-        p = torch.softmax(margin_SMKC * beta[..., None, None], dim=3)
-        pulled = p.mul_(margin_SMKC)
-        mean_SMK = pulled.sum(3)
-        square = torch.linalg.vecdot(pulled.flatten(2), margin_SMKC.flatten(2))
-        first = mean_SMK.sum(2) + prior_count * (1 - 1 / beta)
-        second = square - mean_SMK.square().sum(2) + prior_count / beta.square()
+        parts = zip(*(_moments(margin, beta) for margin in margins()), strict=True)
+        mean, mean_square, square = (sum(part[1:], part[0]) for part in parts)
+        first = mean + prior_count * (1 - 1 / beta)
+        second = square - mean_square + prior_count / beta.square()
         bottom, top = torch.where(first < 0, u, bottom), torch.where(first > 0, u, top)
         newton = u - first / (beta * second + first).clamp_min(
             1e-300

@@ -112,6 +112,16 @@ def test_large_problems_one_by_one_equal_those_solved_at_once(monkeypatch):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def test_blocks_of_images_change_no_weights(monkeypatch):
+    z, embeddings, y = problem(images=60, dims=(8,), noise=3.0)
+    x, split = embeddings[0][None], folds(y, 3)[None]
+    path = (x, y[None], split, torch.tensor([0.01, 1.0]), 1.0, 4, z[None, :, 0])
+    at_once = fit_path(*path)
+    monkeypatch.setattr(logistic, "_BLOCK", 7 * 4)
+    for one, other in zip(fit_path(*path), at_once, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
 def test_folds_spread_every_class_and_leave_one_shot_whole():
     y = torch.arange(30) % 6
     split = folds(y, 5)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
+from clipray.numerics.solvers import newton
 from clipray.numerics.solvers.newton import inverse_temperatures
 from tests.numerics.made import problem
 
@@ -54,6 +55,14 @@ def test_many_images_find_the_temperature_they_were_drawn_with():
     assert 1 / inverse_temperatures(
         z[None, :, None], labels[None], 1.0, 1e-3, 1e3
     ).item() == pytest.approx(2.5, rel=0.05)
+
+
+def test_blocks_of_images_change_no_temperature(monkeypatch):
+    z, _, y = problem(images=50, noise=2.0)
+    whole = inverse_temperatures(z[None], y[None], 1.0, 1e-3, 1e3)
+    monkeypatch.setattr(newton, "_BLOCK", 7 * z[0].numel())
+    parts = inverse_temperatures(z[None], y[None], 1.0, 1e-3, 1e3)
+    torch.testing.assert_close(parts, whole, atol=0.0, rtol=1e-9)
 
 
 def test_no_images_leave_the_temperature_at_one():

@@ -1,10 +1,11 @@
 """What the evaluation of one large data set takes: peak memory of its task, and time.
 
     python benchmarks/evaluate.py 50000 9 1000 512              images, backbones, classes, dimensions
-    python benchmarks/evaluate.py 5000 5 20000 64 --no-alone
+    python benchmarks/evaluate.py 5000 5 20000 64 --shots 0
+    python benchmarks/evaluate.py 5000 5 20000 64 --shots 1 --train 2000
 
 Images lie around their class's text vector, so that text is right of many and `guarded` learns from the batch. One
-part, the first number of shots of the zero-shot head, is scored as a worker scores it, in a process of its own.
+part after another is scored as a worker scores it, in a process of its own: without labels, and with one image a class.
 """
 
 import argparse
@@ -38,9 +39,13 @@ def matrix(values: np.ndarray, precision: str) -> pa.Array:
 
 
 def problem(
-    root: str, images: int, backbones: int, classes: int, dim: int, precision: str = "fp16"
+    root: str, images: int, backbones: int, classes: int, dim: int, train: int, precision: str
 ) -> None:
-    """Write embeddings and class vectors: each image a unit class vector and as much noise."""
+    """Write embeddings and class vectors: each image a unit class vector and as much noise.
+
+    Args:
+        train: images of the train split, one for each of the first classes.
+    """
     store, rng = Store(root), np.random.default_rng(0)
     for m in range(backbones):
         text_CD = rng.standard_normal((classes, dim), np.float32)
@@ -48,7 +53,7 @@ def problem(
         table = pa.table({"name": ["x"] * classes, "weight": matrix(text_CD, "fp32")})
         store.write_table(f"c-m{m}/classifier.parquet", table)
         store.finish(f"c-m{m}", {})
-        for split, count in (("test", images), ("train", classes)):
+        for split, count in (("test", images), ("train", train)):
             labels = np.arange(count) % classes
             x_ND = rng.standard_normal((count, dim), np.float32) / dim**0.5 + text_CD[labels]
             ids = [f"{split}{i:07d}" for i in range(count)]
@@ -77,19 +82,22 @@ def asked(images: int, backbones: int, alone: bool = True) -> Task:
     )
 
 
-def measure(root: str, images: int, backbones: int, classes: int, dim: int, alone: bool) -> dict:
-    """Score the part with labels and the one without; seconds, peak bytes, and what each asked for."""
+def measure(root: str, size: tuple[int, ...], shots: tuple[int, ...], alone: bool) -> dict:
+    """Score the parts of some numbers of shots; seconds, peak memory, and what each asked for."""
     from clipray.steps.evaluate import parts, score
 
+    images, backbones, classes, dim = size
     task, store = asked(images, backbones, alone), Store(root)
     facts = {"images": images, "backbones": backbones, "classes": classes, "dim": dim}
-    for shots in (0, 1):
-        part, start = parts.Part("zero_shot", (shots,)), time.perf_counter()
+    for k in shots:
+        used = time.process_time()
+        part, start = parts.Part("zero_shot", (k,)), time.perf_counter()
         _, tables = score.score_part(store, task, "e", part)
         rows = tables["scores.parquet"].to_pandas()
         top1 = rows[rows["metric"] == "top1"].set_index("method")["value"].round(4)
-        facts[f"shots_{shots}"] = {
+        facts[f"shots_{k}"] = {
             "seconds": round(time.perf_counter() - start, 1),
+            "cpu_seconds": round(time.process_time() - used, 1),
             "peak_mb": round(peak() / 1e6),
             "asked_mb": round(parts.memory(task, part, classes, [dim] * backbones) / 1e6),
             "top1": {name: top1[name] for name in FUSERS if name in top1},
@@ -102,17 +110,24 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("images", "backbones", "classes", "dim"):
         parser.add_argument(name, type=int)
-    parser.add_argument("--no-alone", action="store_true")
+    parser.add_argument("--shots", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--train", type=int, help="images of the train split; one a class where left out"
+    )
+    parser.add_argument("--no-alone", action="store_true", help="no fuser on one backbone")
     parser.add_argument("--precision", default="fp16", choices=["fp16", "fp32"])
     told = parser.parse_args()
     size = (told.images, told.backbones, told.classes, told.dim)
+    train = told.classes if told.train is None else told.train
     own = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as root:
-        maker = own.Process(target=problem, args=(root, *size, told.precision))
+        maker = own.Process(target=problem, args=(root, *size, train, told.precision))
         maker.start()
         maker.join()
         with own.Pool(1) as pool:
-            print(json.dumps(pool.apply(measure, (root, *size, not told.no_alone))))
+            print(
+                json.dumps(pool.apply(measure, (root, size, tuple(told.shots), not told.no_alone)))
+            )
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
     python benchmarks/scale.py                        all sizes, each in a process of its own
     python benchmarks/scale.py plan 100000            one of them
     python benchmarks/scale.py sets 100
+    python benchmarks/scale.py evaluate 100000
 
 `plan`: a test split of tiny "images" in Parquet files and nine backbones: the first plan, which makes the index, the
 same once all is embedded (manifests are written, no model runs), and declaring it so; then the weight of the largest
 task. `sets`: datasets of ten images and ten backbones, all embedded: a plan with nothing to do. Requests are calls of
-the store and of the sources' storage, each of which is one request or a few.
+the store and of the sources' storage, each of which is one request or a few. `evaluate`: what `evaluate.py` beside this
+file says of test images of three backbones and 1,000 classes.
 """
 
 import json
@@ -37,6 +39,7 @@ from clipray.store import Store
 FILE, GROUP = 50_000, 5_000  # rows of a file and of a row group
 SIZES = (("plan", 10**4), ("plan", 10**5), ("plan", 10**6))
 SETS = (("sets", 10), ("sets", 100), ("sets", 1000))
+TESTS = (("evaluate", 10**4), ("evaluate", 10**5))
 CALLS = ("read", "write", "names", "exists")
 
 
@@ -138,10 +141,14 @@ def measure(kind: str, count: int) -> dict:
 
 def main() -> None:
     """Measure one size here, or each in a process of its own."""
+    if sys.argv[1:2] == ["evaluate"]:
+        size = [sys.argv[2], "3", "1000", "64"]
+        subprocess.run([sys.executable, Path(__file__).parent / "evaluate.py", *size], check=True)
+        return
     if len(sys.argv) == 3:
         print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
         return
-    for kind, count in (*SIZES, *SETS):
+    for kind, count in (*SIZES, *SETS, *TESTS):
         command = [sys.executable, __file__, kind, str(count)]
         print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 

@@ -16,7 +16,9 @@ FLOAT = 4  # bytes
 PROCESS = 1500 * 10**6  # bytes of a worker with its libraries, and of a span of images
 MATRICES = 2  # N×C matrices that are held at once: where a fuser starts that the images teach
 WHOLE = 8  # N×C matrices beside three times the logits, where a fuser has to see all images at once
-SOLVING = 10  # K×C matrices while a probe is fitted
+SOLVING = 8  # K×C matrices while a probe is fitted
+WEIGHING = 40  # K×C matrices while candidates are compared on folds
+JUDGES = 4096  # of a support set of one image a class, K×C of so many images is kept in a fit, see `guarded`
 STATES = 12  # C×ΣD matrices of all fusers of a support set, on all backbones and on each alone
 
 
@@ -71,12 +73,21 @@ def memory(task: Task, part: Part, classes: int, dims: Sequence[int]) -> int:
     floats = read + images * MATRICES * classes
     if any(declared.fusers()[fuser.fuser].transductive for fuser in task.fusers):
         floats += images * classes * (3 * backbones + WHOLE)
-    largest = max(part.shots, default=0) * classes  # images of a support set
+    return PROCESS + FLOAT * (floats + _fitting(task, part, classes, dims))
+
+
+def _fitting(task: Task, part: Part, classes: int, dims: Sequence[int]) -> int:
+    """Count the numbers that are held while fusers are fitted: at one support set after another, or at all together."""
+    backbones, width = len(task.backbones), sum(dims)
+    most = max(part.shots, default=0)
+    largest = most * classes  # images of a support set
     every = task.seeds * sum(part.shots) * classes  # of all support sets
     sets = task.seeds * sum(shots > 0 for shots in part.shots)
-    kept, fitted = (every, sets) if not large(task, classes) else (largest, min(1, sets))
-    fitted = sets if task.save_fusers else fitted
-    floats += 2 * every * width
-    floats += kept * (3 * backbones + 1) * classes + largest * SOLVING * classes
-    floats += fitted * STATES * width * classes + 6 * min(largest, width) * width
-    return PROCESS + FLOAT * floats
+    one = large(task, classes)
+    logits = largest * backbones if one else 2 * every * backbones  # several are stacked
+    fits = min(1, sets) if one and not task.save_fusers else sets
+    judges = min(largest, JUDGES) if most == 1 else largest
+    solving = largest * (SOLVING if most <= 1 else SOLVING + WEIGHING)
+    floats = classes * (logits + fits * judges * (1 + backbones) + solving)
+    floats += width * (2 * every + fits * STATES * classes)
+    return floats + 6 * min(largest, width) * width

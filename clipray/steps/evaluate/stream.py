@@ -121,6 +121,7 @@ def stream(batch: Images, each: Sequence[Fused | Singly | Bounds | Weights]) -> 
         images = batch.take(rows)
         for one in by_span:
             one.update(images, rows)
+        del images  # or two spans are held while the next one is computed
     rows = slice(0, len(batch.logits_NMC))
     for one in each:
         if one.whole:

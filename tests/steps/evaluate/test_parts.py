@@ -1,5 +1,6 @@
 """A large dataset is evaluated in parts: the same rows as in one piece, resumed, and of a memory that is told."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pyarrow as pa
 from clipray import schema
 from clipray.artefacts import evaluations
 from clipray.config import Fuser, Head
+from clipray.numerics import blocks
+from clipray.numerics.fusers import guarded
 from clipray.steps.evaluate import parts, plan
 from clipray.store import Store
 from tests.steps.worlds import CLASSES, World
@@ -55,6 +58,33 @@ def test_parts_have_the_rows_of_the_whole(tmp_path, monkeypatch):
     assert not [path for path, *_ in world.store.files() if "/parts/" in path]
 
 
+def test_spans_of_images_have_the_rows_of_all_at_once(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    fusers = ("log_avg", "nlc", "guarded", "ot")
+    task = dataclasses.replace(world.task(fusers=fusers), costs=({"gflops": 1.0},) * 3)
+    plan.evaluate(world.store, task, "whole")
+    images = task.expected
+    monkeypatch.setattr(blocks, "SPAN", images // 4 * 3 * CLASSES)
+    monkeypatch.setattr(parts, "LARGE", 1)  # one support set after another, too
+    joined(world, task, "joined", parts.parts(task, CLASSES))
+    for name in (evaluations.SCORES, evaluations.OUTCOMES):
+        one, several = rows(world, "whole", name), rows(world, "joined", name)
+        pd.testing.assert_frame_equal(several, one, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_fuser_keeps_of_a_large_support_set_is_counted_as_it_is():
+    assert parts.JUDGES == guarded.JUDGES  # said twice, for planning needs no torch
+
+
+def test_what_sees_all_images_at_once_asks_for_their_logits():
+    asked = noise_task(1000, 3)
+    part = parts.Part("zero_shot", (0,))
+    seen = dataclasses.replace(asked, fusers=(*asked.fusers, Fuser(name="ot", fuser="ot")))
+    dims = [16] * 3
+    more = parts.memory(seen, part, 400, dims) - parts.memory(asked, part, 400, dims)
+    assert more >= 2 * 1000 * 3 * 400 * 4
+
+
 def test_a_part_that_is_there_is_not_scored_again(tmp_path, monkeypatch):
     world = World(tmp_path)
     asked = task(world)
@@ -85,6 +115,26 @@ for images in (4000, int(sys.argv[2])):  # libraries and first calls take their 
 """
 
 
+def noise_task(images: int, backbones: int) -> evaluations.Task:
+    """What an evaluation is asked of `noise`."""
+    names = tuple(f"m{m}" for m in range(backbones))
+    return evaluations.Task(
+        dataset="noise",
+        backbones=names,
+        classifiers=tuple(f"c-{name}" for name in names),
+        scales=((50.0, 0.0),) * backbones,
+        embeddings={
+            split: tuple(f"e-{split}-{name}" for name in names) for split in ("test", "train")
+        },
+        expected=images,
+        heads=(Head(name="zero_shot", head="zero_shot"),),
+        fusers=tuple(Fuser(name=name, fuser=name) for name in ("log_avg", "c_log_avg", "guarded")),
+        shots=(1,),
+        seeds=1,
+        folds=5,
+    )
+
+
 def noise(root: str, images: int, backbones: int, classes: int, dim: int):
     """Embeddings and class vectors of any size, and what an evaluation is asked of them.
 
@@ -110,20 +160,7 @@ def noise(root: str, images: int, backbones: int, classes: int, dim: int):
             table = pa.table(columns, schema=schema.embeddings(dim, "fp32"))
             store.write_table(f"e-{split}-{name}/all.parquet", table)
             store.finish(f"e-{split}-{name}", {}, shards=["all.parquet"])
-    asked = evaluations.Task(
-        dataset="noise",
-        backbones=names,
-        classifiers=tuple(f"c-{name}" for name in names),
-        scales=((50.0, 0.0),) * backbones,
-        embeddings={split: tuple(f"e-{split}-{name}" for name in names) for split in sizes},
-        expected=images,
-        heads=(Head(name="zero_shot", head="zero_shot"),),
-        fusers=tuple(Fuser(name=name, fuser=name) for name in ("log_avg", "c_log_avg", "guarded")),
-        shots=(1,),
-        seeds=1,
-        folds=5,
-    )
-    return store, asked
+    return store, noise_task(images, backbones)
 
 
 def test_a_part_takes_no_more_memory_than_it_asks_for(tmp_path):

@@ -1,12 +1,18 @@
 """A fused model behind HTTP: real requests on loopback, broken ones included."""
 
 import base64
+import contextlib
 import io
 import json
+import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +25,11 @@ from clipray.config.predict import Fit
 from clipray.errors import ConfigError
 from clipray.steps import fitting
 from clipray.steps.embed import texts
-from clipray.steps.predict import fit
+from clipray.steps.predict import fit, register
 from clipray.store import Store
 
 NAMES = ["cat", "dog", "red", "blue"]
+PATIENCE = 240  # seconds that a busy machine may take to start a server
 
 
 def test_bodies_that_cannot_be_are_refused():
@@ -59,10 +66,8 @@ def test_a_registered_model_needs_its_workspace(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory, local_ray):
-    """Two backbones behind HTTP on a free port: the address, and the model as a notebook has it."""
-    from clipray.steps.predict import serve
-
+def fitted(tmp_path_factory):
+    """What makes a model of two backbones from class names alone, its store and its address."""
     root = str(tmp_path_factory.mktemp("workspace"))
     values = {"name": "pets", "workspace": root, "classnames": NAMES, "shots": 0}
     wanted = parse(Fit, values | {"backbones": ["vit-p6-36", "rn-32"]}, "test")
@@ -72,13 +77,65 @@ def served(tmp_path_factory, local_ray):
     store, told = fitting.lesson(wanted)
     place = fitting.address(store, wanted.name, told)
     fit.make(store, wanted.name, place, told)
+    return wanted, store, place
+
+
+@pytest.fixture(scope="module")
+def served(fitted, local_ray):
+    """The model behind HTTP on a free port: the address, and the model as a notebook has it."""
+    from clipray.steps.predict import serve
+
+    _, store, place = fitted
     model = clipray.load(store.place(place))
+    limits = serve.Limits(100_000, 4, 10_000)
+    uri = store.place(place)
+    yield serve.start(uri, model, limits, "127.0.0.1", free_port(), "cpu", 1.0, 8), model
+    serve.stop()
+
+
+@pytest.fixture
+def served_by_mlflow(fitted):
+    """The registered model behind MLflow's own server: the address, and the model as a notebook has it."""
+    wanted, store, place = fitted
+    registered = register.register(wanted, store, place)["registered"]
+    assert "error" not in registered
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", registered["uri"]]
+    command += ["--env-manager", "local", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store.root}/mlflow.db"}
+    own = Path(sys.executable).parent  # whose uvicorn it starts, as in an activated environment
+    environment["PATH"] = f"{own}{os.pathsep}{environment['PATH']}"
+    told = Path(store.root, "server.log")
+    with told.open("w") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + PATIENCE
+        while not answers(f"{url}/ping"):
+            assert server.poll() is None, told.read_text()
+            assert time.monotonic() < until, told.read_text()
+            time.sleep(0.5)
+        yield f"{url}/invocations", clipray.load(store.place(place))
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(server.pid, signal.SIGTERM)  # it has a process of its own that answers
+        server.wait(30)
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    limits = serve.Limits(100_000, 4, 10_000)
-    yield serve.start(store.place(place), model, limits, "127.0.0.1", port, "cpu", 1.0, 8), model
-    serve.stop()
+        return free.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status == 200
+    except OSError:  # nobody is there yet
+        return False
 
 
 def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, dict]:
@@ -124,3 +181,30 @@ def test_real_requests(served):
         assert (status, words in answer["error"]) == (code, True), answer
     assert ask(f"{url}/predict")[0] == 405
     assert ask(f"{url}/nothing")[0] == 404
+
+
+def test_mlflow_answers_requests(served_by_mlflow):
+    url, model = served_by_mlflow
+    data = [png(0), b"no image", png(1)[:60], png(1)]
+    texts = [base64.b64encode(one).decode() for one in data]
+    status, answer = ask(url, table(texts))
+    assert status == 200
+    rows, wanted = answer["predictions"], model.predict(data).to_dict("records")
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    for row, own in zip(rows, wanted, strict=True):
+        if row["error"]:
+            assert (row["label"], row["error"]) == (None, own["error"])
+        else:
+            assert row["label"] == own["label"]
+            assert row["probability"] == pytest.approx(own["probability"], abs=1e-6)
+    for wrong in (table(["not base64"]), table([7]), table(texts, "picture"), b"{", b"{}"):
+        status, answer = ask(url, wrong)
+        assert 400 <= status < 500, (wrong, answer)
+        assert "error_code" in answer or "detail" in answer
+    assert ask(url, table(texts[:1]))[0] == 200  # it still answers
+
+
+def table(values: list, column: str = "image") -> bytes:
+    return json.dumps(
+        {"dataframe_split": {"columns": [column], "data": [[value] for value in values]}}
+    ).encode()

@@ -6,6 +6,7 @@ folder as it is, so nothing is pickled. The package's source goes along: a serve
 
 import contextlib
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -119,10 +120,14 @@ def _log(
 
 @contextlib.contextmanager
 def _at(uri: str) -> Iterator[None]:
-    """MLflow's own calls go to this server or database for a while, and what they print goes nowhere."""
+    """MLflow's own calls go to this server or database for a while, and what they print goes nowhere.
+
+    MLflow puts into the environment what is set. So that tells what was set before, and if nothing was, that the
+    registry is to follow the tracking URI again, which `get_registry_uri` would not.
+    """
     import mlflow
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    before = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
     if uri:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
@@ -132,6 +137,8 @@ def _at(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
+        if before[1] is None:  # MLflow forgets it, and leaves the variable
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 def download(uri: str, tracking_uri: str = "") -> str:

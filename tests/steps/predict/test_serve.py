@@ -93,16 +93,24 @@ def served(fitted, local_ray):
     serve.stop()
 
 
-@pytest.fixture
-def served_by_mlflow(fitted):
-    """The registered model behind MLflow's own server: the address, and the model as a notebook has it."""
+@pytest.fixture(scope="module")
+def registered(fitted):
+    """The model in MLflow's registry: its URI there, and that of the database."""
     wanted, store, place = fitted
-    registered = register.register(wanted, store, place)["registered"]
-    assert "error" not in registered
+    told = register.register(wanted, store, place)["registered"]
+    assert "error" not in told
+    return told["uri"], f"sqlite:///{store.root}/mlflow.db"
+
+
+@pytest.fixture
+def served_by_mlflow(fitted, registered):
+    """The registered model behind MLflow's own server: the address, and the model as a notebook has it."""
+    _, store, place = fitted
+    uri, database = registered
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", registered["uri"]]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri]
     command += ["--env-manager", "local", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store.root}/mlflow.db"}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": database}
     own = Path(sys.executable).parent  # whose uvicorn it starts, as in an activated environment
     environment["PATH"] = f"{own}{os.pathsep}{environment['PATH']}"
     told = Path(store.root, "server.log")
@@ -208,3 +216,25 @@ def table(values: list, column: str = "image") -> bytes:
     return json.dumps(
         {"dataframe_split": {"columns": [column], "data": [[value] for value in values]}}
     ).encode()
+
+
+def test_what_mlflow_is_set_to_is_left_as_it_was(registered, monkeypatch, tmp_path):
+    import mlflow
+
+    uri, database = registered
+    other = f"sqlite:///{tmp_path}/other.db"
+    monkeypatch.chdir(tmp_path)  # where MLflow puts a database of its own
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    mlflow.set_registry_uri(None)
+    for before in (None, other):
+        mlflow.set_tracking_uri(before)
+        clipray.load(uri, tracking_uri=database)
+        assert os.environ.get("MLFLOW_TRACKING_URI") == before
+        assert "MLFLOW_REGISTRY_URI" not in os.environ
+        mlflow.set_tracking_uri(other)
+        assert mlflow.get_registry_uri() == other  # it follows
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", other)
+    clipray.load(uri, tracking_uri=database)
+    assert os.environ["MLFLOW_REGISTRY_URI"] == other
+    mlflow.set_registry_uri(None)

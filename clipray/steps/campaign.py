@@ -10,7 +10,7 @@ from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
 from clipray.errors import ConfigError
 from clipray.progress import progress
-from clipray.steps import checks, cluster, failures, resources, splits
+from clipray.steps import checks, cluster, failures, metrics, resources, splits
 from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts
@@ -271,5 +271,14 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
             for backbone, errors in done["errors"].items():
                 tally = told.setdefault(place, {}).setdefault(backbone, Tally())
                 tally.add(done["shard"], done["content"], errors)
+            _count(done, todo.campaign.name)
             advance(done["images"])
     return broken, told
+
+
+def _count(done: dict, campaign: str) -> None:
+    """Tell those who watch the cluster of a shard that is done."""
+    failed = sum(len(errors) for errors in done["errors"].values())
+    metrics.count("clipray_images_embedded", done["images"], campaign)
+    metrics.count("clipray_images_failed", failed, campaign)
+    metrics.count("clipray_shards_embedded", 1, campaign)

@@ -4,7 +4,7 @@ from clipray.artefacts import cards
 from clipray.artefacts.evaluations import Task, address
 from clipray.errors import ErrorBudget
 from clipray.progress import progress
-from clipray.steps import cluster
+from clipray.steps import cluster, metrics
 from clipray.steps.embed import given as brought
 from clipray.steps.evaluate import parts
 from clipray.steps.evaluate import plan as evaluate
@@ -99,6 +99,8 @@ def _evaluate(todo: Plan, missing: list[Task], places: dict[str, str]) -> dict[s
             facts[name] = told
             if error is not None:
                 failed[name] = cluster.reason(error)
+            kind = "done" if error is None else "failed"
+            metrics.count(f"clipray_evaluations_{kind}", 1, todo.campaign.name)
             advance(1)
     joins = [
         (todo.store, task, places[task.dataset], cut[task.dataset], facts[task.dataset])

@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipray import backbones
+from clipray import backbones, sources
 from clipray.artefacts import embeddings
-from clipray.config import Backbone, Compute
+from clipray.config import Backbone, Compute, Pool
 from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
 from clipray.steps import campaign as run
@@ -342,6 +343,93 @@ def test_a_shard_that_kills_every_worker_ends_the_run(campaign, monkeypatch, loc
         for w in todo.works.values()
         for place in w.addresses.values()
     )
+
+
+DEADLY = """
+import os, signal, zlib
+from PIL import Image
+if not hasattr(Image, "harmless"):
+    Image.harmless = Image.open
+    def opened(file, *args, **kwargs):
+        if zlib.crc32(file.getvalue()) % 101 == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Image.harmless(file, *args, **kwargs)
+    Image.open = opened
+"""
+
+
+def test_images_that_kill_their_decoder_become_rows_with_an_error(
+    campaign, monkeypatch, local_ray, tmp_path
+):
+    """Some images end every process that opens them, in workers and in children alike; all others are embedded."""
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    code, folder = DEADLY, str(tmp_path)
+
+    def decode(*args, **kwargs):
+        import sys
+
+        from clipray.steps.embed import decode as room
+
+        sys.path.insert(0, folder)  # children import what is there
+        exec(code, {})
+        try:
+            return room.decode(*args, **kwargs)
+        finally:
+            sys.path.remove(folder)
+            from PIL import Image
+
+            Image.open = Image.harmless  # other tests have this worker after this one
+            del Image.harmless
+
+    decode.__module__ = "__main__"  # sent by value: workers cannot import a test
+    monkeypatch.setattr(embed, "decode", decode)
+    todo, running = work(campaign, monkeypatch, deadly=False)
+    list(running)
+    plan = todo.works["digits", "test"]
+    index = plan.index.table(todo.store)
+    failures.finish(todo.store, plan, 0.5, {})
+    table = embeddings.read(todo.store, plan.addresses["vit-p6-36"])
+    assert table["image_id"].to_pylist() == sorted(index["image_id"].to_pylist())
+    bytes_of = dict(zip(index["image_id"].to_pylist(), contents(todo, plan), strict=True))
+    deadly = {name for name, data in bytes_of.items() if zlib.crc32(data) % 101 == 5}
+    assert deadly, "no image is deadly: the test shows nothing"
+    rows = dict(zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True))
+    assert {name for name, error in rows.items() if error} == deadly
+    assert {rows[name] for name in deadly} == {"decoding it ends the process (SIGKILL)"}
+
+
+def contents(todo, plan) -> list[bytes]:
+    """The bytes of a split's images, in the order of its index."""
+    from clipray.artefacts.index import read
+
+    found = []
+    for shard in plan.shards():
+        rows, chunks = read(todo.store, plan.index.place, *shard[1:])
+        found += zip(rows["image_id"].to_pylist(), sources.contents(chunks, rows), strict=True)
+    data = dict(found)
+    return [data[name] for name in plan.index.table(todo.store)["image_id"].to_pylist()]
+
+
+def test_a_task_knows_that_workers_died_under_it(local_ray):
+    def work() -> int:
+        import os
+        import signal
+
+        from clipray.steps import cluster
+
+        if cluster.attempt() < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cluster.attempt()
+
+    work.__module__ = "__main__"  # sent by value: workers cannot import a test
+    assert list(cluster.tasks(work, [()], 1, 0, 2)) == [(0, 2)]
+    assert cluster.attempt() == 0
+
+
+def test_restarts_bound_an_actor_and_not_the_tries_of_its_tasks():
+    """Ray tries a task at once on a node that is gone: two tries are over long before it notices."""
+    options = cluster.actors(Pool(size=2), Compute(max_retries=3))
+    assert (options["max_restarts"], options["max_task_retries"]) == (3, -1)
 
 
 def test_other_errors_are_not_taken_for_lost_workers():

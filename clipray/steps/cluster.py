@@ -250,8 +250,10 @@ def quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+    for name in ("ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # it writes the traceback of what it raises, and the job tells that in a sentence
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # max_retries and max_restarts of map_batches have no named parameter yet
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
 
@@ -307,7 +309,11 @@ def largest_memory() -> int:
 
 
 def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
-    """Make the options of Ray Data's `map_batches` for a pool of actors that grows as its config says."""
+    """Make the options of Ray Data's `map_batches` for a pool of actors that grows as its config says.
+
+    An actor is restarted `max_retries` times, and that bounds what a deadly task can do. Its tasks are tried again
+    without a bound: on a node that is gone they fail at once, again and again, until Ray notices that it is gone.
+    """
     import ray
 
     most = max(pool.size, pool.max_size)
@@ -316,7 +322,7 @@ def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
         "num_cpus": pool.num_cpus,
         "num_gpus": pool.num_gpus,
         "max_restarts": compute.max_retries,
-        "max_task_retries": compute.max_retries,
+        "max_task_retries": -1,
     }
 
 

@@ -41,6 +41,12 @@ def main() -> int:
     with working("recording it in MLflow"):
         result = register.register(wanted, store, address)
     say(f"model   {result['model']}")
+    if kept := result["figures"].get("which_backbones"):
+        top1, low, high = (100 * value for value in kept["support_top1"])
+        say(
+            f"kept {', '.join(kept['backbones'])}: {top1:.1f} % [{low:.1f}, {high:.1f}] on the support set; "
+            f"{100 * kept['best_in']:.0f} % of its resamples choose them"
+        )
     if result["cascade"]:
         say(f"cascade {result['cascade']['why']}")
     code = tracked(result)

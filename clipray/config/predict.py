@@ -39,6 +39,8 @@ class Fit(Strict):
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("a photo of a {c}.",)
     backbones: tuple[str, ...] = ()
+    # keep as many of them, those that fuse best on the support set; by default all
+    which_backbones: int | None = Field(None, ge=1)
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     head: str | Head = "zero_shot"
     fuser: str | Fuser = ""  # by default `guarded` where there are labels, else `log_avg`

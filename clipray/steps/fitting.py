@@ -36,6 +36,8 @@ def check(wanted: Fit) -> None:
     """Raise `ConfigError` for what is wrong with a config and can be found without torch, data or Ray."""
     if wanted.cascade and wanted.shots == 0:
         raise ConfigError("cascade: its thresholds come from labelled images, and `shots` is 0")
+    if wanted.which_backbones and wanted.shots == 0:
+        raise ConfigError("which_backbones: labelled images choose them, and `shots` is 0")
     if wanted.from_campaign:
         campaign = campaign_of(wanted)
         checks.check(campaign)
@@ -114,6 +116,7 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
         folds=wanted.folds,
         test_ids=tested,
         cascade=wanted.cascade,
+        which_backbones=wanted.which_backbones or 0,
     )
     return todo.store, found
 
@@ -167,6 +170,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
         folds=campaign.folds,
         test_ids=tested,
         cascade=wanted.cascade,
+        which_backbones=wanted.which_backbones or 0,
         evaluation=place if done else "",
     )
     return todo.store, found

@@ -16,7 +16,7 @@ from clipray.backbones import local_path
 from clipray.config import Backbone
 from clipray.config.predict import ALL
 from clipray.errors import ConfigError
-from clipray.steps.predict import choose
+from clipray.steps.predict import afford, choose
 from clipray.steps.predict.lesson import Lesson, needs_labels
 from clipray.store import Store, provenance
 
@@ -28,14 +28,19 @@ FILES = ("weights", "config")  # of a backbone's entry
 
 
 def make(store: Store, name: str, place: str, told: Lesson) -> None:
-    """Fit and write the fused model; choose a method first where there are several."""
-    import torch
+    """Fit and write the fused model; choose backbones and a method first where there are several."""
+    from clipray.numerics.heads import head_of
 
-    weights = tuple(torch.from_numpy(classifiers.read(store, one)) for one in told.classifiers)
-    train, drawn, draw, held = None, [], None, []
+    weights, train, drawn, draw = _read(store, told)
+    what, kept = told.what, None
+    if told.which_backbones:
+        entry = told.methods[0].head
+        head = head_of(entry.head, entry.settings_for(draw.shots, draw.seed))
+        kept = afford.chosen(told, _support_under(head, told, train, draw, weights))
+        told = afford.keeping(told, kept["backbones"])
+        weights, train, drawn, draw = _read(store, told)
+    held = []
     if told.train:
-        train = _train(store, told, len(weights[0]))
-        drawn, draw = _draws(train, told, len(weights[0]))
         held = choose.held_out(train, draw, weights, told.scales, told.folds, told.methods)
     several = len(told.methods) > 1
     method = choose.best(told.methods, held, told.by) if several else told.methods[0]
@@ -47,8 +52,30 @@ def make(store: Store, name: str, place: str, told: Lesson) -> None:
         about["cascade"] = mapping
     about = {"name": name, **about, "support": _support(train, draw)}
     about["figures"] = _figures(store, told, method, held, draw)
+    if kept:
+        about["figures"]["which_backbones"] = kept
     about["provenance"] = provenance()
-    fused_model.write(store, place, told.what, secrets.clean(about), tensors, _files(told))
+    fused_model.write(store, place, what, secrets.clean(about), tensors, _files(told))
+
+
+def _read(store: Store, told: Lesson) -> tuple[tuple, "Split | None", list, Any]:
+    """Read the class vectors and the train split, and draw: as `_draws` gives them, empty where no label is used."""
+    import torch
+
+    weights = tuple(torch.from_numpy(classifiers.read(store, one)) for one in told.classifiers)
+    if not told.train:
+        return weights, None, [], None
+    train = _train(store, told, len(weights[0]))
+    return weights, train, *_draws(train, told, len(weights[0]))
+
+
+def _support_under(head: Any, told: Lesson, train: "Split", draw: Any, weights: tuple) -> Any:
+    """Show the support set as fusers see it, under a head that has not seen its images."""
+    from clipray.numerics.heads import cross_fit
+
+    views = _views(told, weights, train)
+    problem = cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed)
+    return cross_fit.support(head, problem, told.folds)
 
 
 def _train(store: Store, told: Lesson, classes: int) -> "Split":
@@ -162,16 +189,13 @@ def _cascade(
     from clipray.numerics.cascade.search import by_cost
     from clipray.numerics.cascade.thresholds import Target
     from clipray.numerics.fusers import settings_of
-    from clipray.numerics.heads import cross_fit
 
     gflops_M = [card.get("image_gflops") for card in told.cards]
     if None in gflops_M:
         raise ConfigError(
             "cascade: the cost of a backbone is not known, so they cannot be put in order"
         )
-    views = _views(told, weights, train)
-    problem = cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed)
-    support = cross_fit.support(head, problem, told.folds)
+    support = _support_under(head, told, train, draw, weights)
     entry = method.fuser
     settings = settings_of(entry.fuser, entry.settings_for(draw.shots, draw.seed))
     order = by_cost(range(len(gflops_M)), gflops_M)

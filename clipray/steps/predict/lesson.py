@@ -33,6 +33,7 @@ class Lesson:
     seeds: int  # that are fitted together, as an evaluation does
     folds: int
     cascade: Cascade | None = None
+    which_backbones: int = 0  # how many to keep; 0: all
     specs: tuple[Backbone, ...] = field(
         default=(), metadata={"how": fingerprint.How("where weights lie; `origins` has what")}
     )

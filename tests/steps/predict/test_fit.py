@@ -19,7 +19,7 @@ from clipray.errors import ConfigError
 from clipray.fusion import Fusion
 from clipray.steps import fitting as lessons
 from clipray.steps.fitting import check
-from clipray.steps.predict import choose, fit, register, write
+from clipray.steps.predict import afford, choose, fit, register, write
 from clipray.steps.predict.lesson import Lesson
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
 
@@ -102,6 +102,43 @@ def test_it_says_what_the_evaluation_says(tmp_path):
             assert [one["class"] for one in answers] == own["prediction"].tolist()
             got = np.array([one["probability"] for one in answers], np.float32)
             assert np.array_equal(got, own["confidence"].to_numpy()), (head, fuser)
+
+
+def test_of_many_backbones_it_keeps_those_that_the_support_set_fuses_best(tmp_path):
+    """The model is that of a lesson with these backbones alone, and a backbone of noise is not among them."""
+    world = World(tmp_path)
+    noise = np.random.default_rng(5)
+    for split in world.ids:
+        shape = world.embeddings[split, "beta"].shape
+        world.embeddings[split, "beta"] = noise.normal(size=shape)
+    asked = [method("tip_adapter", "c_log_avg")]
+    told = lesson(world, world.task(), asked, which_backbones=2)
+    kept = fused_model.read(made(world, told))
+    assert [one["entry"]["name"] for one in kept.about["backbones"]] == ["alpha", "gamma"]
+    said = kept.about["figures"]["which_backbones"]
+    assert said["backbones"] == ["alpha", "gamma"]
+    assert said["gflops"] == 2
+    value, low, high = said["support_top1"]
+    assert low <= value <= high
+    two = {key: getattr(told, key)[::2] for key in afford.EACH}
+    alone = fused_model.read(made(world, lesson(world, world.task(), asked, **two), "alone"))
+    assert set(kept.tensors) == set(alone.tensors)
+    for name, tensor in kept.tensors.items():
+        assert np.array_equal(tensor, alone.tensors[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"which_backbones": 4}, "4 are asked for, and there are 3"),
+        ({"which_backbones": 1, "cards": (CARD | {"image_gflops": None},) * 3}, "is not known"),
+    ],
+)
+def test_backbones_that_cannot_be_chosen_from_are_told(tmp_path, changes, words):
+    world = World(tmp_path)
+    told = lesson(world, world.task(), [method("zero_shot", "log_avg")], **changes)
+    with pytest.raises(ConfigError, match=words):
+        made(world, told)
 
 
 def test_a_cascade_runs_backbones_in_order_of_cost_and_lets_sure_images_go(tmp_path):

@@ -2,7 +2,6 @@
 
     python benchmarks/evaluate.py 50000 9 1000 512              images, backbones, classes, dimensions
     python benchmarks/evaluate.py 5000 5 20000 64 --shots 0
-    python benchmarks/evaluate.py 5000 5 20000 64 --shots 1 --train 2000
 
 Images lie around their class's text vector, so that text is right of many and `guarded` learns from the batch. One
 part after another is scored as a worker scores it, in a process of its own: without labels, and with one image a class.

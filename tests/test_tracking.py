@@ -478,7 +478,7 @@ def test_a_server_that_dies_in_the_middle(tmp_path, server, monkeypatch):
     secret = f"http://me:s3cr3t-pass@127.0.0.1:{server.port}"
     wanted, work = Tracking(uri=secret, experiment="served"), str(tmp_path / "work")
     kids = {
-        f"k{i}": Record({"i": i}, [Metric("m", i)], artifacts={"a.txt": b"a"}) for i in range(40)
+        f"k{i}": Record({"i": i}, [Metric("m", i)], artifacts={"a.txt": b"a"}) for i in range(12)
     }
     tracking.check("c", work, wanted)
     sent = Path(work, "tracking", "c", "sent.json")
@@ -506,7 +506,7 @@ def test_a_server_that_dies_in_the_middle(tmp_path, server, monkeypatch):
     assert b"s3cr3t" not in written
     door = mlflow.MlflowClient(tracking_uri=server.uri)
     found = door.search_runs([door.get_experiment_by_name("served").experiment_id])
-    assert len(found) in (41, 42)  # one may have been made when the answer was lost
+    assert len(found) in (13, 14)  # one may have been made when the answer was lost
     whole = [run for run in found if run.info.status == "FINISHED"]
     assert {run.info.run_name for run in whole} == {"c", *kids}
     assert all(run.data.metrics for run in whole if run.info.run_name != "c")

@@ -96,6 +96,9 @@ def test_a_part_that_is_there_is_not_scored_again(tmp_path, monkeypatch):
     assert plan.evaluate(world.store, asked, "joined", first) == facts
 
 
+# Matrices go back to the system when they are let go: what is held is measured, not the holes that they leave, which
+# differ by 100 MB from run to run and are counted in `parts.PROCESS`.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_ARENA_MAX": "1"}
 MEASURE = r"""
 import re, sys
 from pathlib import Path
@@ -105,7 +108,7 @@ from clipray.steps.evaluate import parts, score
 
 classes, dim, backbones = 400, 16, 3
 blocks.ELEMENTS, blocks.SPAN = 2**20, 2**22  # so that few images are many spans
-for images in (4000, int(sys.argv[2])):  # libraries and first calls take their memory once
+for images in (12000, int(sys.argv[2])):  # libraries and blocks of every kind take their memory once
     store, asked = noise(f"{sys.argv[1]}/{images}", images, backbones, classes, dim)
     part = parts.Part("zero_shot", (1,))
     score.score_part(store, asked, "e", part)
@@ -165,17 +168,15 @@ def noise(root: str, images: int, backbones: int, classes: int, dim: int):
 
 def test_a_part_takes_no_more_memory_than_it_asks_for(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), "20000"],
+        [sys.executable, "-c", MEASURE, str(tmp_path), "40000"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | ALLOCATOR,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (small, base), (asked, peak) = (map(int, line.split()) for line in done.stdout.splitlines())
     assert peak <= asked
     assert peak - base <= asked - small
-    assert (
-        peak - base < 16_000 * 3 * 400 * 4
-    )  # less than the logits, which are held a span at a time
+    assert peak - base < 28_000 * 3 * 400 * 4  # the logits, which are held a span at a time

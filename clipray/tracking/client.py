@@ -132,7 +132,8 @@ def _ready(uri: str, store: Store, tracking: Tracking) -> tuple[Any, str]:
 
     tries, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, 2  # ten take two minutes
     try:
-        client = _mlflow().MlflowClient(tracking_uri=uri)
+        # else models would go to whatever registry this process was pointed to
+        client = _mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
     finally:
         utils.MAX_RETRY_COUNT = tries
     if file is not None:

@@ -163,6 +163,9 @@ def test_a_notebook_and_mlflow_say_the_same(world, monkeypatch):
     requirements = mlflow.pyfunc.get_model_dependencies("models:/digit-fusion@champion")
     assert "torch==" in Path(requirements).read_text()
 
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+
     told = model.explain(next(iter(data.values())))
     assert told["who"].tolist() == [*BACKBONES, "fused", "without labels"]
 

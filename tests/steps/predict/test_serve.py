@@ -218,6 +218,21 @@ def table(values: list, column: str = "image") -> bytes:
     ).encode()
 
 
+def test_a_model_is_registered_where_its_run_is_wherever_mlflow_is_pointed_to(
+    fitted, registered, monkeypatch, tmp_path
+):
+    import mlflow
+
+    wanted, store, place = fitted
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/other.db")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path}/other.db")
+    try:
+        again = register.register(wanted, store, place)["registered"]
+    finally:
+        mlflow.set_registry_uri(None)
+    assert again == {"name": "pets", "alias": "champion", "uri": registered[0], "version": "1"}
+
+
 def test_what_mlflow_is_set_to_is_left_as_it_was(registered, monkeypatch, tmp_path):
     import mlflow
 

@@ -145,8 +145,8 @@ def test_a_notebook_and_mlflow_say_the_same(world, monkeypatch):
     assert direct["class"].tolist() == own["prediction"].tolist()
     assert direct["probability"].tolist() == pytest.approx(own["confidence"].tolist(), abs=1e-5)
 
-    mlflow.set_tracking_uri(server)
-    mlflow.set_registry_uri(server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", server)
     served = mlflow.pyfunc.load_model("models:/digit-fusion@champion")
     assert served.metadata.signature.inputs.to_dict() == [
         {"type": "binary", "name": "image", "required": True}
@@ -162,9 +162,6 @@ def test_a_notebook_and_mlflow_say_the_same(world, monkeypatch):
     )
     requirements = mlflow.pyfunc.get_model_dependencies("models:/digit-fusion@champion")
     assert "torch==" in Path(requirements).read_text()
-
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
 
     told = model.explain(next(iter(data.values())))
     assert told["who"].tolist() == [*BACKBONES, "fused", "without labels"]

@@ -110,7 +110,9 @@ def served_by_mlflow(fitted, registered):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri]
     command += ["--env-manager", "local", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": database}
+    environment = os.environ | dict.fromkeys(
+        ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"), database
+    )
     own = Path(sys.executable).parent  # whose uvicorn it starts, as in an activated environment
     environment["PATH"] = f"{own}{os.pathsep}{environment['PATH']}"
     told = Path(store.root, "server.log")

@@ -110,7 +110,7 @@ def conf_weighted(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]
     tensor([[0.8112, 0.1888]])
     """
     log_p = torch.log_softmax(logits_NMC, dim=-1)
-    return (log_p + weights_by_confidence(state, logits_NMC).log()[..., None]).logsumexp(1)
+    return (log_p + _by_confidence(log_p).log()[..., None]).logsumexp(1)
 
 
 def weights_by_confidence(
@@ -121,8 +121,11 @@ def weights_by_confidence(
     >>> weights_by_confidence(State(None), torch.tensor([[[9.0, -9.0], [0.0, 0.0]]]))
     tensor([[0.6225, 0.3775]])
     """
-    most_NM = torch.log_softmax(logits_NMC, dim=-1).max(-1).values.exp()
-    return torch.softmax(most_NM, dim=1)
+    return _by_confidence(torch.log_softmax(logits_NMC, dim=-1))
+
+
+def _by_confidence(log_p_NMC: Tensor) -> Tensor:
+    return torch.softmax(log_p_NMC.max(-1).values.exp(), dim=1)
 
 
 def fit_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[State]:

@@ -167,8 +167,8 @@ def _embed_all(
     missing = {name for names in work.todo.values() for name in names}
     if missing:
         cards = dict(zip(fusion.backbones, fusion.cards, strict=True))
-        costs = {name: cards[name]["seconds_per_image"] for name in missing}
-        pools, device = resources.pools(costs, compute, verbose)
+        own = {name: cards[name] for name in missing}
+        pools, device = resources.pools(own, compute, verbose)
         precision, most = fusion.about["precision"], fusion.about["max_pixels"]
         like = SimpleNamespace(precision=precision, max_pixels=most, compute=compute)
         with progress("images", work.images, "images") as advance:

@@ -116,6 +116,34 @@ def test_predict_says_what_the_evaluation_says_and_keeps_embeddings(world):
         assert store.read(f"{job.work.address}/{name}") == data
 
 
+def test_a_collection_of_images_teaches_its_model_first(world):
+    """The images are embedded where they are not yet, and teach what images embedded by a campaign do."""
+    root = world[0]
+    values = {
+        "name": "taught",
+        "workspace": f"{root}/campaign",
+        "dataset": "digits",
+        "backbones": BACKBONES,
+        "precision": "fp16",
+        "limit": LIMIT,
+        "fuser": "guarded",
+        "shots": 4,
+    }
+    lesson = parse(Fit, values, "test")
+    store, told = fitting.lesson(lesson)
+    place = fitting.address(store, lesson.name, told)
+    fit.make(store, lesson.name, place, told)
+    tables = []
+    for workspace in ("afresh", "campaign"):
+        job = labelling.prepare(wanted(world, workspace, model=store.place(place)))
+        assert job.work.learns
+        done = labelling.label(job)
+        assert (done["images"], done["failed"]) == (LIMIT, 0)
+        assert done["taught_from"] == store.place(place) != done["model"]
+        tables.append(read(job.work.store, job.work.address))
+    pd.testing.assert_frame_equal(*tables)
+
+
 def read(store, address: str) -> pd.DataFrame:
     names = store.manifest(address)["shards"]
     return store.tables(address, names).to_pandas().set_index("image_id")

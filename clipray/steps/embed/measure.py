@@ -12,7 +12,8 @@ from clipray.store import Store
 if TYPE_CHECKING:
     from clipray.backbones import Encoder
 
-BATCH = 32  # images at a time when a model is timed
+BATCH = 32  # images at a time, at most, when a model is timed
+ENOUGH = 0.5  # seconds that say what an image costs; a large model on a CPU takes them for one
 CLOSE = 0.999  # least cosine of an embedding in half precision to the one in fp32
 
 
@@ -27,8 +28,8 @@ def measure(encoder: "Encoder") -> dict:
     """Measure dimension, scale, preprocessing and cost of a loaded backbone.
 
     `image_gflops` counts 2 operations per multiply-add for one image; `memory_mb` is the image tower's weights, in
-    10⁶ bytes; `seconds_per_image` is the median of three batches on this device: the cost by which pools are shared
-    out, not a benchmark. `decode_seconds` is what one CPU takes to decode and crop a photo of 500×375 pixels.
+    10⁶ bytes; `seconds_per_image` is of one batch on this device: the cost by which pools are shared out, not a
+    benchmark. `decode_seconds` is what one CPU takes to decode and crop a photo of 500×375 pixels.
     """
     visual = encoder.model.visual
     return {
@@ -89,13 +90,17 @@ def gflops(encoder: "Encoder") -> float:
 
 
 def seconds_per_image(encoder: "Encoder") -> float:
-    """Measure the seconds that an image takes: the median over three batches, after one to warm up."""
-    crops, times = blank(encoder, BATCH), []
-    for _ in range(4):
+    """Measure the seconds that an image takes, in batches that double until one has taken long enough."""
+    encoder.images(blank(encoder, 1), 1)  # to warm up
+    count = 1
+    while True:
+        crops = blank(encoder, count)
         start = time.perf_counter()
-        encoder.images(crops, BATCH)
-        times.append((time.perf_counter() - start) / BATCH)
-    return sorted(times[1:])[1]
+        encoder.images(crops, count)
+        seconds = time.perf_counter() - start
+        if seconds >= ENOUGH or count == BATCH:
+            return seconds / count
+        count *= 2
 
 
 def decode_seconds(encoder: "Encoder") -> float:

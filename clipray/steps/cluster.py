@@ -143,8 +143,10 @@ def _start(compute: Compute, verbose: bool) -> None:
 def _init(address: str | None, verbose: bool) -> None:
     import ray
 
+    own = {"include_dashboard": verbose} if address == "local" else {}  # ten processes, 1 GB
     with contextlib.nullcontext() if verbose else hushed():
         ray.init(
+            **own,
             address=address,
             runtime_env={"env_vars": handed_on(os.environ)},
             log_to_driver=verbose,

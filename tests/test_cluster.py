@@ -260,15 +260,8 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
     parent = encode.Embedder
 
     class Slow(parent):
-        def __init__(self, store, spec, precision, device, batch_size, column, last, threads=0):
-            self.store, self.spec, self.precision, self.batch_size, self.last = (
-                store,
-                spec,
-                precision,
-                batch_size,
-                last,
-            )
-            self.encoder, self.broken, self.column = Cheap(), None, column
+        def load(self, device):
+            return Cheap()
 
         def __call__(self, table):
             import pickle
@@ -283,7 +276,7 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
     monkeypatch.setattr(encode, "Embedder", Slow)
     given = campaign(compute={"max_retries": 2, **changes})
     todo = run.plan(given)
-    card = {"preprocess": list(Cheap.preprocess)}
+    card = {"preprocess": list(Cheap.preprocess), "seconds_per_image": 0.1, "memory_mb": 1.0}
     pools = {"vit-p6-36": embed.Pool(size=1, num_cpus=0.5)}
     specs = [Backbone(name="vit-p6-36", architecture="x", pretrained="y")]
     works = list(todo.works.values())

@@ -1,6 +1,8 @@
 """How a cluster's CPUs and GPUs are shared out among the backbones' actor pools; arithmetic only."""
 
 import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from clipray.config import Compute, Pool
@@ -24,6 +26,13 @@ class Cost(NamedTuple):
     seconds: float
     memory_mb: float = 0.0
     decode_seconds: float = 0.0
+
+
+class Crew(NamedTuple):
+    """Backbones whose actors are one process, in the order in which they see a shard, and the pool of it."""
+
+    names: tuple[str, ...]
+    pool: Pool
 
 
 def cost_of(card: dict) -> Cost:
@@ -76,6 +85,46 @@ def share(
     pools = named | {name: pools[name] for name in free}
     check(pools, cpus, gpus, compute.decode_cpus)
     return {name: pools[name] for name in costs} | _grown(free, pools, more)
+
+
+def share_processes(
+    order: Sequence[str], pools: Mapping[str, Pool], seconds: Mapping[str, float]
+) -> list[Crew]:
+    """Let backbones that have less than a CPU each share processes, about as many as they have CPUs together.
+
+    Each process imports torch and open_clip anew, and takes memory for them. Neighbours in the chain share one, with
+    about the same work for each process. A shared pool grows with its members' pools.
+
+    Args:
+        order: the backbones as the chain has them. pools: of each backbone. seconds: that an image costs each.
+    """
+    small = [name for name in order if _is_small(pools[name])]
+    cpus = sum(pools[name].num_cpus for name in small)
+    seats = max(1, math.ceil(cpus - 1e-6))
+    whole = sum(seconds[name] for name in small) or 1.0
+    seat, before = {}, 0.0
+    for name in small:
+        middle = before + seconds[name] / 2
+        seat[name] = min(seats - 1, int(seats * middle / whole))
+        before += seconds[name]
+    crews = [tuple(names) for _, names in groupby(order, key=lambda name: seat.get(name, name))]
+    return [Crew(names, _together([pools[name] for name in names])) for names in crews]
+
+
+def _is_small(pool: Pool) -> bool:
+    return pool.size == 1 and pool.num_gpus == 0 and pool.num_cpus < 1
+
+
+def _together(pools: Sequence[Pool]) -> Pool:
+    """Make one pool of several of single actors."""
+    if len(pools) == 1:
+        return pools[0]
+    cpus = math.fsum(pool.num_cpus for pool in pools)
+    most = math.fsum(max(1, pool.max_size) * pool.num_cpus for pool in pools)
+    sizes = int(most / cpus + 1e-6) if cpus else 1
+    threads = max(pool.threads for pool in pools)
+    largest = sizes if sizes > 1 else 0
+    return Pool(size=1, max_size=largest, num_cpus=round(cpus, 6), threads=threads)
 
 
 def _grown(costs: dict[str, float], pools: dict[str, Pool], units: float) -> dict[str, Pool]:

@@ -6,7 +6,7 @@ from scipy.optimize import linprog
 
 from clipray.config import Compute, Pool
 from clipray.errors import ConfigError
-from clipray.steps.pools import Cost, apportion, busy, share
+from clipray.steps.pools import Cost, apportion, busy, share, share_processes
 
 # GFLOPs of an image and 10⁶ bytes of half-precision weights: the nine backbones of the paper
 NINE = {
@@ -37,6 +37,35 @@ def test_more_pools_than_cpus_share_them():
     compute = Compute(decode_cpus=0.5)
     pools = share({name: Cost(1.0) for name in "abcde"}, cpus=2, gpus=0, compute=compute)
     assert all(pool == Pool(size=1, num_cpus=0.3) for pool in pools.values())
+
+
+@pytest.mark.parametrize(("cpus", "processes"), [(1, 1), (2, 2), (4, 4)])
+def test_where_cores_are_fewer_than_backbones_they_share_processes(cpus, processes):
+    seconds = dict(zip("abcdefghi", (1, 1, 2, 1, 1, 2, 1, 1, 2), strict=True))
+    pools = share({name: Cost(value) for name, value in seconds.items()}, cpus, 0, Compute())
+    crews = share_processes(list(seconds), pools, seconds)
+    assert [name for crew in crews for name in crew.names] == list(seconds)  # each once, in order
+    assert len(crews) == processes
+    held = sum(crew.pool.num_cpus for crew in crews)
+    assert held == pytest.approx(sum(pool.num_cpus for pool in pools.values()))
+    loads = [sum(seconds[name] for name in crew.names) for crew in crews]
+    assert max(loads) - min(loads) <= max(seconds.values())
+
+
+def test_backbones_with_a_core_or_a_gpu_have_their_own_processes():
+    seconds = {"a": 1.0, "b": 1.0, "c": 1.0}
+    for gpus in (0, 1):
+        pools = share({name: Cost(1.0) for name in seconds}, 8, gpus, Compute())
+        crews = share_processes(list(seconds), pools, seconds)
+        assert [crew.names for crew in crews] == [("a",), ("b",), ("c",)]
+        assert [crew.pool for crew in crews] == [pools[name] for name in seconds]
+
+
+def test_a_shared_process_grows_with_its_members_pools():
+    every = {name: Cost(1.0) for name in "abcde"}
+    pools = share(every, cpus=1.5, gpus=0, compute=Compute(decode_cpus=0.5), most_cpus=10.5)
+    (crew,) = share_processes(list(every), pools, dict.fromkeys(every, 1.0))
+    assert crew.pool.max_size * crew.pool.num_cpus == pytest.approx(10)
 
 
 def test_decoding_has_its_share_of_many_cpus():

@@ -1,10 +1,9 @@
-"""The actors of the pools: each holds one backbone, and writes the file of every shard that passes."""
+"""What actors of the pools do: each holds a backbone, and writes the file of every shard that passes."""
 
 import pickle
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from clipray import backbones
 from clipray.artefacts.embeddings import embedded
@@ -15,7 +14,7 @@ from clipray.store import Store
 
 
 class Embedder:
-    """One actor of a backbone's pool.
+    """One backbone in an actor of its pool.
 
     A backbone that cannot be loaded, or that raises on every image of a shard, leaves no file and says why in the
     task; the shard goes on to the other backbones.
@@ -29,14 +28,10 @@ class Embedder:
         device: str,
         batch_size: int,
         column: str,
-        last: bool,
-        threads: int = 0,
     ):
         self.store, self.spec, self.precision = store, spec, precision
-        self.batch_size, self.column, self.last = batch_size, column, last
+        self.batch_size, self.column = batch_size, column
         self.encoder, self.broken = None, None
-        if threads:
-            torch.set_num_threads(threads)
         try:
             self.encoder = self.load(device)
         except Exception as error:
@@ -55,7 +50,7 @@ class Embedder:
                 task["broken"][self.spec.name] = reason
             told = pa.array([pickle.dumps(task)], pa.large_binary())
             table = table.set_column(table.column_names.index("task"), "task", told)
-        return table.drop_columns([self.column]) if self.last else table
+        return table
 
     def embed(self, task: dict, table: pa.Table) -> str | None:
         """Write one shard's file; return why there is none, or None."""

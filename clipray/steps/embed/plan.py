@@ -1,9 +1,8 @@
 """Images → embeddings: every image decoded once, cropped once per preprocess group, run through a pool per backbone.
 
 One row of the Ray dataset is one shard of images, so an image's batch never depends on the cluster, a shard's files
-are written whole, and nothing has to be regrouped. The pools are chained (Ray Data has no tee); each writes its
-shard's file itself and the crops are dropped after the last pool that wants them. Killing the job at any moment
-therefore loses at most the shards in flight.
+are written whole, and nothing has to be regrouped. Each pool writes its shard's file itself. Killing the job at any
+moment therefore loses at most the shards in flight.
 """
 
 import pickle
@@ -14,8 +13,9 @@ from clipray import images
 from clipray.artefacts.embeddings import Work
 from clipray.config import Backbone, Campaign, Pool
 from clipray.encoding import column
-from clipray.steps import cluster
+from clipray.steps.crews import Member, chained
 from clipray.steps.embed.decode import decode
+from clipray.steps.pools import cost_of, share_processes
 from clipray.store import Store
 
 TOLD = ("dataset", "split", "shard", "content", "broken", "errors")
@@ -87,7 +87,7 @@ def passed(
     """
     import ray
 
-    from clipray.steps.embed import encode
+    from clipray.steps.embed.encode import Embedder
 
     if not rows:
         return
@@ -102,24 +102,17 @@ def passed(
         max_retries=compute.max_retries,
     )
     order = sorted(pools, key=lambda name: (groups[name], name))
-    for name, following in zip(order, [*order[1:], None], strict=True):
-        last = following is None or groups[following] != groups[name]
-        dataset = dataset.map_batches(
-            encode.Embedder,
-            fn_constructor_args=(
-                store,
-                entries[name],
-                campaign.precision,
-                device,
-                compute.batch_size,
-                column(groups[name]),
-                last,
-                pools[name].threads,
-            ),
-            batch_size=1,
-            batch_format="pyarrow",
-            **cluster.actors(pools[name], compute),
-        )
+    how = campaign.precision, device, compute.batch_size
+    members = {
+        name: Member(partial(Embedder, store, entries[name], *how, column(group)), column(group))
+        for name, group in groups.items()
+    }
+    seconds = {name: cost_of(cards[name]).seconds for name in pools}
+    crews = [
+        ([members[name] for name in crew.names], crew.pool)
+        for crew in share_processes(order, pools, seconds)
+    ]
+    dataset = chained(dataset, crews, compute)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:
             yield pickle.loads(cell.as_py())

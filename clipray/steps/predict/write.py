@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from clipray import backbones, encoding, images, schema, sources
 from clipray.artefacts import fused_model, index
@@ -20,7 +19,8 @@ from clipray.config import Compute, Pool
 from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
-from clipray.steps import cluster
+from clipray.steps.crews import Member, chained
+from clipray.steps.pools import cost_of, share_processes
 from clipray.steps.survivors import survivors
 from clipray.store import Store
 
@@ -63,13 +63,11 @@ def _with_task(table: pa.Table, task: dict) -> pa.Table:
 
 
 class Encode:
-    """One actor of a backbone's pool.
+    """One backbone in an actor of its pool.
 
     Args:
         model: the fused model's URI. number: the backbone's.
-        last: whether no later pool wants the same crops.
         keep: where the embeddings are written, beside being handed on; None: nowhere.
-        threads: that it computes with on CPUs; 0: as many as Ray gives it.
     """
 
     def __init__(
@@ -78,15 +76,11 @@ class Encode:
         number: int,
         device: str,
         batch_size: int,
-        last: bool,
         keep: tuple[Store, str] | None,
-        threads: int = 0,
     ):
-        if threads:
-            torch.set_num_threads(threads)
         fusion = Fusion(fused_model.read(fused_model.fetched(model)))
         self.fusion = fusion
-        self.number, self.batch_size, self.last, self.keep = number, batch_size, last, keep
+        self.number, self.batch_size, self.keep = number, batch_size, keep
         self.group, self.dim = fusion.group(number), fusion.cards[number]["dim"]
         self.precision, self.broken = fusion.about["precision"], None
         try:
@@ -117,8 +111,7 @@ class Encode:
         task["embeddings"][self.number] = filled_ND
         if self.fusion.cascade:
             self.leave(task, open_N)
-        table = _with_task(table, task)
-        return table.drop_columns([column(self.group)]) if self.last else table
+        return _with_task(table, task)
 
     def leave(self, task: dict, open_N: np.ndarray) -> None:
         """Let the images go that are sure after this backbone: the pools behind it see only what is left."""
@@ -233,30 +226,25 @@ def run(
         memory=compute.decode_memory,
         max_retries=compute.max_retries,
     )
-    for position, m in enumerate(numbers):
-        pool = pools[fusion.backbones[m]]
-        later = {fusion.group(other) for other in numbers[position + 1 :]}
-        last = fusion.group(m) not in later
+    members = {}
+    for m in numbers:
         own = (store, keep[m]) if m in keep else None
-        dataset = _pooled(
-            dataset,
-            Encode,
-            (model, m, device, compute.batch_size, last, own, pool.threads),
-            pool,
-            compute,
-        )
-    fusing = Pool(size=max(1, sum(pool.size for pool in pools.values()) // 8), num_cpus=0)
-    dataset = _pooled(dataset, Label, (model, store, place, targets), fusing, compute)
+        make = partial(Encode, model, m, device, compute.batch_size, own)
+        members[fusion.backbones[m]] = Member(make, column(fusion.group(m)))
+    names = [fusion.backbones[m] for m in numbers]
+    seconds = {
+        name: cost_of(fusion.cards[m]).seconds for name, m in zip(names, numbers, strict=True)
+    }
+    crews = [
+        ([members[name] for name in crew.names], crew.pool)
+        for crew in share_processes(names, pools, seconds)
+    ]
+    fuse = Member(partial(Label, model, store, place, targets))
+    if len(crews[-1][0]) > 1:  # there are few cores: no process of its own
+        crews[-1][0].append(fuse)
+    else:
+        size = max(1, sum(pool.size for pool in pools.values()) // 8)
+        crews.append(([fuse], Pool(size=size, num_cpus=0)))
+    dataset = chained(dataset, crews, compute)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()
-
-
-def _pooled(dataset: Any, kind: type, arguments: tuple, pool: Pool, compute: Compute) -> Any:
-    """Add a stage of actors, bounded in its restarts."""
-    return dataset.map_batches(
-        kind,
-        fn_constructor_args=arguments,
-        batch_size=1,
-        batch_format="pyarrow",
-        **cluster.actors(pool, compute),
-    )

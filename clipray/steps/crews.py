@@ -1,0 +1,78 @@
+"""Chains of actor pools; an actor holds one backbone, or several in turn where there are fewer cores than backbones.
+
+Each process imports torch and open_clip anew, which takes seconds of a core. On a laptop one process for all backbones
+therefore gives the first embedding far sooner than a process for each.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+
+from clipray.config import Compute, Pool
+from clipray.steps import cluster
+
+if TYPE_CHECKING:
+    import ray.data
+
+Stage = Callable[[pa.Table], pa.Table]
+
+
+class Member(NamedTuple):
+    """What an actor does with a shard.
+
+    Attributes:
+        make: makes the stage, in the actor. column: the crops that it reads; None: none.
+    """
+
+    make: Callable[[], Stage]
+    column: str | None = None
+
+
+class Crew:
+    """One actor: its members see each shard in turn. A member is made when the first shard reaches it.
+
+    Args:
+        makers: of the members. dropped: columns that no later pool reads. threads: that it computes with on CPUs; 0:
+            as many as Ray gives it.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], Stage]], dropped: Sequence[str], threads: int):
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.makers, self.dropped = makers, dropped
+        self.members: list[Stage] = []
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Pass one shard through all members."""
+        for number, make in enumerate(self.makers):
+            if number == len(self.members):
+                self.members.append(make())
+            table = self.members[number](table)
+        return table.drop_columns([name for name in self.dropped if name in table.column_names])
+
+
+def chained(
+    dataset: "ray.data.Dataset", crews: Sequence[tuple[list[Member], Pool]], compute: Compute
+) -> "ray.data.Dataset":
+    """Send a Ray dataset of shards through pools, one after another; crops are dropped after the last that reads them.
+
+    Ray Data has no tee, so the pools are a chain.
+    """
+    read = [{member.column for member in members} - {None} for members, _ in crews]
+    for position, (members, pool) in enumerate(crews):
+        dropped = read[position].difference(*read[position + 1 :])
+        dataset = dataset.map_batches(
+            Crew,
+            fn_constructor_args=(
+                [member.make for member in members],
+                sorted(dropped),
+                pool.threads,
+            ),
+            batch_size=1,
+            batch_format="pyarrow",
+            **cluster.actors(pool, compute),
+        )
+    return dataset

@@ -10,6 +10,7 @@ safetensors, the epochs' loss, throughput and held-out accuracy to MLflow. The l
 """
 
 from clipray import config
+from clipray.config.pretrain import Pretrain
 from jobs import arguments, finish, run, say, tracked
 
 CONFIG = "a training's YAML file, such as configs/pretrain/rn-32.yaml"
@@ -19,7 +20,7 @@ def main() -> int:
     """Train, export, record."""
     given = arguments(__doc__, config=CONFIG)
     say(f"reading {given.config}")
-    training = config.load(config.Pretrain, given.config, given.set)
+    training = config.load(Pretrain, given.config, given.set)
     from clipray.steps.cluster import check_lasting
     from clipray.steps.pretrain.train import pretrain
 

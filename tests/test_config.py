@@ -12,7 +12,6 @@ from clipray.config import (
     Backbone,
     Campaign,
     Dataset,
-    Pretrain,
     fingerprint,
     load,
     names,
@@ -20,9 +19,11 @@ from clipray.config import (
     read_yaml,
 )
 from clipray.config.predict import Fit, Predict
+from clipray.config.pretrain import Pretrain
 from clipray.config.robustness import Robustness
 from clipray.config.search import Tune
 from clipray.errors import ConfigError
+from clipray.shots import ALL
 
 GOOD = {
     "workspace": "w",
@@ -47,6 +48,9 @@ def test_a_file_and_what_is_set_over_it(tmp_path):
     assert campaign.compute.batch_size == 7
     assert campaign.shots == (1, 2)
     assert campaign.datasets == ("a", "b")
+    every = load(Campaign, path, ["shots=[4, all]"])
+    assert every.shots == (4, ALL)
+    assert every.model_dump(mode="json")["shots"] == [4, "all"]
     assert campaign.compute.pools["rn-32"].size == 2
 
 
@@ -80,6 +84,8 @@ def test_a_file_and_what_is_set_over_it(tmp_path):
         (["shots=[0]"], ["shots.0: must be at least 1, not 0"]),
         (["shots=[4, -1]"], ["shots.1: must be at least 1, not -1"]),
         (["shots=[1, 4, 1]"], ["shots: 1 stands twice"]),
+        (["shots=[all, 4, all]"], ["shots: all stands twice"]),
+        (["shots=[any]"], ["shots.0: must be a whole number, not 'any'"]),
         (["fusers=[5]"], ["fusers.0: must be text or a mapping"]),
         (["fusers=[[nlc], [ot]]"], ["fusers.0: must be text or a mapping", "fusers.1: must be"]),
         (["fusers=nlc"], ["fusers: must be a list, such as [a, b], not 'nlc': write [nlc]"]),

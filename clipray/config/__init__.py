@@ -6,8 +6,17 @@ A config file is YAML that holds values only. Unknown or missing keys, wrong typ
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
+from clipray import shots as numbers
 from clipray.config.load import (
     CONFIGS,
     apply_sets,
@@ -23,6 +32,14 @@ from clipray.fingerprint import How, fingerprint
 
 __all__ = ["CONFIGS", "Name", "apply_sets", "check_settings", "check_value", "load", "parse"]
 __all__ += ["fingerprint", "read_yaml", "unknown"]  # and all that is defined below
+
+
+Shots = Annotated[  # labelled images of each class: a number, or `all`
+    int,
+    BeforeValidator(numbers.read),
+    Field(ge=1),
+    PlainSerializer(numbers.named, return_type=int | str, when_used="json"),
+]
 
 
 class Strict(BaseModel):
@@ -249,7 +266,7 @@ class Chosen(Strict):
     """Settings that hold for one dataset, or for one support set of it."""
 
     dataset: Name
-    shots: int | None = None
+    shots: Shots | None = None
     seed: int | None = None
     settings: dict[str, Any]
 
@@ -309,7 +326,11 @@ class Inputs(Strict):
     datasets: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4, 16)
+    shots: tuple[Shots, ...] = (
+        1,
+        4,
+        16,
+    )  # `all`: every labelled image, and the whole train split is embedded
     seeds: int = Field(5, ge=1)
     folds: int = Field(
         5, ge=2
@@ -326,7 +347,9 @@ class Inputs(Strict):
     def _different_shots(cls, shots: tuple[int, ...]) -> tuple[int, ...]:
         twice = sorted({number for number in shots if shots.count(number) > 1})
         if twice:
-            raise ValueError(f"{twice[0]} stands twice: each number of shots is drawn once")
+            raise ValueError(
+                f"{numbers.named(twice[0])} stands twice: each number of shots is drawn once"
+            )
         return shots
 
     @classmethod
@@ -363,36 +386,3 @@ class Campaign(Inputs):
                 f"`held_out: {self.held_out:g}` needs 2 shots or more, one for heads and one for fusers"
             )
         return self
-
-
-class Pretrain(Strict):
-    """What `jobs.pretrain` takes."""
-
-    name: Name
-    workspace: str
-    architecture: str  # an open_clip model config (JSON): absolute, or relative to configs/
-    corpus: str  # Parquet files or a folder of them
-    image: str = "image"  # column of encoded bytes, or of structs with a field `bytes`
-    caption: str = "caption"
-    data: str = ""  # what the corpus is and under what terms, for the model card
-    output: str  # where the weights go: absolute, or relative to configs/
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)  # images a step, over all workers
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    warmup_steps: int = Field(ge=1)
-    clip_norm: float = Field(1.0, gt=0)
-    max_scale: float = Field(100.0, gt=1)
-    precision: Literal["fp32", "bf16"]  # fp16 would want its loss scaled
-    shift: int = Field(ge=0)  # augmentation: pixels moved at most
-    jitter: float = Field(ge=0, lt=1)  # augmentation: contrast and brightness
-    held_out: float = Field(0.02, gt=0, lt=1)  # fraction of the images, by hash
-    seed: int = 0
-    shuffle_buffer: int = Field(8192, ge=1)
-    cache: bool = True  # decode once and keep the crops in the object store
-    workers: int = Field(1, ge=1)
-    use_gpu: bool = False
-    cpus_per_worker: float = Field(1.0, gt=0)
-    threads: int = Field(1, ge=1)
-    max_failures: int = Field(3, ge=0)
-    tracking: Tracking = Tracking()

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipray.shots import ALL
+
 
 class Draw(NamedTuple):
     """One support set.
@@ -41,7 +43,7 @@ def draws(
         image_ids: unique names of the images.
         labels_N: integer classes.
         classes: C.
-        shots: the values of k.
+        shots: the values of k; `shots.ALL` is short of nothing.
         seeds: numbers of the draws.
         test_ids: names of all images of the test split.
 
@@ -69,7 +71,7 @@ def draws(
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         rank[order] = np.arange(len(order)) - starts[labels[by_id][order].astype(np.int64)]
         for k in shots:
-            short = {int(c): int(counts[c]) for c in np.flatnonzero(counts < k)}
+            short = {int(c): int(counts[c]) for c in np.flatnonzero(counts < k) if k != ALL}
             found.append(Draw(int(k), int(seed), by_id[rank < k], short))
     return _distinct(found)
 
@@ -83,7 +85,7 @@ def short_classes(counts_C: np.ndarray, shots: Sequence[int]) -> dict[int, int]:
     >>> short_classes(np.array([2, 1, 0]), [1, 2])
     {1: 1, 2: 2}
     """
-    return {k: int((counts_C < k).sum()) for k in shots if (counts_C < k).any()}
+    return {k: int((counts_C < k).sum()) for k in shots if k != ALL and (counts_C < k).any()}
 
 
 def apart(image_ids: Sequence[str], test_ids: Sequence[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from clipray.report import canvas
 from clipray.report.canvas import INK, MARKERS, MUTED, PAPER, RULE, SERIES, Chart, styled
 from clipray.report.costs import KINDS, Point, Spent
+from clipray.shots import named
 
 
 class Curve(NamedTuple):
@@ -104,7 +105,7 @@ def against_shots(curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) 
         for name, top1 in levels:
             axes.axhline(100 * top1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
             ends.append((100 * top1, name, MUTED))
-        axes.set_xticks(range(len(shots)), [str(k) for k in shots])
+        axes.set_xticks(range(len(shots)), [str(named(k)) for k in shots])
         axes.set_xlim(-0.15, len(shots) - 1 + 0.08)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
         axes.tick_params(axis="y", labelcolor=MUTED)
@@ -112,8 +113,8 @@ def against_shots(curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) 
         axes.set_title("mean top-1, %", loc="left", fontsize=9, color=MUTED)
         _end_labels(axes, ends)
         alt = "Mean top-1 accuracy against shots. " + " ".join(
-            f"{curve.name}: {100 * curve.top1[0]:.1f} at {curve.shots[0]}, {100 * curve.top1[-1]:.1f} "
-            f"at {curve.shots[-1]}." for curve in curves
+            f"{curve.name}: {100 * curve.top1[0]:.1f} at {named(curve.shots[0])}, {100 * curve.top1[-1]:.1f} "
+            f"at {named(curve.shots[-1])}." for curve in curves
         )  # fmt: skip
         return Chart.of(figure, "shots", alt)
 

@@ -9,7 +9,7 @@ from clipray.report import page
 from clipray.report.contents import figures
 from clipray.report.page import Files
 from clipray.report.summary import Row
-from clipray.report.tables import shots_name
+from clipray.shots import words
 from clipray.store import Store
 
 TABLES, FIGURES = "tables", "figures"
@@ -95,7 +95,7 @@ def _shown(name: str, value: Any) -> str:
 def _board(context: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for group in context["board"]:
         for line in group.lines:
-            cells = {f"{shots_name(k)}, %": _top1(line.cells.get(k)) for k in context["shots"]}
+            cells = {f"{words(k)}, %": _top1(line.cells.get(k)) for k in context["shots"]}
             yield {"head": group.head, "kind": group.kind, "method": line.method} | cells
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from clipray import shots
 from clipray.report import gains, methods, summary, tables
 from clipray.report.contents import contents
 
@@ -48,7 +49,8 @@ def template(name: str) -> Any:
         "points": gains.points,
         "interval": tables.interval,
         "correlation": tables.correlation,
-        "shots_name": tables.shots_name,
+        "shots_name": shots.words,
+        "shots": shots.named,
         "fair": summary.compared,
         "as_metric": methods.as_metric,
         "breakable": _breakable,

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from clipray import schema
 from clipray.report import canvas
+from clipray.shots import words
 from clipray.store import Store
 
 SCORES, TABLE, SUMMARY = "robustness.parquet", "robustness.csv", "robustness.json"
@@ -99,7 +100,7 @@ def name_of(row: dict[str, Any]) -> str:
     """A method with its number of shots."""
     shots = row["shots"]
     name = row["method"].removeprefix("single/")
-    return f"{name} ({shots} shot{'s' if shots > 1 else ''})" if shots else name
+    return f"{name} ({words(shots)})" if shots else name
 
 
 def by_severity(told: dict[str, Any]) -> canvas.Chart | None:

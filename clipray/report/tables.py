@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from clipray.report.gains import Gain, points
 from clipray.report.summary import ALONE_ON_TEST, COMPARED, Row, compared, leaderboard, percent
+from clipray.shots import words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,11 +40,6 @@ def matrix(rows: list[Row]) -> list[tuple[str, str, str, dict[int, Row]]]:
     return [(*key, lines[key]) for key in keys]
 
 
-def shots_name(shots: int) -> str:
-    """A column's title."""
-    return "no labels" if shots == 0 else f"{shots} shot{'s' if shots > 1 else ''}"
-
-
 def interval(gain: Gain | None) -> str:
     """`+1.2 [+0.3, +2.1]`, or a dash."""
     if gain is None:
@@ -64,7 +60,7 @@ def markdown(scores: pa.Table) -> str:
     rows = leaderboard(scores)
     shots = columns(rows)
     lines = [
-        "| method | " + " | ".join(map(shots_name, shots)) + " |",
+        "| method | " + " | ".join(map(words, shots)) + " |",
         "|---|" + "---:|" * len(shots),
     ]
     for head, method, kind, cells in matrix(rows):
@@ -83,7 +79,7 @@ def console_table(scores: pa.Table) -> "Table":
     table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", caption_style="dim")
     table.add_column("method", no_wrap=True)
     for k in shots:
-        table.add_column(shots_name(k), justify="right", no_wrap=True)
+        table.add_column(words(k), justify="right", no_wrap=True)
     before = None
     for head, method, kind, cells in matrix(rows):
         if before not in (None, (head, kind)):

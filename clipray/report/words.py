@@ -18,6 +18,8 @@ from clipray.report.summary import (
     percent,
     short_classes,
 )
+from clipray.shots import ALL
+from clipray.shots import words as shots_words
 
 NAMED = 5  # datasets that a sentence on failures names
 
@@ -152,11 +154,7 @@ def _over_single(best: Row) -> str:
 
 
 def _sentence(best: Row, against: Gain, backbones: int, reference: str) -> str:
-    labels = (
-        f"at {best.shots} labelled image{'s' if best.shots > 1 else ''} per class"
-        if best.shots
-        else "without labels"
-    )
+    labels = _labels(best.shots)
     total = against.wins + against.ties + against.losses
     where = "on the one dataset" if total == 1 else f"on average over {total} datasets"
     wins = "all" if against.wins == total else "none" if not against.wins else f"{against.wins}"
@@ -165,6 +163,14 @@ def _sentence(best: Row, against: Gain, backbones: int, reference: str) -> str:
         f"Fusing {backbones} backbones with {best.method} {labels} {_moves(against.mean)} "
         f"{interval(against)} of top-1 accuracy over {reference} {where}{better}."
     )
+
+
+def _labels(shots: int) -> str:
+    if not shots:
+        return "without labels"
+    if shots == ALL:
+        return "with all labelled images"
+    return f"at {shots} labelled image{'s' if shots > 1 else ''} per class"
 
 
 def _unclear(scores: pa.Table, datasets: int) -> Iterator[str]:
@@ -187,22 +193,18 @@ def _support_sets(scores: pa.Table, datasets: int) -> Iterator[str]:
         yield (
             f"On {short['dataset'].nunique()} of {datasets} datasets some classes have fewer images than shots, and "
             f"give what they have (most: {worst['value']:.0f} classes of {worst['dataset']} at "
-            f"{_shots(worst['shots'])})."
+            f"{shots_words(worst['shots'])})."
         )
     wide = of_support(scores).pivot_table(
         index=["dataset", "shots"], columns="metric", values="value"
     )
     if {"support_sets", "seeds"} <= set(wide.columns):
         same = wide[wide["support_sets"] < wide["seeds"]].reset_index()
-        for shots, part in same.groupby("shots"):
+        for shots, part in same[same["shots"] != ALL].groupby("shots"):
             yield (
-                f"At {_shots(shots)} all seeds draw the same images of {', '.join(part['dataset'])}: one support set, "
-                "without a spread over seeds."
+                f"At {shots_words(shots)} all seeds draw the same images of {', '.join(part['dataset'])}: "
+                "one support set, without a spread over seeds."
             )
-
-
-def _shots(shots: int) -> str:
-    return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
 def _failures(failures: pa.Table | None) -> tuple[int, list[str]]:

@@ -88,7 +88,8 @@ def _evaluate(todo: Plan, missing: list[Task], places: dict[str, str]) -> dict[s
     jobs = [(task, part) for task in missing for part in cut[task.dataset]]
     items = [(todo.store, task, places[task.dataset], part) for task, part in jobs]
     memory = [
-        parts.memory(task, part, classes[task.dataset], dims[task.dataset]) for task, part in jobs
+        parts.memory(task, part, classes[task.dataset], dims[task.dataset], _labelled(todo, task))
+        for task, part in jobs
     ]
     failed: dict[str, str] = {}
     facts: dict[str, dict] = {}
@@ -123,11 +124,14 @@ def _dims(todo: Plan, every: list[Task]) -> dict[str, list[int]]:
     return found
 
 
+def _labelled(todo: Plan, task: Task) -> int:
+    """Count the images that support sets may hold."""
+    train = todo.works.get((task.dataset, "train"))
+    return len(train.index) if train else 0
+
+
 def _size(todo: Plan, task: Task) -> int:
     """Estimate how long an evaluation takes: support images × classes, because every logit is computed."""
-    train, classes = (
-        todo.works.get((task.dataset, "train")),
-        len(todo.prompts[task.dataset]["classnames"]),
-    )
-    support = min(len(train.index), classes * max(task.shots)) if train and task.shots else 0
+    classes = len(todo.prompts[task.dataset]["classnames"])
+    support = min(_labelled(todo, task), classes * max(task.shots, default=0))
     return (support + 1) * classes

@@ -7,6 +7,7 @@ from clipray.artefacts.evaluations import address
 from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
 from clipray.numerics import declared
+from clipray.shots import ALL
 from clipray.steps import checks
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.evaluations import tasks
@@ -83,21 +84,25 @@ def evaluation(campaign: Campaign, done: dict[str, bool | None]) -> Facts:
         "unknown": states.count(UNKNOWN),
         "heads": len(campaign.heads),
         "fusers": len(checks.entries(campaign)),
-        "support_sets": len(campaign.shots) * campaign.seeds,
+        "support_sets": support_sets(campaign),
         "fits_per_dataset": fits(campaign),
     }
 
 
 def fits(campaign: Campaign) -> int:
     """Count the fits of fusers on a dataset with a train split: one per support set, or one where no label is used."""
-    support_sets = len(campaign.shots) * campaign.seeds
-    total = 0
+    sets, total = support_sets(campaign), 0
     for head in checks.named_heads(campaign.heads):
         for fuser in checks.entries(campaign):
             blind = not declared.heads()[head.head].needs_labels
             blind &= not declared.fusers()[fuser.fuser].needs_labels
-            total += 1 if blind else support_sets
+            total += 1 if blind else sets
     return total
+
+
+def support_sets(config: Inputs) -> int:
+    """Count the draws of a dataset; all labelled images are one, whatever the seed."""
+    return sum(1 if shots == ALL else config.seeds for shots in config.shots)
 
 
 def of_search(config: Tune, campaign: Facts) -> Facts:
@@ -108,7 +113,7 @@ def of_search(config: Tune, campaign: Facts) -> Facts:
     """
     from clipray.steps.tune import space as spaces
 
-    sets = campaign["evaluation"]["datasets"] * len(config.shots) * config.seeds
+    sets = campaign["evaluation"]["datasets"] * support_sets(config)
     searches = {
         search.name: 1 + (config.samples or len(spaces.grid(search))) for search in config.searches
     }

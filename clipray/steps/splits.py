@@ -11,6 +11,7 @@ from clipray.artefacts.given import Given
 from clipray.artefacts.index import Index
 from clipray.config import Campaign, Dataset
 from clipray.progress import doing, progress
+from clipray.shots import ALL
 from clipray.steps.embed import given as brought
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.index.drawable import drawable, few_images
@@ -69,7 +70,7 @@ def needs_whole(campaign: Campaign) -> bool:
     from clipray.steps import checks
 
     entries = checks.entries(campaign)
-    if not campaign.shots or any(meta.is_untaught(one) for one in entries):
+    if not campaign.shots or ALL in campaign.shots or any(meta.is_untaught(one) for one in entries):
         return True
     return any(checks.unlabelled(one) == "train" for one in entries)
 

@@ -17,6 +17,7 @@ from clipray import config, secrets, tracking
 from clipray.config import Campaign, Tracking
 from clipray.errors import ConfigError
 from clipray.fingerprint import fingerprint, plain
+from clipray.shots import named
 from clipray.store import Store, provenance
 from clipray.tracking import Input, Metric, Record
 
@@ -186,11 +187,11 @@ def _methods(
         params = what | {
             "head": row.head,
             "method": row.method,
-            "shots": row.shots,
+            "shots": named(row.shots),
             "kind": row.kind,
         }
         metrics = [*_scores(parts[place]), *_gains(row, stands.get(place, {}))]
-        labels = f"@{row.shots}" if row.shots else ""
+        labels = f"@{named(row.shots)}" if row.shots else ""
         found[f"{row.head}:{row.method}{labels}"] = Record(params, metrics, (), {}, *about)
     return found
 

@@ -2,6 +2,7 @@ import numpy as np
 from scipy import stats
 
 from clipray.numerics.draws import apart, draws, short_classes
+from clipray.shots import ALL
 
 IDS = [f"{n:032x}" for n in range(200)]
 LABELS = np.arange(200) % 7
@@ -37,6 +38,14 @@ def test_small_classes_give_what_they_have_and_say_so():
     assert sorted(labels[d.rows_K].tolist()) == [0, 0, 1]
     assert d.short == {1: 1, 2: 0}
     assert short_classes(np.array([3, 1, 0]), [1, 2, 3]) == {1: 1, 2: 2, 3: 2}
+
+
+def test_all_are_one_support_set_that_is_short_of_nothing():
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    found = draws(list("abcdef"), labels, 3, [1, ALL], range(4), ["f"])
+    (every,) = [draw for draw in found if draw.shots == ALL]
+    assert (every.seed, every.rows_K.tolist(), every.short) == (0, [0, 1, 2, 3, 4], {})
+    assert short_classes(np.array([3, 1, 0]), [1, ALL]) == {1: 1}
 
 
 def test_every_image_is_as_likely_as_any_other():

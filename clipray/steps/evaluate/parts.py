@@ -4,6 +4,7 @@ A small dataset is one task. A large one is a task for each head and number of s
 their tables are then joined.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,28 +61,31 @@ def parts(task: Task, classes: int) -> list[Part]:
     return [Part(head, (shots,)) for head in heads for shots in (0, *task.shots)]
 
 
-def memory(task: Task, part: Part, classes: int, dims: Sequence[int]) -> int:
+def memory(
+    task: Task, part: Part, classes: int, dims: Sequence[int], labelled: int = sys.maxsize
+) -> int:
     """Compute the bytes that a part takes at most.
 
     Embeddings are held whole, logits of test images a span at a time. Of support sets all logits are held.
 
     Args:
-        classes: C. dims: the embedding dimension of each backbone.
+        classes: C. dims: the embedding dimension of each backbone. labelled: images that can be drawn, at most.
     """
     images, backbones, width = task.expected, len(task.backbones), sum(dims)
     read = images * (width + 2 * max(dims, default=0))  # two copies of a matrix while it is read
     floats = read + images * MATRICES * classes
     if any(declared.fusers()[fuser.fuser].transductive for fuser in task.fusers):
         floats += images * classes * (3 * backbones + WHOLE)
-    return PROCESS + FLOAT * (floats + _fitting(task, part, classes, dims))
+    return PROCESS + FLOAT * (floats + _fitting(task, part, classes, dims, labelled))
 
 
-def _fitting(task: Task, part: Part, classes: int, dims: Sequence[int]) -> int:
+def _fitting(task: Task, part: Part, classes: int, dims: Sequence[int], labelled: int) -> int:
     """Count the numbers that are held while fusers are fitted: at one support set after another, or at all together."""
     backbones, width = len(task.backbones), sum(dims)
     most = max(part.shots, default=0)
-    largest = most * classes  # images of a support set
-    every = task.seeds * sum(part.shots) * classes  # of all support sets
+    sizes = [min(shots * classes, labelled) for shots in part.shots]  # images of support sets
+    largest = max(sizes, default=0)
+    every = task.seeds * sum(sizes)  # of all support sets
     sets = task.seeds * sum(shots > 0 for shots in part.shots)
     one = large(task, classes)
     logits = largest * backbones if one else 2 * every * backbones  # several are stacked

@@ -12,6 +12,7 @@ from clipray import catalog, images, sources
 from clipray.artefacts.index import label_remedy
 from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
+from clipray.shots import ALL
 from clipray.steps import fits
 from clipray.steps.index.drawable import few_images
 from clipray.steps.indices import counted
@@ -269,9 +270,9 @@ def _judge_shots(campaign: Campaign, report: dict[str, Any], labels: list[int]) 
     """
     if report["splits"]["train"]["whole"]:
         report["warnings"] += few_images(Counter(labels), report["classes"], campaign.shots)
-    elif campaign.shots:
+    elif numbers := [number for number in campaign.shots if number != ALL]:
         report["warnings"].append(
-            f"train split: a sample does not tell whether each class has {max(campaign.shots)} images for as many "
+            f"train split: a sample does not tell whether each class has {max(numbers)} images for as many "
             "shots; --sample 0 reads all, and the plan of jobs.run says it"
         )
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from clipray import backbones, images
-from clipray.config import Compute, Pretrain, fingerprint
+from clipray.config import Compute, fingerprint
+from clipray.config.pretrain import Pretrain
 from clipray.errors import ConfigError
 from clipray.steps import cluster, tracked
 from clipray.steps.pretrain.worker import FOLDER, HISTORY, train_worker

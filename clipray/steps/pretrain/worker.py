@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clipray import backbones
-from clipray.config import Pretrain
+from clipray.config.pretrain import Pretrain
 from clipray.store import Store
 
 FOLDER, HISTORY = "pretrain", "history.json"  # where a workspace keeps trainings, and their epochs

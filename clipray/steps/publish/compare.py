@@ -9,6 +9,7 @@ from clipray.config import Campaign
 from clipray.errors import ConfigError
 from clipray.report import files
 from clipray.report.gains import Gain, gain
+from clipray.shots import named, read
 from clipray.store import Store
 
 COLUMNS = ["head", "method", "shots", "seed", "image_id", "label", "prediction"]
@@ -23,18 +24,18 @@ class Choice(NamedTuple):
     shots: int
 
     def __str__(self) -> str:
-        return f"{self.head}:{self.method}@{self.shots}"
+        return f"{self.head}:{self.method}@{named(self.shots)}"
 
 
 def choice(text: str, campaign: Campaign) -> Choice:
     """Read `nlc@4` or `linear_probe:nlc@4`; the head is the campaign's first, the shots 0 where they are not given."""
     head, colon, rest = text.rpartition(":")
     method, _, shots = rest.partition("@")
-    if not method or (shots and not shots.isdigit()):
+    if not method or not (shots.isdigit() or shots in ("", "all")):
         raise ConfigError(f"{text!r}: write a method as [head:]method[@shots], as in nlc@4")
     first = campaign.heads[0]
     default = first if isinstance(first, str) else first.name
-    return Choice(head if colon else default, method, int(shots or 0))
+    return Choice(head if colon else default, method, int(read(shots or 0)))
 
 
 def compare(campaign: Campaign, one: Choice, other: Choice) -> list[dict]:

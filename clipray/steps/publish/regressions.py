@@ -12,6 +12,7 @@ import pyarrow as pa
 from clipray.artefacts import history
 from clipray.config import Regression
 from clipray.progress import say
+from clipray.shots import named
 from clipray.steps.publish import compare
 from clipray.store import Store
 
@@ -50,7 +51,7 @@ class Change(NamedTuple):
     high: float | None = None
 
     def __str__(self) -> str:
-        where = f"{self.dataset}: {self.head}:{self.method}@{self.shots} {self.metric}"
+        where = f"{self.dataset}: {self.head}:{self.method}@{named(self.shots)} {self.metric}"
         if self.before is None or self.after is None:
             return f"{where} is {self.verdict}"
         interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"

@@ -134,3 +134,6 @@ def test_ten_thousand_images_and_one_shot_are_sixty_at_most(tmp_path, campaign):
     assert run.plan(campaign(**given, shots=[2])).images == 0
     meta = run.plan(campaign(**given, shots=[1], fusers=["log_avg", "nlc_meta"]))
     assert meta.works["set", "train"].images == 10_000
+    every = run.plan(campaign(**given, shots=[1, "all"]))
+    assert every.works["set", "train"].images == 10_000
+    assert not any("fewer images than shots" in remark for remark in every.remarks)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from clipray import backbones
-from clipray.config import Backbone, Pretrain
+from clipray.config import Backbone
+from clipray.config.pretrain import Pretrain
 from clipray.errors import ConfigError
 from clipray.steps.pretrain import train as steps
 from clipray.steps.pretrain.worker import schedule

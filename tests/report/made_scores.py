@@ -164,6 +164,8 @@ def looked_at(datasets: int) -> list[dict]:
     one |= {"classes": [{"name": "cat <1>", "images": 5, "fused": 0.5, "alone": 0.25}]}
     one |= {"confused": [{"label": "cat <1>", "answer": "dog", "images": 2, "share": 0.4}]}
     one |= {"patterns": [[[0, 1], 5], [[], 3], [[1], 2]]}
+    twins = [{"image_id": "x", "label": label, "picture": picture} for label in ("cat <1>", "dog")]
+    one |= {"alike": [{"cosine": 0.991, "images": twins}]}
     return [{"dataset": f"set-{d:02d}"} | one for d in range(datasets)]
 
 

@@ -7,6 +7,7 @@ set. What is kept is small whatever the number of images and classes.
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from clipray.artefacts import index as indices
 from clipray.artefacts.evaluations import OUTCOMES
+from clipray.steps.publish import alike
 from clipray.store import Store
 
 MOST = 200_000  # images of a dataset; of a larger one the page has scores alone
@@ -52,12 +54,14 @@ def of_campaign(
     headline: Mapping[str, Any],
     classnames: Mapping[str, Sequence[str]],
     images: Mapping[str, Any],
+    embeddings: Mapping[str, Mapping[str, str]],
 ) -> list[dict[str, Any]]:
     """Look at every dataset in turn, the first `DATASETS` of them.
 
     Args:
         places: by dataset, its evaluation. headline: `method`, `head` and `shots` of the method to look at.
         images: by dataset, the `Index` of its test images; those of given vectors have none.
+        embeddings: by dataset and backbone, the address of the test images' embeddings; those of logits have none.
     """
     if "method" not in headline:
         return []
@@ -68,6 +72,10 @@ def of_campaign(
             continue
         names = list(classnames.get(dataset, ()))
         detail = of_dataset(answers, names)
+        if dataset in embeddings:
+            detail["alike"] = same_pictures(
+                store, embeddings[dataset], answers, detail["best"], names
+            )
         if dataset in images:
             left -= add_pictures(store, images[dataset], detail, min(left, DATASET_BYTES))
         found.append({"dataset": dataset} | {k: headline[k] for k in ("method", "shots")} | detail)
@@ -115,9 +123,7 @@ def of_dataset(answers: Answers, classnames: Sequence[str]) -> dict[str, Any]:
     right_N = answers.fused_N == answers.labels_N
     best = int(right_NM.mean(0).argmax())
 
-    def name(number: int) -> str:
-        return classnames[number] if 0 <= number < len(classnames) else f"class {number}"
-
+    name = partial(_name, classnames)
     curves = {"fused": (answers.sure_N, right_N)}
     curves[answers.names[best]] = (answers.confidences_NM[:, best], right_NM[:, best])
     return {
@@ -131,6 +137,32 @@ def of_dataset(answers: Answers, classnames: Sequence[str]) -> dict[str, Any]:
         "patterns": patterns(right_NM),
         "examples": list(examples(answers, right_NM, right_N, name)),
     }
+
+
+def same_pictures(
+    store: Store,
+    addresses: Mapping[str, str],
+    answers: Answers,
+    best: str,
+    classnames: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Pairs of images that are nearly the same, see `alike`: their `cosine`, and of each image its id and label."""
+    names = [best, *(name for name in answers.names if name != best)]
+    found = []
+    for pair in alike.of_dataset(store, addresses, names, answers.image_ids):
+        images = [
+            {
+                "image_id": answers.image_ids[row],
+                "label": _name(classnames, int(answers.labels_N[row])),
+            }
+            for row in (pair.first, pair.second)
+        ]
+        found.append({"cosine": round(pair.cosine, 4), "images": images})
+    return found
+
+
+def _name(classnames: Sequence[str], number: int) -> str:
+    return classnames[number] if 0 <= number < len(classnames) else f"class {number}"
 
 
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> list[dict[str, float]]:
@@ -229,8 +261,11 @@ def examples(
 
 
 def add_pictures(store: Store, index: indices.Index, detail: dict[str, Any], limit: int) -> int:
-    """Give each example its `key` and, where its image can be read, a small `picture`; the bytes that these take."""
-    wanted = {one["image_id"]: one for one in detail["examples"]}
+    """Give each image its `key` and, where it can be read, a small `picture`; the bytes that these take."""
+    pairs = (one for pair in detail.get("alike", ()) for one in pair["images"])
+    wanted: dict[str, list[dict[str, Any]]] = {}
+    for one in (*detail["examples"], *pairs):
+        wanted.setdefault(one["image_id"], []).append(one)
     try:
         found = dict(indices.images(store, index, set(wanted)))
     except Exception as error:  # the images may have moved since: the report needs none of them
@@ -238,11 +273,12 @@ def add_pictures(store: Store, index: indices.Index, detail: dict[str, Any], lim
         return 0
     spent = 0
     for image_id, (key, data) in found.items():
-        wanted[image_id]["key"] = key
         picture = thumbnail(data) if isinstance(data, bytes) else ""
-        if picture and spent + len(picture) <= limit:
-            wanted[image_id]["picture"] = picture
-            spent += len(picture)
+        for one in wanted[image_id]:
+            one["key"] = key
+            if picture and spent + len(picture) <= limit:
+                one["picture"] = picture
+                spent += len(picture)
     return spent
 
 

@@ -79,7 +79,13 @@ def looked_at(todo: Plan, places: dict[str, str], numbers: dict) -> list[dict]:
         for (dataset, split), work in todo.works.items()
         if split == "test" and dataset not in todo.given
     }
-    return secrets.clean(details.of_campaign(todo.store, places, numbers, names, images))
+    embeddings = {
+        dataset.name: todo.works[dataset.name, "test"].addresses
+        for dataset in todo.datasets
+        if dataset.format != "logits" and (dataset.name, "test") in todo.works
+    }
+    found = details.of_campaign(todo.store, places, numbers, names, images, embeddings)
+    return secrets.clean(found)
 
 
 def settings(campaign: Campaign) -> dict:

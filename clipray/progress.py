@@ -1,5 +1,6 @@
 """What a person hears on stderr: lines, a live bar, and a sign of life where something takes long."""
 
+import json
 import os
 import sys
 import threading
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from clipray.secrets import redacted
@@ -19,6 +21,7 @@ class _Now:
     """What this process is doing, and when it spoke last."""
 
     quiet: bool = False
+    as_json: bool = False  # each line is a JSON object
     live: bool = False  # a bar is on the screen and moves by itself
     said: float = 0.0
     doing: list[tuple[Callable[[], str], float]] = field(default_factory=list)  # and since when
@@ -33,22 +36,45 @@ def hush() -> None:
     _now.quiet = True
 
 
+def write_json() -> None:
+    """Write each line as a JSON object from now on, for programs that collect logs."""
+    _now.as_json = True
+
+
 def is_quiet() -> bool:
     """Tell whether nothing is to be said."""
     return _now.quiet
 
 
-def say(text: str) -> None:
-    """Tell a person something; stdout is for a job's last line."""
+def say(text: str, **facts: Any) -> None:
+    """Tell a person something; stdout is for a job's last line.
+
+    Args:
+        facts: that a log for programs has beside the text, such as `stage`, `done`, `total`, `seconds`.
+    """
     if not _now.quiet:
-        print(redacted(text), file=_now.stream or sys.stderr, flush=True)
+        _write(text, "info", facts)
     _now.said = time.monotonic()
+
+
+def tell(text: str) -> None:
+    """Tell what must be read even where silence is asked for."""
+    _write(text, "error" if text.startswith("error") else "info", {})
+
+
+def _write(text: str, level: str, facts: dict[str, Any]) -> None:
+    text = redacted(text)
+    if _now.as_json:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        about = {"time": now, "level": level, "text": text.strip(), **facts}
+        text = json.dumps(about, ensure_ascii=False)
+    print(text, file=_now.stream or sys.stderr, flush=True)
 
 
 @contextmanager
 def heartbeat() -> Iterator[None]:
     """Say at least every ten seconds, while it lasts, what is being done, and for how long."""
-    _now.quiet, _now.live, _now.said = False, False, time.monotonic()
+    _now.quiet, _now.as_json, _now.live, _now.said = False, False, False, time.monotonic()
     _now.stream = _copy_of_stderr()
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(stop,), daemon=True)
@@ -69,7 +95,8 @@ def _beat(stop: threading.Event) -> None:
         if _now.live or time.monotonic() - _now.said < SECONDS:
             continue
         words, since = _now.doing[-1]
-        say(f"  {words()}, {time.monotonic() - since:.0f} s so far")
+        seconds = round(time.monotonic() - since)
+        say(f"  {words()}, {seconds} s so far", seconds=seconds)
 
 
 def _copy_of_stderr() -> Any:
@@ -106,11 +133,12 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         what: what is being done. total: how many there are. unit: of what.
     """
     start = time.monotonic()
-    shown = _bar if sys.stderr.isatty() and not _now.quiet else _lines
+    shown = _bar if _is_watched() else _lines
     with shown(what, total, unit) as advance:
         yield advance
     seconds = time.monotonic() - start
-    say(f"{what}: {total} {unit} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)")
+    text = f"{what}: {total} {unit} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)"
+    say(text, stage=what, done=total, total=total, unit=unit, seconds=round(seconds, 1))
 
 
 @contextmanager
@@ -127,13 +155,18 @@ def board(
         if time.monotonic() - _now.said >= SECONDS:
             say(line())
 
-    if sys.stderr.isatty() and not _now.quiet:
+    if _is_watched():
         with _live_table(line, columns, rows):
             yield lambda: None
     else:
         with doing(line):
             yield show
     say(line())
+
+
+def _is_watched() -> bool:
+    """Tell whether a display that moves can be shown."""
+    return sys.stderr.isatty() and not _now.quiet and not _now.as_json
 
 
 @contextmanager
@@ -202,7 +235,7 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         nonlocal done
         done += n
         if time.monotonic() - _now.said >= SECONDS:
-            say(line())
+            say(line(), stage=what, done=done, total=total, unit=unit)
 
     with doing(line):
         yield advance

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from clipray import progress
 from clipray.errors import ClipRayError, ConfigError, ErrorBudget, TrackingError, Worse
-from clipray.progress import say, working
+from clipray.progress import say, tell, working
 from clipray.secrets import redacted
 from jobs.command import DRY, arguments
 
@@ -146,13 +146,13 @@ def got_worse(compared: dict | None, fail: bool) -> int:
         say(compared["text"])
         return 0
     error = Worse(f"{number} results got worse.\n{compared['text']}")
-    _tell(f"error: {error}")
+    tell(f"error: {error}")
     return error.exit_code
 
 
 def nothing_left(todo: Any, error: ErrorBudget) -> int:
     """End a job whose datasets have all failed: the reasons, the JSON line, and the exit code."""
-    _tell(f"error: {error}")
+    tell(f"error: {error}")
     told = {"name": todo.campaign.name, "workspace": todo.store.uri}
     finish(told | {"outcomes": {}, "failed": todo.failed})
     return FAILED
@@ -168,7 +168,7 @@ def tracked(result: dict[str, Any]) -> int:
     """Say where the runs are or, where MLflow failed, how to send them; the exit code that this wants."""
     mlflow = result["mlflow"]
     if "error" in mlflow:
-        _tell(f"error: {mlflow['error']}\n  all results are kept; to send them: {mlflow['send']}")
+        tell(f"error: {mlflow['error']}\n  all results are kept; to send them: {mlflow['send']}")
         return TrackingError.exit_code
     if mlflow["open"]:
         say(f"runs    {mlflow['open']}")
@@ -185,18 +185,13 @@ def run(main: Callable[[], int | None]) -> None:
         with progress.heartbeat(), _UNTIL_THE_END:
             code = main() or 0
     except KeyboardInterrupt:
-        _tell("stopped; the same command continues")
+        tell("stopped; the same command continues")
         code = 130
     except Exception as error:
         told = _known(error)
-        _tell(f"error: {told}" if told else traceback.format_exc())
+        tell(f"error: {told}" if told else traceback.format_exc())
         code = told.exit_code if told else 1
     sys.exit(code)
-
-
-def _tell(text: str) -> None:
-    """Print what must be read even with --quiet."""
-    print(redacted(text), file=sys.stderr, flush=True)
 
 
 def _known(error: Exception) -> ClipRayError | None:

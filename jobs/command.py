@@ -56,6 +56,12 @@ def arguments(
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("--verbose", action="store_true", help="show what the libraries say")
     loud.add_argument("--quiet", action="store_true", help="errors and the last line only")
+    parser.add_argument(
+        "--log",
+        choices=["text", "json"],
+        default="text",
+        help="json: each line on stderr is an object with time, level and text, for log collectors",
+    )
     parser.add_argument("--version", action="version", version=f"clipray {clipray.__version__}")
     return _parsed(parser, first if required else f"[{first}]", list(positions or ()))
 
@@ -89,4 +95,6 @@ def _parsed(
         fail(f"there is no argument {rest[0]}.{close}")
     if given.quiet:
         progress.hush()
+    if given.log == "json":
+        progress.write_json()
     return given

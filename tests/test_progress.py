@@ -1,8 +1,10 @@
 """Never is there silence for long, and never a word where silence is asked for."""
 
+import json
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,30 @@ def test_hushed_nothing_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
     with progress.heartbeat():
         assert not progress.is_quiet()  # another job of this process speaks again
+
+
+def test_a_log_for_programs_is_a_json_object_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    with progress.heartbeat():
+        progress.write_json()
+        with progress.progress("images", 7, "images") as advance:
+            advance(3)
+        progress.say("two\nlines")
+        progress.tell("error: no such file")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    lines = [line for line in lines if not line["text"].endswith("so far")]
+    first, last, text, error = lines
+    assert (first["stage"], first["done"], first["total"], first["unit"]) == (
+        "images",
+        3,
+        7,
+        "images",
+    )
+    assert last["done"] == 7
+    assert last["seconds"] >= 0
+    assert (text["level"], text["text"]) == ("info", "two\nlines")
+    assert (error["level"], error["text"]) == ("error", "error: no such file")
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
 
 
 def test_what_fails_leaves_nothing_named():

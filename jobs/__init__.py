@@ -133,7 +133,7 @@ def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
     say_failed(todo)
     code = tracked(result)
     worse = got_worse(result["compared"], todo.campaign.regression.fail)
-    finish(result)
+    finish(result | ({"embedding": todo.spent} if todo.spent else {}))
     return FAILED if todo.failed else worse or code
 
 

@@ -9,8 +9,8 @@ from clipray.artefacts.given import Given
 from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
 from clipray.errors import ConfigError
-from clipray.progress import progress
-from clipray.steps import checks, cluster, failures, metrics, resources, splits
+from clipray.progress import progress, say
+from clipray.steps import checks, cluster, failures, metrics, resources, spent, splits
 from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts
@@ -264,6 +264,7 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
     if not own:
         return broken, told
     pools, device = resources.pools(own, compute, todo.verbose)
+    taken = spent.Spent(pools)
     with progress("images", sum(work.images for work in works), "images") as advance:
         for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
             place = done["dataset"], done["split"]
@@ -271,8 +272,11 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
             for backbone, errors in done["errors"].items():
                 tally = told.setdefault(place, {}).setdefault(backbone, Tally())
                 tally.add(done["shard"], done["content"], errors)
+            taken.add(done)
             _count(done, todo.campaign.name)
             advance(done["images"])
+    todo.spent = taken.facts()
+    say(f"  {spent.words(todo.spent)}", **todo.spent)
     return broken, told
 
 

@@ -47,6 +47,7 @@ class Plan:
     failures: list[dict] = field(default_factory=list)  # `failures.failure` rows
     remarks: list[str] = field(default_factory=list)  # on the data, for a person
     started: float = field(default_factory=time.time)  # in seconds since 1970
+    spent: dict = field(default_factory=dict)  # what embedding took in this run, see `spent.Spent`
 
     @property
     def failed(self) -> list[dict]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 from clipray import images, sources
 from clipray.artefacts import index
 from clipray.encoding import column, cropped
+from clipray.steps.spent import DECODING, metered, timed
 from clipray.steps.survivors import survivors
 from clipray.store import Store
 
@@ -28,10 +29,11 @@ def decode(
     """
     task = pickle.loads(table["task"][0].as_py())
     wanted = sorted({groups[name] for name in task["todo"]})
-    rows, chunks = index.read(store, task["index"], *task["piece"])
-    data, known = sources.contents(chunks, rows), rows["error"].to_pylist()
-    data, known = survivors(data, known, max_pixels)
-    crops, errors = cropped(data, known, wanted, max_pixels)
+    with timed(task, DECODING):
+        rows, chunks = index.read(store, task["index"], *task["piece"])
+        data = metered(sources.contents(chunks, rows), task)
+        data, known = survivors(data, rows["error"].to_pylist(), max_pixels)
+        crops, errors = cropped(data, known, wanted, max_pixels)
     told = rows.select(["image_id", "label"])
     task["rows"] = told.append_column("error", pa.array(errors, pa.string()))
     task["content"] = index.content_sum(rows["image_id"], rows["label"])

@@ -9,6 +9,7 @@ from clipray import backbones
 from clipray.artefacts.embeddings import embedded
 from clipray.config import Backbone
 from clipray.encoding import encode, words
+from clipray.steps.spent import timed
 from clipray.steps.tally import failures_of
 from clipray.store import Store
 
@@ -45,7 +46,8 @@ class Embedder:
         """Embed one shard, write its file, pass the shard on."""
         task = pickle.loads(table["task"][0].as_py())
         if self.spec.name in task["todo"]:
-            reason = self.broken or self.embed(task, table)
+            with timed(task, self.spec.name):
+                reason = self.broken or self.embed(task, table)
             if reason:
                 task["broken"][self.spec.name] = reason
             told = pa.array([pickle.dumps(task)], pa.large_binary())
@@ -64,6 +66,7 @@ class Embedder:
         part = embedded(rows, embeddings_ND[kept], self.encoder.dim, self.precision)
         self.store.write_table(task["places"][self.spec.name], part)
         task["errors"][self.spec.name] = failures_of(part)
+        task["written"] = task.get("written", 0) + part.nbytes
         return None
 
 

@@ -19,6 +19,7 @@ from clipray.steps.pools import cost_of, share_processes
 from clipray.store import Store
 
 TOLD = ("dataset", "split", "shard", "content", "broken", "errors")
+SPENT = ("spent", "read", "written")  # see `steps.spent`
 
 
 def items(work: Work) -> Iterator[dict]:
@@ -52,7 +53,8 @@ def run(
     """Embed what is missing; yield what workers tell of each shard as it is done.
 
     That is its `dataset`, `split` and `shard`, the number of its `images`, the sum of their `content`, by backbone why
-    it left no file (`broken`), or else which images it has no embedding of and why (`errors`). Whether a split keeps
+    it left no file (`broken`), or else which images it has no embedding of and why (`errors`), and what the shard took
+    (`spent`, `read`, `written`). Whether a split keeps
     to the error budget is for `finish` to say, which sees the shards of earlier runs too: what was embedded serves a
     later run with a larger budget.
 
@@ -64,7 +66,7 @@ def run(
     others = {spec.name for spec in specs} - set(pools)
     rows = [item for work in works for item in items(work.without(others))]
     for task in passed(store, rows, decode, specs, campaign, cards, pools, device):
-        told = {key: task[key] for key in TOLD}
+        told = {key: task[key] for key in TOLD} | {key: task[key] for key in SPENT if key in task}
         yield {**told, "images": len(task["rows"])}
 
 

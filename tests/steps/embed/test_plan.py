@@ -81,6 +81,13 @@ def test_a_campaign_keeps_every_row_and_counts_the_failures(tmp_path, campaign, 
     assert (np.isnan(matrix).all(axis=1) == table["error"].is_valid().to_numpy()).all()
     assert {row["key"].rsplit("/", 1)[-1] for row in todo.failures} == {"empty.jpg", "cut.png"}
 
+    # each image is read once for its pixels; an empty file and equal bytes count too
+    files = [path for path in (tmp_path / "pets").glob("t*/*/*") if path.is_file()]
+    assert todo.spent["bytes_read"] == sum(path.stat().st_size for path in files)
+    assert todo.spent["bytes_written"] >= (6 + 9 - 2) * 128 * 4
+    assert set(todo.spent["worked_seconds"]) == {"decoding", "vit-p6-36"}
+    assert 0 < todo.spent["busy"]["vit-p6-36"] <= 1
+
     # every embedding is that of its own image: compared with open_clip's door image by image, joined by id
     encoder = backbones.load(catalog.backbones(["vit-p6-36"])[0])
     by_id = {row["image_id"]: row for row in table.to_pylist()}

@@ -332,6 +332,12 @@ BASE = Campaign(
 )
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """A workspace of all campaigns, so that images are looked at once; an address never depends on it."""
+    return tmp_path_factory.mktemp("shared")
+
+
 def addresses(campaign: Campaign, workspace: Path, monkeypatch, replaced=None) -> set[str]:
     """Where a campaign would find everything that it needs, by the config alone.
 
@@ -359,44 +365,44 @@ def addresses(campaign: Campaign, workspace: Path, monkeypatch, replaced=None) -
     return found
 
 
-def test_every_field_of_a_campaign_moves_an_address(tmp_path, monkeypatch):
+def test_every_field_of_a_campaign_moves_an_address(shared, monkeypatch):
     told = {"name", "workspace", "data_root", "compute", "tracking", "regression", "notify"}
     assert how_fields(Campaign) == told
-    before = addresses(BASE, tmp_path / "base", monkeypatch)
+    before = addresses(BASE, shared, monkeypatch)
     for name, campaign in changes(BASE).items():
-        after = addresses(campaign, tmp_path / name, monkeypatch)
+        after = addresses(campaign, shared, monkeypatch)
         assert (after == before) == (name in how_fields(Campaign)), name
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_every_field_of_a_head_and_of_a_fuser_moves_an_address(tmp_path, monkeypatch, number):
+def test_every_field_of_a_head_and_of_a_fuser_moves_an_address(shared, monkeypatch, number):
     key = ("heads", "fusers")[number]
     known, entry = getattr(BASE, key)
-    before = addresses(BASE, tmp_path / "base", monkeypatch)
+    before = addresses(BASE, shared, monkeypatch)
     for name, changed in changes(entry).items():
         campaign = BASE.model_copy(update={key: (known, changed)})
-        assert addresses(campaign, tmp_path / name, monkeypatch) != before, name
+        assert addresses(campaign, shared, monkeypatch) != before, name
 
 
-def test_every_field_of_a_dataset_moves_an_address(tmp_path, monkeypatch):
+def test_every_field_of_a_dataset_moves_an_address(shared, monkeypatch):
     (base,) = catalog.datasets(["colours"], "")
-    before = addresses(BASE, tmp_path / "base", monkeypatch)
+    before = addresses(BASE, shared, monkeypatch)
     for name, dataset in changes(base).items():
         if name == "format":
             dataset = dataset.model_copy(update={"uri": "digits"})
         if name == "splits":
             dataset = base.model_copy(update={"splits": {"train": "test", "test": "train"}})
-        after = addresses(BASE, tmp_path / name, monkeypatch, dataset)
+        after = addresses(BASE, shared, monkeypatch, dataset)
         assert (after == before) == (name in how_fields(Dataset)), name
 
 
-def test_every_field_of_a_backbone_moves_an_address(tmp_path, monkeypatch):
+def test_every_field_of_a_backbone_moves_an_address(shared, monkeypatch):
     base = catalog.backbones(["rn-32"])[0]
-    before = addresses(BASE, tmp_path / "base", monkeypatch)
+    before = addresses(BASE, shared, monkeypatch)
     asked = {"pretrained", "revision"}  # what the hub says of these is content: see test_hub
     for name, spec in changes(base).items():
         if name not in asked:
-            after = addresses(BASE, tmp_path / name, monkeypatch, spec)
+            after = addresses(BASE, shared, monkeypatch, spec)
             assert (after == before) == (name in how_fields(Backbone)), name
 
 

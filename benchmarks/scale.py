@@ -3,23 +3,29 @@
     python benchmarks/scale.py                        all sizes, each in a process of its own
     python benchmarks/scale.py plan 100000            one of them
     python benchmarks/scale.py sets 100
+    python benchmarks/scale.py s3 1000
     python benchmarks/scale.py evaluate 100000
 
 `plan`: a test split of tiny "images" in Parquet files and nine backbones: the first plan, which makes the index, the
 same once all is embedded (manifests are written, no model runs), and declaring it so; then the weight of the largest
 task. `sets`: datasets of ten images and ten backbones, all embedded: a plan with nothing to do. Requests are calls of
-the store and of the sources' storage, each of which is one request or a few. `evaluate`: what `evaluate.py` beside this
-file says of test images of three backbones and 1,000 classes.
+the store and of the sources' storage, each of which is one request or a few. `s3`: the same with the workspace on an S3
+server, which is another process on this machine and takes its share of the cores. `evaluate`: what `evaluate.py`
+beside this file says of test images of three backbones and 1,000 classes.
 """
 
 import json
+import os
 import pickle
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,7 +44,7 @@ from clipray.store import Store
 
 FILE, GROUP = 50_000, 5_000  # rows of a file and of a row group
 SIZES = (("plan", 10**4), ("plan", 10**5), ("plan", 10**6))
-SETS = (("sets", 10), ("sets", 100), ("sets", 1000))
+SETS = (("sets", 10), ("sets", 100), ("sets", 1000), ("s3", 10), ("s3", 100), ("s3", 1000))
 TESTS = (("evaluate", 10**4), ("evaluate", 10**5))
 CALLS = ("read", "write", "names", "exists")
 
@@ -110,15 +116,41 @@ def declare(todo: Plan) -> None:
         failures.finish(todo.store, work, 0, {}, told)
 
 
+@contextmanager
+def bucket() -> Iterator[str]:
+    """Start an S3 server in a process of its own; the URI of a bucket on it."""
+    import s3fs
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key"}
+    os.environ |= {"AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **silent) as server:
+        try:
+            while True:
+                with socket.socket() as door:
+                    if door.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            s3fs.S3FileSystem().mkdir("scale")
+            yield "s3://scale"
+        finally:
+            server.kill()
+
+
 def measure(kind: str, count: int) -> dict:
     """The figures of one size."""
     hush()
-    with tempfile.TemporaryDirectory() as folder:
+    place = bucket() if kind == "s3" else nullcontext("")
+    with tempfile.TemporaryDirectory() as folder, place as remote:
         root = Path(folder)
         images, sets, models = (count, 1, 9) if kind == "plan" else (10, count, 10)
         names = [dataset(root, f"set{number}", images) for number in range(sets)]
         campaign = Campaign(
-            workspace=str(root / "workspace"),
+            workspace=remote or str(root / "workspace"),
             datasets=names,
             backbones=backbones(root, models),
             precision="fp32",

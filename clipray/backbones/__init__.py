@@ -82,6 +82,9 @@ class Encoder:
     def images(self, crops_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
         """Image embeddings, not normalised.
 
+        A GPU is never waited for between batches: they are copied to it from pinned memory while it computes, and the
+        embeddings come back in one piece.
+
         Args:
             crops_NHWC: uint8 crops of this backbone's preprocess group.
             batch_size: images at a time on the device.
@@ -102,12 +105,21 @@ class Encoder:
         parts = []
         with torch.inference_mode():
             for start in range(0, len(crops_NHWC), batch_size):
-                crops = torch.from_numpy(crops_NHWC[start : start + batch_size].copy()).to(
-                    self.device
-                )
+                crops = self._staged(crops_NHWC[start : start + batch_size])
                 pixels = (crops.permute(0, 3, 1, 2).float() / 255 - mean) / std
-                parts.append(self.model.encode_image(pixels.to(dtype)).float().cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+                parts.append(self.model.encode_image(pixels.to(dtype)).float())
+            if not parts:
+                return np.zeros((0, self.dim), np.float32)
+            return torch.cat(parts).cpu().numpy()
+
+    def _staged(self, crops_BHWC: np.ndarray) -> "torch.Tensor":
+        """Copy crops to the device, to a GPU without waiting for it."""
+        import torch
+
+        pinned = self.device.startswith("cuda")
+        staged = torch.empty(crops_BHWC.shape, dtype=torch.uint8, pin_memory=pinned)
+        staged.numpy()[:] = crops_BHWC
+        return staged.to(self.device, non_blocking=True)
 
     def texts(self, texts: list[str], batch_size: int = 256) -> "torch.Tensor":
         """Normalised text embeddings, float32 tensor n×D; texts of the same tokens have the same to the last bit."""

@@ -39,6 +39,7 @@ def create(
         ConfigError: unknown architecture, or weights that are damaged, unsafe or of another architecture.
     """
     import open_clip
+    import torch
 
     _register(spec)
     named = not spec.architecture.startswith((HUB, FOLDER))
@@ -77,6 +78,8 @@ def create(
             f"{_mismatch(error)}"
         ) from error
     _check_preprocessing(spec, model)
+    if device.startswith("cuda"):  # crops come so; a CPU's convolutions arrange weights anyway
+        model.visual.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
 
 

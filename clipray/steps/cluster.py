@@ -313,14 +313,20 @@ def largest_memory() -> int:
 def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
     """Make the options of Ray Data's `map_batches` for a pool of actors that grows as its config says.
 
+    An actor on a GPU has two shards at a time: while one is computed, the other is taken apart or written.
+
     An actor is restarted `max_retries` times, and that bounds what a deadly task can do. Its tasks are tried again
     without a bound: on a node that is gone they fail at once, again and again, until Ray notices that it is gone.
     """
     import ray
 
     most = max(pool.size, pool.max_size)
+    threads = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
+    strategy = ray.data.ActorPoolStrategy(
+        min_size=pool.size, max_size=most, **(threads if pool.num_gpus else {})
+    )
     return {
-        "compute": ray.data.ActorPoolStrategy(min_size=pool.size, max_size=most),
+        "compute": strategy,
         "num_cpus": pool.num_cpus,
         "num_gpus": pool.num_gpus,
         "max_restarts": compute.max_retries,

@@ -4,6 +4,7 @@ Each process imports torch and open_clip anew, which takes seconds of a core. On
 therefore gives the first embedding far sooner than a process for each.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,8 @@ class Member(NamedTuple):
 class Crew:
     """One actor: its members see each shard in turn. A member is made when the first shard reaches it.
 
+    Several threads may call it, each with a shard of its own.
+
     Args:
         makers: of the members. dropped: columns that no later pool reads. threads: that it computes with on CPUs; 0:
             as many as Ray gives it.
@@ -44,12 +47,14 @@ class Crew:
             torch.set_num_threads(threads)
         self.makers, self.dropped = makers, dropped
         self.members: list[Stage] = []
+        self.making = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Pass one shard through all members."""
         for number, make in enumerate(self.makers):
-            if number == len(self.members):
-                self.members.append(make())
+            with self.making:
+                if number == len(self.members):
+                    self.members.append(make())
             table = self.members[number](table)
         return table.drop_columns([name for name in self.dropped if name in table.column_names])
 

@@ -1,6 +1,7 @@
 """What actors of the pools do: each holds a backbone, and writes the file of every shard that passes."""
 
 import pickle
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from clipray.store import Store
 
 
 class Embedder:
-    """One backbone in an actor of its pool.
+    """One backbone in an actor of its pool. One thread computes at a time; meanwhile another one may write.
 
     A backbone that cannot be loaded, or that raises on every image of a shard, leaves no file and says why in the
     task; the shard goes on to the other backbones.
@@ -32,7 +33,7 @@ class Embedder:
     ):
         self.store, self.spec, self.precision = store, spec, precision
         self.batch_size, self.column = batch_size, column
-        self.encoder, self.broken = None, None
+        self.encoder, self.broken, self.computing = None, None, threading.Lock()
         try:
             self.encoder = self.load(device)
         except Exception as error:
@@ -58,7 +59,8 @@ class Embedder:
         """Write one shard's file; return why there is none, or None."""
         size = (*self.encoder.preprocess.size, 3)
         crops_NHWC = np.frombuffer(table[self.column][0].as_buffer(), np.uint8).reshape(-1, *size)
-        embeddings_ND, errors = encode(self.encoder, crops_NHWC, self.batch_size)
+        with self.computing:
+            embeddings_ND, errors = encode(self.encoder, crops_NHWC, self.batch_size)
         if errors and all(errors):
             return f"it fails on images: {errors[0]}"
         rows = with_errors(task["rows"], errors)

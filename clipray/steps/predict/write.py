@@ -5,6 +5,7 @@ along, and the last stage fuses them and writes the shard's file. Nothing in mem
 """
 
 import pickle
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -63,7 +64,7 @@ def _with_task(table: pa.Table, task: dict) -> pa.Table:
 
 
 class Encode:
-    """One backbone in an actor of its pool.
+    """One backbone in an actor of its pool. One thread computes at a time; meanwhile another one may write.
 
     Args:
         model: the fused model's URI. number: the backbone's.
@@ -83,6 +84,7 @@ class Encode:
         self.number, self.batch_size, self.keep = number, batch_size, keep
         self.group, self.dim = fusion.group(number), fusion.cards[number]["dim"]
         self.precision, self.broken = fusion.about["precision"], None
+        self.computing = threading.Lock()
         try:
             self.encoder = backbones.load(fusion.specs[number], self.precision, device)
         except (
@@ -99,7 +101,8 @@ class Encode:
         crops_NHWC = np.frombuffer(table[column(self.group)][0].as_buffer(), np.uint8)
         open_N = np.array([stage is None for stage in task["stages"]], bool)
         crops_NHWC = crops_NHWC.reshape(-1, *size)[open_N]
-        values_ND, own = encoding.encode(self.encoder, crops_NHWC, self.batch_size)
+        with self.computing:
+            values_ND, own = encoding.encode(self.encoder, crops_NHWC, self.batch_size)
         if self.keep:
             self.write(task, values_ND, own)
         kept_ND, beyond = encoding.stored(values_ND, self.precision)

@@ -19,6 +19,7 @@ from clipray.numerics.fusers import transductive
 from clipray.numerics.fusers.averages import CALIBRATED, Calibrated, log_avg
 from clipray.numerics.fusers.convex import log_mix, simplex_weights
 from clipray.numerics.fusers.flops import class_vectors, logits_only
+from clipray.numerics.fusers.present import present
 from clipray.numerics.fusers.transductive import Sums, Transductive
 from clipray.numerics.solvers.logistic import folds
 from clipray.numerics.solvers.newton import inverse_temperatures
@@ -232,12 +233,13 @@ def adapt(fusers: Mapping[str, Fuser], state: State, sums: Sums, classes: int) -
     numbers = state.numbers | {"reliability": reliable, "trust": trust, "share": 0.0}
     if trust <= 0:
         return State(state.settings, own, numbers)
+    shown = None if "support/labels_K" in own else present(sums, seen.start_C)
 
     def taught(rows: Tensor | None) -> dict[str, Tensor]:
         known = None
         if rows is not None:
             known = tuple(own[f"support/{name}"][rows] for name in ("x_KD", "labels_K"))
-        return transductive.learn(sums, seen, known, classes, trust, settings)
+        return transductive.learn(sums, seen, shown, known, trust, settings)
 
     share, beta = _judged(state, taught)
     numbers["share"] = share

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from clipray.numerics.blocks import Lazy, narrow, spans
 from clipray.numerics.contracts import BySums, Fuser, State, Support, unit
+from clipray.numerics.fusers.present import Present, present
 
 _TINY = 1e-12
 _ELEMENTS = 2**24  # of a matrix over a block's images and the classes: 64 MiB in float32
@@ -43,6 +44,9 @@ class Transductive:
         softness: s above.
         bound: the most, in nats, that the mixture may move a class's log-odds against q's first choice.
         doubtful, sure: how sure q must be for a trust of 0 and of 1, see `reliability`.
+        lone, several: effective numbers of classes that q says are present: up to the first one only the class shares
+            that q says teach, from the second one on only the mixture, between them a part of each, see `present`.
+            With labels only the mixture does, for support images say what differences between classes are.
         support_weight: how many unlabelled images a support image counts for.
         rounds: at most. tolerance: relative change of the means that ends them.
         block: images at once.
@@ -58,6 +62,8 @@ class Transductive:
     bound: float = 10.0
     doubtful: float = 0.5
     sure: float = 0.6
+    lone: float = 1.25
+    several: float = 1.75
     support_weight: float = 3.0
     rounds: int = 40
     tolerance: float = 1e-3
@@ -185,13 +191,14 @@ class Look(NamedTuple):
 
     Attributes:
         images: how many. sure: Σ of the start's first probability. agree: Σ of the share of pairs of backbones that
-            agree. sum_D: Σ x.
+            agree. sum_D: Σ x. start_C: Σ q.
     """
 
     images: Tensor
     sure: Tensor
     agree: Tensor
     sum_D: Tensor
+    start_C: Tensor
 
 
 def look(block: Block) -> Look:
@@ -206,7 +213,8 @@ def look(block: Block) -> Look:
         votes_NC.scatter_add_(1, first_NM, torch.ones_like(first_NM, dtype=torch.int32))
         agree = (votes_NC * (votes_NC - 1)).sum().double() / (backbones * (backbones - 1))
     count = torch.tensor(float(images), dtype=torch.float64)
-    return Look(count, sure_N.sum(), agree, features(block.embeddings).sum(0))
+    start_C = block.start_BC.exp().sum(0)
+    return Look(count, sure_N.sum(), agree, features(block.embeddings).sum(0), start_C)
 
 
 def reliability(seen: Look, classes: int) -> float:
@@ -235,15 +243,15 @@ def trust_in(reliable: float, settings: Transductive) -> float:
 def learn(
     sums: Sums,
     seen: Look,
+    shown: Present | None,
     support: tuple[Tensor, Tensor] | None,
-    classes: int,
     trust: float,
     settings: Transductive,
 ) -> dict[str, Tensor]:
     """Fit the mixture to unlabelled images and, where there are some, to support images.
 
     Args:
-        sums: over the unlabelled images. seen: their `look`.
+        sums: over the unlabelled images. seen: their `look`. shown: their classes, where text alone says them.
         support: features K×D of support images and their labels.
         trust: see `trust_in`.
 
@@ -253,12 +261,12 @@ def learn(
     centre_D = seen.sum_D / float(seen.images)
     known = None
     if support is not None and len(support[1]):
-        one_hot_KC = torch.nn.functional.one_hot(support[1], classes).to(centre_D)
+        one_hot_KC = torch.nn.functional.one_hot(support[1], len(seen.start_C)).to(centre_D)
         known = block_statistics(one_hot_KC * settings.support_weight, support[0] - centre_D)
     mixture = None
     for _ in range(settings.rounds):
         told = Statistics(*sums(partial(_told, mixture, centre_D, trust, settings.bound)))
-        last, mixture = mixture, parameters(told, known, settings)
+        last, mixture = mixture, _with_shares(parameters(told, known, settings), shown, settings)
         if last is not None and _near(last.means_CD, mixture.means_CD, settings.tolerance):
             break
     return {
@@ -266,6 +274,15 @@ def learn(
         **mixture._asdict(),
         "trust_1": torch.tensor([trust], dtype=centre_D.dtype),
     }
+
+
+def _with_shares(mixture: Parameters, shown: Present | None, settings: Transductive) -> Parameters:
+    """A mixture as far as the start says that there are several classes, and the start's class shares as far as not."""
+    if shown is None or shown.classes >= settings.several:
+        return mixture
+    part = max(0.0, (shown.classes - settings.lone) / (settings.several - settings.lone))
+    log_share_C = part * mixture.log_share_C + (1 - part) * shown.log_share_C.to(mixture.means_CD)
+    return Parameters(mixture.means_CD, part * mixture.sharpness_D, log_share_C)
 
 
 def _told(
@@ -336,7 +353,8 @@ def adapt(fusers: Mapping[str, Fuser], state: State, sums: Sums, classes: int) -
     support = None
     if "support/labels_K" in own:
         support = (own["support/x_KD"], own["support/labels_K"])
-    learned = learn(sums, seen, support, classes, trust, settings)
+    shown = None if support else present(sums, seen.start_C)
+    learned = learn(sums, seen, shown, support, trust, settings)
     (moved,) = sums(partial(_moved, learned, settings))
     numbers["moved"] = float(moved) / float(seen.images)
     return State(settings, own | learned, numbers)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from clipray.numerics import blocks
 from clipray.numerics.contracts import State, Support
 from clipray.numerics.fusers import FUSERS, settings_of, transductive
+from clipray.numerics.fusers.present import present
 from tests.numerics.made import problem
 
 F = FUSERS["transductive"]
@@ -69,6 +71,49 @@ def test_few_of_the_classes_do_no_harm(present):
         said = F.apply(F.adapt(plain, z, embeddings), z, embeddings)
         gains.append(accuracy(said, y) - accuracy(F.apply(plain, z, embeddings), y))
     assert np.mean(gains) >= 0
+
+
+def test_a_batch_of_one_class_is_not_taken_apart():
+    """Text shares every second class with the one before; a mixture of few images finds both in images of one."""
+    gains, of_mixtures = [], []
+    for seed in range(12):
+        z, embeddings, y = rough(each=3, seed=seed)
+        images = z[y == 3], tuple(e[y == 3] for e in embeddings)
+        (plain,) = F.fit([nothing(*images)], F.settings)
+        start = accuracy(F.apply(plain, *images), y[y == 3])
+        mixture = adapted(*images, lone=0.0, several=0.0)
+        gains.append(accuracy(F.apply(adapted(*images), *images), y[y == 3]) - start)
+        of_mixtures.append(accuracy(F.apply(mixture, *images), y[y == 3]) - start)
+    assert min(gains) >= 0
+    assert min(of_mixtures) < 0
+
+
+def test_with_labels_a_batch_of_one_class_teaches_a_mixture():
+    z, embeddings, y = IMAGES
+    few, one = torch.arange(24), (y == 0) & (torch.arange(200) >= 24)
+    support = Support(z[few], tuple(e[few] for e in embeddings), y[few])
+    images = z[one], tuple(e[one] for e in embeddings)
+    said = F.apply(adapted(*images, support=support), *images)
+    mixture = adapted(*images, support=support, lone=0.0, several=0.0)
+    assert torch.equal(said, F.apply(mixture, *images))
+
+
+@pytest.mark.parametrize("shares", [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.6, 0.2, 0.2, 0], [0.25] * 4])
+def test_class_shares_are_those_of_greatest_likelihood(shares):
+    """Against SciPy, which maximises Σ log Σ π q over the simplex, and in blocks."""
+    g = np.random.default_rng(0)
+    labels = g.choice(4, size=300, p=shares)
+    logits = g.normal(size=(300, 4)) + 4 * np.eye(4)[labels]
+    q = torch.log_softmax(torch.tensor(logits), dim=1)
+    likely = minimize(
+        lambda a: -torch.log(q.exp() @ torch.softmax(torch.tensor(a), 0)).mean().item(),
+        np.zeros(4),
+    )
+    expected = np.exp(likely.x) / np.exp(likely.x).sum()
+    sums = transductive.in_memory(q, q[:, None], [torch.ones(300, 1)], 37)
+    found = present(sums, q.exp().sum(0))
+    np.testing.assert_allclose(found.log_share_C.exp(), expected, atol=0.01)
+    assert found.classes == pytest.approx(1 / np.square(expected).sum(), abs=0.05)
 
 
 def test_an_m_step_is_weighted_least_squares_in_closed_form():

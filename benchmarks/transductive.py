@@ -2,7 +2,8 @@
 
 FOLDER/SET holds `<backbone>.npz` (`image_features` N×D, `text_features` C×D) and `labels.npy`. Half of the images are
 the test images, the rest is where support images and unlabelled train images come from. Prints Markdown tables: without
-labels over batches of every kind, then over shots; means over splits with 95 % Student intervals.
+labels over batches of every kind, then over shots; means over splits, or over subsets of backbones if asked for, with
+95 % Student intervals.
 """
 
 import argparse
@@ -21,13 +22,15 @@ from clipray.numerics.measures.intervals import mcnemar
 
 SCALE = 100.0  # CLIP's own; the files hold none
 LEVEL = 0.05
+Rights = dict[tuple, list[Tensor]]  # bool_N of each batch or split
 BLIND = ("log_avg", "ot", "guarded")
-SHOTS = (1, 2, 4, 8, 16)
+SHOTS = (0, 1, 2, 4, 8, 16)
 SINGLE = (
+    "log_avg",
     *("linear_probe_concat", "proto_avg", "ncm_concat", "tip_adapter_avg", "c_log_avg"),
     *("proto_fusion", "anchored", "nlc", "guarded_single"),
 )
-ADAPTED = ("guarded_pool", "transductive", "guarded")
+ADAPTED = ("guarded_pool", "ot", "transductive", "guarded")
 
 
 class Data(NamedTuple):
@@ -110,52 +113,73 @@ def told(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {half:.1f}"
 
 
-def blind_table(data: Data, seeds: Sequence[int], draws: int) -> None:
-    """Without labels, over kinds of batches, some draws of each for every seed.
+def blind(data: Data, seeds: Sequence[int], draws: int) -> Rights:
+    """Without labels, by kind of batch and fuser: which images are right in each batch, some draws for every seed."""
+    rights: Rights = {}
+    if draws > 1:
+        seeds = [1000 * seed + draw for seed in seeds for draw in range(draws)]
+    for seed in seeds:
+        for kind, rows in batches(data.labels_N.numpy(), seed):
+            batch, nothing = data.take(rows), supported(data, rows, 0, seed)
+            for name in BLIND:
+                own = rights.setdefault((kind, name), [])
+                own.append(scored(name, nothing, batch, batch))
+    return rights
+
+
+def blind_table(subsets: Sequence[Rights]) -> None:
+    """Print what `blind` gives of each subset of backbones.
 
     The last column counts the batches on which `guarded` is below `log_avg`, and those beyond chance (McNemar, 5 %).
     """
-    values: dict[str, dict[str, list[Tensor]]] = {}
-    for seed in (
-        1000 * seed + draw if draws > 1 else seed for seed in seeds for draw in range(draws)
-    ):
-        for kind, rows in batches(data.labels_N.numpy(), seed):
-            batch, row = data.take(rows), values.setdefault(kind, {})
-            nothing = supported(data, rows, 0, seed)
-            for name in BLIND:
-                row.setdefault(name, []).append(scored(name, nothing, batch, batch))
     names = " | ".join(f"`{name}`" for name in BLIND)
     print(f"| batch | {names} | `guarded` − `log_avg`, worst | batches, below, beyond chance |")
     print("|---" * (len(BLIND) + 3) + "|")
-    for kind, row in values.items():
-        means = {name: [percent(right_N) for right_N in rights] for name, rights in row.items()}
-        gain = np.subtract(means["guarded"], means["log_avg"])
-        pairs = list(zip(row["guarded"], row["log_avg"], strict=True))
-        lost = sum(mcnemar(a, b)[2] < LEVEL and a.sum() < b.sum() for a, b in pairs)
-        cells = [told(means[name]) for name in BLIND]
-        cells += [
-            f"{told(gain)}, {gain.min():+.1f}",
-            f"{len(gain)}, {int((gain < 0).sum())}, {lost}",
+    for kind in dict.fromkeys(kind for kind, _ in subsets[0]):
+        means = {name: [each[kind, name] for each in subsets] for name in BLIND}
+        pairs = [
+            pair
+            for ours, theirs in zip(means["guarded"], means["log_avg"], strict=True)
+            for pair in zip(ours, theirs, strict=True)
         ]
+        gain = [percent(a) - percent(b) for a, b in pairs]
+        below = sum(each < 0 for each in gain)
+        lost = sum(mcnemar(a, b)[2] < LEVEL and a.sum() < b.sum() for a, b in pairs)
+        over = np.subtract(_means(means["guarded"]), _means(means["log_avg"]))
+        cells = [told(_means(means[name])) for name in BLIND]
+        cells += [f"{told(over)}, {min(gain):+.1f}", f"{len(gain)}, {below}, {lost}"]
         print(f"| {kind} | {' | '.join(cells)} |", flush=True)
 
 
-def shots_table(data: Data, seeds: Sequence[int]) -> None:
-    """With labels, over shots: each image by itself, with unlabelled train images, with the batch."""
-    methods = (*SINGLE, *ADAPTED)
-    values = {(name, k): [] for name in methods for k in SHOTS}
+def _means(subsets: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Top-1 of each batch of a single subset, or of each subset's batches on mean."""
+    values = [[percent(right_N) for right_N in own] for own in subsets]
+    return values[0] if len(values) == 1 else [float(np.mean(own)) for own in values]
+
+
+def over_shots(data: Data, seeds: Sequence[int]) -> Rights:
+    """With labels, by method and shots, which test images are right in each split."""
+    rights: Rights = {}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(len(data.labels_N))
         test, rest = data.take(order[: len(order) // 2]), order[len(order) // 2 :]
         for k in SHOTS:
             support = supported(data, rest, k, seed)
-            for name in methods:
-                right_N = scored(name, support, test, data.take(rest))
-                values[name, k].append(percent(right_N))
+            for name in (*SINGLE, *ADAPTED):
+                if k or FUSERS[name].without_labels or not FUSERS[name].needs_labels:
+                    right_N = scored(name, support, test, data.take(rest))
+                    rights.setdefault((name, k), []).append(right_N)
+    return rights
+
+
+def shots_table(subsets: Sequence[Rights]) -> None:
+    """Print what `over_shots` gives of each subset: one image at a time, with train images, with the batch."""
     print(f"| method | {' | '.join(f'{k} shot' for k in SHOTS)} |")
     print("|---" * (len(SHOTS) + 1) + "|")
-    for name in methods:
-        print(f"| `{name}` | {' | '.join(told(values[name, k]) for k in SHOTS)} |", flush=True)
+    for name in (*SINGLE, *ADAPTED):
+        own = [[each.get((name, k)) for each in subsets] for k in SHOTS]
+        cells = [told(_means(rights)) if rights[0] else "" for rights in own]
+        print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -175,13 +199,17 @@ def main() -> None:
         g = np.random.default_rng(args.first_seed)
         chosen = [sorted(g.choice(names, 3, replace=False).tolist()) for _ in range(args.subsets)]
     seeds = range(args.first_seed, args.first_seed + args.seeds)
+    without, with_labels = [], []
     for subset in chosen:
-        print(f"\n### {', '.join(subset)}\n", flush=True)
+        print(f"{', '.join(subset)}\n", flush=True)
         data = read(args.folder, subset)
-        blind_table(data, seeds, args.draws)
-        print()
+        without.append(blind(data, seeds, args.draws))
         if not args.blind:
-            shots_table(data, seeds)
+            with_labels.append(over_shots(data, seeds))
+    blind_table(without)
+    print()
+    if with_labels:
+        shots_table(with_labels)
 
 
 if __name__ == "__main__":

@@ -466,6 +466,28 @@ def test_what_a_worker_raised_is_told_as_it_was_raised(local_ray):
         list(cluster.tasks(work, [(1,)], 1, 0, 0))
 
 
+@pytest.mark.parametrize("pool", [False, True], ids=["tasks", "actors"])
+def test_what_a_worker_of_ray_data_raised_is_told_as_it_was_raised(local_ray, pool):
+    """A full disk, found by a worker, is one sentence with its remedy, without Ray's advice on retries."""
+    import ray.data
+
+    class Work:
+        def __call__(self, batch: dict) -> dict:
+            from clipray.errors import StoreError
+
+            raise StoreError("/ws cannot be written (No space left):\n  make room there")
+
+    Work.__module__ = "__main__"  # sent by value: workers cannot import a test
+    cluster.connect(Compute(), verbose=False)
+    how = {"compute": ray.data.ActorPoolStrategy(size=1)} if pool else {}
+    dataset = ray.data.range(1).map_batches(Work if pool else Work(), **how)
+    with pytest.raises(Exception, match="cannot be written") as caught:
+        dataset.take_all()
+    told = cluster.known(caught.value)
+    assert type(told) is StoreError
+    assert str(told) == "/ws cannot be written (No space left):\n  make room there"
+
+
 def test_a_full_disk_ends_every_task(local_ray):
     def work() -> None:
         from clipray.errors import StoreError

@@ -24,6 +24,7 @@ HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
     (0, 0, 0, 4, 0, 0, 0, 0, 0)
 )  # a client's greeting
 SETTINGS = b"\x04"  # the kind of frame that a server greets with
+ADDED = re.compile(r"\nFailed to .+ after \d+/\d+ attempts \(total backoff .*", re.DOTALL)
 ADDRESSES = (
     "unset RAY_ADDRESS if it is gone (or `ray stop` to forget it), give that of one that runs (host:port) as "
     "compute.address,\n  or start a Ray of this job's own with --set compute.address=local"
@@ -45,10 +46,12 @@ def connect(compute: Compute, verbose: bool) -> dict[str, float]:
         ConfigError: there is a cluster, and it cannot be joined; a local one in its place would be a surprise.
         ClusterError: a local one does not start.
     """
-    import ray
+    import ray.data
 
     if not verbose:
         quiet()
+    # else an error of ours comes back as one of Ray's that only quotes it: the cause is lost on the way
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     if not ray.is_initialized():
         address = known_address(compute)
         with working("joining the Ray cluster" if address else "starting Ray"):
@@ -196,11 +199,11 @@ def known(error: BaseException) -> ClipRayError | None:
     """The error that a user may see in what Ray raised: one of ours, or that workers died; None for a fault of ours.
 
     Ray gives a task's error back as one that is its wrapper and the error itself at a time, whose text is a traceback;
-    the innermost is the error as it was raised.
+    the innermost is the error as it was raised, save that Ray Data adds advice on its own settings to the words.
     """
     ours = [one for one in causes(error) if isinstance(one, ClipRayError)]
     if ours:
-        return ours[-1]
+        return type(ours[-1])(ADDED.sub("", str(ours[-1])))
     words = lost(error)
     return None if words is None else ClusterError(words)
 

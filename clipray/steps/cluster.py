@@ -14,6 +14,7 @@ from typing import Any
 from clipray.config import Compute, Pool
 from clipray.errors import ClipRayError, ClusterError, ConfigError, DamagedError, StoreError
 from clipray.progress import say, working
+from clipray.steps import contact
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
 STARTS, WAIT = 3, 120  # attempts to start a local Ray; seconds more for its raylet at each
@@ -58,6 +59,8 @@ def connect(compute: Compute, verbose: bool) -> dict[str, float]:
             if address:
                 probe(address)
                 _join(compute, verbose)
+                if not address.startswith("ray://"):  # whose door is all that this machine may see
+                    contact.watch(ray.get_runtime_context().gcs_address, ray.is_initialized)
             else:
                 _start(compute, verbose)
     return ray.cluster_resources()

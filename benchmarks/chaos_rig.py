@@ -64,32 +64,35 @@ class Nodes:
     """A head and other nodes, each a raylet of its own with a few CPUs.
 
     Args:
-        folder: a short path (sockets have long names). others: nodes beside the head. cpus: of each node.
+        folder: a short path (sockets have long names).
+        others: nodes beside the head.
+        cpus: of each node.
+        dashboard: the port at which the head takes jobs; none where it is 0.
     """
 
-    def __init__(self, folder: Path, others: int = 2, cpus: int = 1):
+    def __init__(self, folder: Path, others: int = 2, cpus: int = 1, dashboard: int = 0):
         self.folder, self.others, self.cpus = folder, others, cpus
+        self.dashboard = dashboard
         self.cluster = None
 
     def start(self, **variables: str) -> None:
         """Start all nodes; `variables` are set in their environment."""
         from ray.cluster_utils import Cluster
 
-        os.environ.update(variables)
         _ports_at_once()
         self.cluster = Cluster()
-        for _ in range(1 + self.others):
-            self.add()
-        for name in variables:
-            del os.environ[name]
+        with _set(variables):
+            for _ in range(1 + self.others):
+                self.add()
 
     def add(self) -> None:
-        """Add one node."""
+        """Add one node; the first one is the head."""
+        head = not self.cluster.list_all_nodes()
         self.cluster.add_node(
             wait=False,
             num_cpus=self.cpus,
-            include_dashboard=False,
-            dashboard_port=free_port(),
+            include_dashboard=head and bool(self.dashboard),
+            dashboard_port=self.dashboard or free_port(),
             **{name: free_port() for name in AGENTS},
             object_store_memory=10**8,
         )
@@ -120,6 +123,18 @@ class Nodes:
     def address(self) -> str:
         """Where jobs join."""
         return self.cluster.address
+
+
+@contextlib.contextmanager
+def _set(variables: dict[str, str]) -> Iterator[None]:
+    """The environment with other variables, and afterwards as it was."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @functools.cache

@@ -65,6 +65,7 @@ ROWS = {  # of each job: files below the workspace, what tells rows apart, and w
     "tune": {"tuning/**/fits-*.parquet": (["key", "progress"], ["seconds"])},
     "predict": {"predictions/**/*.parquet": (["image_id"], [])},
 }
+TIMED = ("latency_ms",)  # metrics that are measured anew where the backbones' cards are
 AGAIN = 4  # runs of the same command, at most
 
 
@@ -267,6 +268,8 @@ def rows(job: str, workspace: str) -> tuple[Counter, dict]:
             place = path.parent.relative_to(root).as_posix()
             keys = names or [n for n in table.column_names if not n.startswith(("value", "ci_"))]
             for row in table.to_pylist():
+                if row.get("metric") in TIMED:
+                    continue
                 key = (place, *(row[name] for name in keys))
                 seen[key] += 1
                 values[key] = repr(row)

@@ -12,19 +12,17 @@ seconds, and rows that are lost, double or different.
 
 import argparse
 import contextlib
-import itertools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chaos_rig as rig
+from chaos_soak import soak
 from chaos_trials import JOBS, MARK, Bench, Trial, compared, picture, rows
 
 INJECTED = f"""
@@ -53,10 +51,10 @@ def worker_killed(bench: Bench, job: str, title: str) -> Trial:
     return trial
 
 
-def node_swapped(bench: Bench) -> Trial:
-    trial = bench.prepared("embed")
+def node_swapped(bench: Bench, job: str, when: Callable[[Trial], Callable]) -> Trial:
+    trial = bench.prepared("embed") if job == "embed" else bench.trial(job)
     trial.begin()
-    trial.until(trial.shards())
+    trial.until(when(trial))
     bench.nodes.remove()
     bench.nodes.add()
     trial.times = 1
@@ -244,7 +242,11 @@ FAULTS: dict[str, tuple[str, str, Callable[[Bench], Trial]]] = {
         "run",
         lambda b: worker_killed(b, "run", "evaluate"),
     ),
-    "node": ("a node removed, another one added", "embed", node_swapped),
+    "node": (
+        "a node removed, another one added",
+        "embed",
+        lambda b: node_swapped(b, "embed", lambda t: t.shards()),
+    ),
     "driver": (
         "driver killed -9",
         "run",
@@ -269,6 +271,11 @@ FAULTS: dict[str, tuple[str, str, Callable[[Bench], Trial]]] = {
         "tune",
         lambda b: driver_killed(b, "tune", lambda t: t.busy("Trial")),
     ),
+    "tune-node": (
+        "a node removed, another one added",
+        "tune",
+        lambda b: node_swapped(b, "tune", lambda t: t.busy("Trial")),
+    ),
     "tune-one-node": ("nothing: one node in place of three", "tune", one_node),
     "predict-worker": (
         "workers killed",
@@ -280,19 +287,29 @@ FAULTS: dict[str, tuple[str, str, Callable[[Bench], Trial]]] = {
         "predict",
         lambda b: driver_killed(b, "predict", lambda t: t.busy("MapWorker")),
     ),
+    "predict-node": (
+        "a node removed, another one added",
+        "predict",
+        lambda b: node_swapped(b, "predict", lambda t: t.busy("MapWorker")),
+    ),
     "pretrain-worker": (
         "training worker killed",
         "pretrain",
         lambda b: pretrain(b, lambda t: t.strike("RayTrainWorker")),
     ),
     "pretrain-driver": ("driver killed -9", "pretrain", lambda b: pretrain(b, Trial.kill)),
+    "pretrain-node": (
+        "a node removed, another one added",
+        "pretrain",
+        lambda b: node_swapped(b, "pretrain", Trial.first_epoch),
+    ),
 }
 
 
 def pretrain(bench: Bench, strike: Callable[[Trial], object]) -> Trial:
     trial = bench.trial("pretrain")
     trial.begin()
-    trial.until(lambda: "epoch 1/" in trial.log.read_text())
+    trial.until(trial.first_epoch())
     strike(trial)
     trial.times = 1
     trial.end()
@@ -322,50 +339,6 @@ HEADER = (
     " rows that differ |\n"
     "|---|---|---|---:|---|---:|---:|---:|"
 )
-
-
-def soak(bench: Bench, minutes: float) -> None:
-    """Run campaigns one after the other, each in a fresh workspace, while something dies each minute."""
-    whole = bench.undisturbed("run")
-    deadline = time.monotonic() + 60 * minutes
-    deaths, ended = Counter(), Counter()
-    sums = [0, 0, 0]
-    kinds = itertools.cycle(("worker", "node", "driver"))
-    strikes = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        trial = bench.prepared()
-        while not trial.codes or (trial.codes[-1] and len(trial.codes) < 20):
-            trial.begin()
-            while trial.process.poll() is None:
-                time.sleep(0.2)
-                if strikes < time.monotonic() < deadline:
-                    strikes += 60
-                    kind = next(kinds)
-                    killed = die(bench, trial, kind)
-                    deaths[kind] += killed
-                    print(f"{time.strftime('%H:%M:%S')} {kind}: {killed}", flush=True)
-            trial.end()
-            ended[trial.codes[-1]] += 1
-        sums = [a + b for a, b in zip(sums, compared("run", trial, whole), strict=True)]
-        print(f"{time.strftime('%H:%M:%S')} campaign {trial.codes} {trial.said} {sums}", flush=True)
-    print(f"deaths {dict(deaths)}; exit codes {dict(ended)}; lost, double, different rows {sums}")
-
-
-def die(bench: Bench, trial: Trial, kind: str) -> int:
-    """Kill something; how many processes or nodes."""
-    if kind == "node":
-        bench.nodes.remove()
-        bench.nodes.add()
-        return 1
-    if kind == "driver":
-        trial.kill()
-        return 1
-    # not Ray's agents, with which a whole node ends, perhaps the head
-    titles = ("MapWorker", "MapBatches", "evaluate", "prepare")
-    busy = [pid for title in titles for pid in trial.busy(title)()]
-    for pid in busy[:2]:
-        os.kill(pid, signal.SIGKILL)
-    return len(busy[:2])
 
 
 @contextlib.contextmanager

@@ -146,6 +146,10 @@ class Trial:
         """Whether that many shards of embeddings are there."""
         return lambda: len(list(Path(self.workspace).glob("embeddings/**/*.parquet"))) >= count
 
+    def first_epoch(self) -> Callable[[], bool]:
+        """Whether a training has told of its first epoch."""
+        return lambda: "epoch 1/" in self.log.read_text()
+
     def busy(self, title: str) -> Callable[[], list[int]]:
         """The processes that work on what Ray calls `title`."""
         return lambda: rig.workers(self.bench.folder / "ray", f"ray::{title}")

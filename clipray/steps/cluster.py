@@ -258,10 +258,11 @@ def quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray", "ray.train", "ray.tune"):
+    for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # it writes the traceback of what it raises, and the job tells that in a sentence
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # they write the traceback of what they raise, or try again after, and the job tells that in a sentence
+    for name in ("ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # max_retries and max_restarts of map_batches have no named parameter yet
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
 

@@ -5,13 +5,13 @@ import getpass
 import os
 import re
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipray.errors import ClusterError, ConfigError
 from clipray.fingerprint import fingerprint
+from clipray.progress import say
 from clipray.secrets import redacted
 from clipray.store import provenance
 
@@ -126,4 +126,4 @@ def follow(door: Any, name: str) -> tuple[str, int | None]:
 
 async def _tail(door: Any, name: str) -> None:
     async for lines in door.tail_job_logs(name):
-        print(redacted(lines), end="", file=sys.stderr, flush=True)
+        say(lines.removesuffix("\n"))

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from clipray import progress
 from clipray.errors import ConfigError
 from clipray.steps import submit
 
@@ -75,3 +76,25 @@ def test_without_an_address_it_says_how_to_give_one(monkeypatch):
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(ConfigError, match="--address http"):
         submit.door("")
+
+
+def test_a_log_that_is_followed_is_a_sign_of_life(capsys):
+    """Else the job would say every eight seconds that it works, between the lines of the log that it prints."""
+
+    class Followed:
+        info = SimpleNamespace(driver_exit_code=3)
+
+        def get_job_status(self, name):
+            return SimpleNamespace(value="FAILED")
+
+        def get_job_info(self, name):
+            return self.info
+
+        async def tail_job_logs(self, name):
+            yield "one\ntwo\n"
+            yield "three\n"
+
+    before = progress._now.said
+    assert submit.follow(Followed(), "x") == ("FAILED", 3)
+    assert capsys.readouterr().err == "one\ntwo\nthree\n"
+    assert progress._now.said > before

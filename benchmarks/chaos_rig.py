@@ -73,7 +73,7 @@ class Nodes:
     def __init__(self, folder: Path, others: int = 2, cpus: int = 1, dashboard: int = 0):
         self.folder, self.others, self.cpus = folder, others, cpus
         self.dashboard = dashboard
-        self.cluster = None
+        self.cluster, self.added = None, 0
 
     def start(self, **variables: str) -> None:
         """Start all nodes; `variables` are set in their environment."""
@@ -88,8 +88,11 @@ class Nodes:
     def add(self) -> None:
         """Add one node; the first one is the head."""
         head = not self.cluster.list_all_nodes()
+        self.added += 1
         self.cluster.add_node(
             wait=False,
+            # each unpacks a submission's working directory over what is there: under the feet of another's
+            runtime_env_dir_name=f"environments{self.added}",
             num_cpus=self.cpus,
             include_dashboard=head and bool(self.dashboard),
             dashboard_port=self.dashboard or free_port(),

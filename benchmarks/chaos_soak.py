@@ -16,7 +16,7 @@ def soak(bench: Bench, minutes: float) -> None:
     deaths, ended = Counter(), Counter()
     sums = [0, 0, 0]
     kinds = itertools.cycle(("worker", "node", "driver"))
-    strikes = time.monotonic() + 60
+    strikes, kind = time.monotonic() + 60, next(kinds)
     while time.monotonic() < deadline:
         trial = bench.prepared()
         while not trial.codes or (trial.codes[-1] and len(trial.codes) < 20):
@@ -24,11 +24,12 @@ def soak(bench: Bench, minutes: float) -> None:
             while trial.process.poll() is None:
                 time.sleep(0.2)
                 if strikes < time.monotonic() < deadline:
-                    strikes += 60
-                    kind = next(kinds)
                     killed = die(bench, trial, kind)
+                    if not killed:  # no worker is at work yet: in a moment
+                        continue
                     deaths[kind] += killed
                     print(f"{time.strftime('%H:%M:%S')} {kind}: {killed}", flush=True)
+                    strikes, kind = strikes + 60, next(kinds)
             trial.end()
             ended[trial.codes[-1]] += 1
         sums = [a + b for a, b in zip(sums, compared("run", trial, whole), strict=True)]

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,8 @@ def test_later_backbones_see_only_what_is_left_and_rows_are_those_of_a_cascade_i
     seen = []
     for number in fusion.cascade.order:
         actor = object.__new__(write.Encode)  # without loading a model
-        actor.fusion, actor.number, actor.group, actor.last = fusion, number, group, False
+        actor.fusion, actor.number, actor.group = fusion, number, group
+        actor.computing = threading.Lock()
         actor.keep, actor.broken, actor.precision, actor.batch_size = None, None, "fp32", 7
         actor.encoder = Looked(world.embeddings["test", BACKBONES[number]].astype(np.float32))
         table = actor(table)

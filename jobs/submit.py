@@ -35,7 +35,7 @@ def main() -> int:
     with_secrets = sorted(wanted.environment)
     if with_secrets:
         say(f"handing on: {', '.join(with_secrets)}")
-    door = submit.door(given.address)
+    door = submit.door(given.address, given.verbose)
     name, found = submit.send(door, wanted)
     say(f"{'follows' if found else 'submitted'} {name}: {wanted.command}")
     told = {"submission": name, "command": wanted.command, "followed": found}

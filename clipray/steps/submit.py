@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from clipray.store import provenance
 HANDED_ON = ("HF_", "AWS_", "MLFLOW_")
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 MOST_IN_ID = 40  # characters of a config's name
+LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 LOOK = 2.0  # seconds between looks at a job that has no log yet
 
 
@@ -63,8 +65,8 @@ def wanted(job: str, config: str, sets: list[str]) -> Wanted:
     return Wanted(f"{job}-{name}-{digest}", shlex.join(words), environment, metadata)
 
 
-def door(address: str) -> Any:
-    """Ray's client for job submission.
+def door(address: str, verbose: bool = False) -> Any:
+    """Ray's client for job submission; without `verbose` it does not tell file by file what it sends.
 
     Raises:
         ClusterError: nothing answers there.
@@ -73,6 +75,8 @@ def door(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    for name in () if verbose else LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     place = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not place:
         raise ConfigError(

@@ -1,11 +1,13 @@
 """The id, the command and the environment of a submitted job; its attempts, on a door that keeps a list."""
 
+import importlib
+import logging
 from types import SimpleNamespace
 
 import pytest
 
 from clipray import progress
-from clipray.errors import ConfigError
+from clipray.errors import ClusterError, ConfigError
 from clipray.steps import submit
 
 
@@ -71,11 +73,31 @@ def test_a_config_elsewhere_or_missing_is_told(config, tmp_path_factory):
         submit.wanted("run", "none.yaml", [])
 
 
-def test_without_an_address_it_says_how_to_give_one(monkeypatch):
+def test_without_an_address_it_says_how_to_give_one(monkeypatch, loggers):
     for key in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(ConfigError, match="--address http"):
         submit.door("")
+
+
+@pytest.fixture
+def loggers():
+    """Ray's loggers, whose levels are as before afterwards."""
+    importlib.import_module("ray.job_submission")  # sets their levels
+    before = {name: logging.getLogger(name).level for name in submit.LOGGERS}
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_what_ray_says_of_each_file_that_it_sends_is_for_verbose_only(loggers, verbose):
+    from ray.dashboard.modules import dashboard_sdk
+
+    with pytest.raises(ClusterError, match="no dashboard of a Ray cluster answers"):
+        submit.door("http://127.0.0.1:9", verbose)
+    assert dashboard_sdk.logger.isEnabledFor(logging.INFO) == verbose
+    assert dashboard_sdk.logger.isEnabledFor(logging.ERROR)
 
 
 def test_a_log_that_is_followed_is_a_sign_of_life(capsys):

@@ -46,7 +46,7 @@ MAY: dict[str, tuple[str, str]] = {
         "artefacts backbones encoding fusion sources tracking",
     ),
     "clipray.store": ("pyarrow fsspec", "fingerprint secrets patience"),
-    "clipray.steps.submit": ("ray", "config fingerprint secrets store"),
+    "clipray.steps.submit": ("ray", "config fingerprint progress secrets store"),
     "clipray.lock": ("", "progress store"),
     "clipray.numerics": ("numpy scipy torch", ""),
     "clipray.artefacts": (

@@ -80,6 +80,13 @@ def test_nothing_is_wider_than_the_screen(open_page, name, width):
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_nothing_is_wider_than_a_printed_page(open_page, name):
+    page = open_page(name, 720)  # A4 less its margins
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") == 720
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_axe_finds_nothing(open_page, width, scheme):

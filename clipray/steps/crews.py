@@ -1,7 +1,7 @@
 """Chains of actor pools; an actor holds one backbone, or several in turn where there are fewer cores than backbones.
 
-Each process imports torch and open_clip anew, which takes seconds of a core. On a laptop two processes for all backbones
-therefore give the first embedding far sooner than a process for each.
+Each process imports torch and open_clip anew, which takes seconds of a core. On a laptop two processes for all
+backbones therefore give the first embedding far sooner than a process for each.
 """
 
 import threading

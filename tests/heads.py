@@ -5,9 +5,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 OURS = ("RAY_", "AWS_")  # variables of the surroundings that no test inherits
 HEAD_PORTS = (
     "port",
@@ -42,6 +44,20 @@ def end(folder: Path) -> None:
                 b"\0"
             ):
                 os.kill(pid, signal.SIGKILL)
+
+
+def apart(code: str, *arguments: str, environment: dict[str, str], timeout: int):
+    """Run a script in a process of its own, which imports this checkout; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, str(ROOT)],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def started(command: list, environment: dict[str, str], folder: Path) -> subprocess.Popen:

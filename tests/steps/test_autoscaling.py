@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.heads import HEAD_PORTS, end, free_ports, plain_environment, started
+from tests.heads import HEAD_PORTS, apart, end, free_ports, plain_environment, started
 
-ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 NODE = {"CPU": 3, "GPU": 2, "object_store_memory": 150_000_000}
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray")
@@ -115,15 +114,7 @@ def test_a_campaign_asks_for_gpus_and_uses_those_that_come(address, tmp_path):
     gcs, environment = address
     workspace = tmp_path / "workspace"
     workspace.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", CAMPAIGN, str(workspace), gcs, str(ROOT)],
-        cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = apart(CAMPAIGN, str(workspace), gcs, environment=environment, timeout=500)
     assert "START 0" in done.stdout
     assert "DONE ['colours'] 2.0" in done.stdout
     assert "waiting for " in done.stderr

@@ -1,13 +1,9 @@
 """A cluster that starts with nothing: what is missing is asked for and waited for, and nodes that join are used."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 from clipray.steps import resources
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.heads import apart
 
 # In a process of its own: the other tests of a session share a Ray that has CPUs from the start.
 LATE = """
@@ -53,15 +49,7 @@ cluster.shutdown()
 
 
 def test_a_head_without_cpus_waits_for_its_first_worker(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", LATE, str(tmp_path / "workspace"), str(ROOT)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = apart(LATE, str(tmp_path / "workspace"), environment=dict(os.environ), timeout=400)
     assert "TOLD 1 CPUs did not come in 1 s: the cluster has 0 CPUs" in done.stdout
     assert "OWN cpu 2.0" in done.stdout
     assert "waiting for 1 CPUs: the cluster has 0 CPUs (asked the autoscaler)" in done.stderr

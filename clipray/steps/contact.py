@@ -1,10 +1,11 @@
 """Tell that the head of the cluster is gone: a minute later Ray's core ends this process, without a word."""
 
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
+
+from clipray.progress import tell
 
 EVERY, PATIENCE = 5.0, 20.0  # seconds between two looks, and without an answer before it is told
 
@@ -12,7 +13,7 @@ EVERY, PATIENCE = 5.0, 20.0  # seconds between two looks, and without an answer 
 def watch(
     address: str,
     joined: Callable[[], bool],
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = tell,
     every: float = EVERY,
     patience: float = PATIENCE,
 ) -> threading.Thread:
@@ -23,7 +24,7 @@ def watch(
     Args:
         address: host:port of the head.
         joined: whether this process is still in the cluster; the thread ends where it is not.
-        tell: takes the words; they go to stderr where it is not given.
+        tell: takes the words.
     """
     host, _, port = address.rpartition(":")
     place = (host.strip("[]"), int(port))
@@ -34,7 +35,7 @@ def watch(
             if _answers(place, every):
                 heard, told = time.monotonic(), False
             elif not told and time.monotonic() - heard >= patience:
-                (tell or _tell)(_words(address, patience))
+                tell(_words(address, patience))
                 told = True
             time.sleep(every)
 
@@ -53,10 +54,6 @@ def _answers(place: tuple[str, int], seconds: float) -> bool:
 
 def _words(address: str, patience: float) -> str:
     return (
-        f"the head of the Ray cluster at {address} has not answered for {patience:.0f} s, and without it this job ends "
-        "within a minute. What is finished is kept: on a cluster that runs, the same command continues."
+        f"error: the head of the Ray cluster at {address} has not answered for {patience:.0f} s, and without it this "
+        "job ends within a minute. What is finished is kept: on a cluster that runs, the same command continues."
     )
-
-
-def _tell(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)

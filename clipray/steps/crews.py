@@ -5,13 +5,14 @@ backbones therefore give the first embedding far sooner than a process for each.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from clipray.config import Compute, Pool
 from clipray.steps import cluster
+from clipray.steps.pools import cost_of, share_processes
 
 if TYPE_CHECKING:
     import ray.data
@@ -59,8 +60,24 @@ class Crew:
         return table.drop_columns([name for name in self.dropped if name in table.column_names])
 
 
+Manned = tuple[list[Member], Pool]  # what each actor of a pool does
+
+
+def manned(
+    members: Mapping[str, Member], pools: Mapping[str, Pool], cards: Mapping[str, dict]
+) -> list[Manned]:
+    """Put backbones together that share processes.
+
+    Args:
+        members: by backbone, in the order in which they see a shard. pools, cards: of each of them.
+    """
+    seconds = {name: cost_of(cards[name]).seconds for name in members}
+    processes = share_processes(list(members), pools, seconds)
+    return [([members[name] for name in one.names], one.pool) for one in processes]
+
+
 def chained(
-    dataset: "ray.data.Dataset", crews: Sequence[tuple[list[Member], Pool]], compute: Compute
+    dataset: "ray.data.Dataset", crews: Sequence[Manned], compute: Compute
 ) -> "ray.data.Dataset":
     """Send a Ray dataset of shards through pools, one after another; crops are dropped after the last that reads them.
 
@@ -71,11 +88,7 @@ def chained(
         dropped = read[position].difference(*read[position + 1 :])
         dataset = dataset.map_batches(
             Crew,
-            fn_constructor_args=(
-                [member.make for member in members],
-                sorted(dropped),
-                pool.threads,
-            ),
+            fn_constructor_args=([one.make for one in members], sorted(dropped), pool.threads),
             batch_size=1,
             batch_format="pyarrow",
             **cluster.actors(pool, compute),

@@ -28,7 +28,7 @@ class Cost(NamedTuple):
     decode_seconds: float = 0.0
 
 
-class Crew(NamedTuple):
+class Process(NamedTuple):
     """Backbones whose actors are one process, in the order in which they see a shard, and the pool of it."""
 
     names: tuple[str, ...]
@@ -89,7 +89,7 @@ def share(
 
 def share_processes(
     order: Sequence[str], pools: Mapping[str, Pool], seconds: Mapping[str, float]
-) -> list[Crew]:
+) -> list[Process]:
     """Let backbones that have less than a CPU each share processes, about as many as they have CPUs together.
 
     Each process imports torch and open_clip anew, and takes memory for them. Neighbours in the chain share one, with
@@ -107,8 +107,8 @@ def share_processes(
         middle = before + seconds[name] / 2
         seat[name] = min(seats - 1, int(seats * middle / whole))
         before += seconds[name]
-    crews = [tuple(names) for _, names in groupby(order, key=lambda name: seat.get(name, name))]
-    return [Crew(names, _together([pools[name] for name in names])) for names in crews]
+    shared = [tuple(names) for _, names in groupby(order, key=lambda name: seat.get(name, name))]
+    return [Process(names, _together([pools[name] for name in names])) for names in shared]
 
 
 def _is_small(pool: Pool) -> bool:

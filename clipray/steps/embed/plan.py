@@ -13,9 +13,8 @@ from clipray import images
 from clipray.artefacts.embeddings import Work
 from clipray.config import Backbone, Campaign, Pool
 from clipray.encoding import column
-from clipray.steps.crews import Member, chained
+from clipray.steps.crews import Member, chained, manned
 from clipray.steps.embed.decode import decode
-from clipray.steps.pools import cost_of, share_processes
 from clipray.store import Store
 
 TOLD = ("dataset", "split", "shard", "content", "broken", "errors")
@@ -54,9 +53,8 @@ def run(
 
     That is its `dataset`, `split` and `shard`, the number of its `images`, the sum of their `content`, by backbone why
     it left no file (`broken`), or else which images it has no embedding of and why (`errors`), and what the shard took
-    (`spent`, `read`, `written`). Whether a split keeps
-    to the error budget is for `finish` to say, which sees the shards of earlier runs too: what was embedded serves a
-    later run with a larger budget.
+    (`spent`, `read`, `written`). Whether a split keeps to the error budget is for `finish` to say, which sees the
+    shards of earlier runs too: what was embedded serves a later run with a larger budget.
 
     Args:
         works: the splits' plans.
@@ -105,16 +103,11 @@ def passed(
     )
     order = sorted(pools, key=lambda name: (groups[name], name))
     how = campaign.precision, device, compute.batch_size
-    members = {
-        name: Member(partial(Embedder, store, entries[name], *how, column(group)), column(group))
-        for name, group in groups.items()
-    }
-    seconds = {name: cost_of(cards[name]).seconds for name in pools}
-    crews = [
-        ([members[name] for name in crew.names], crew.pool)
-        for crew in share_processes(order, pools, seconds)
-    ]
-    dataset = chained(dataset, crews, compute)
+    members = {}
+    for name in order:
+        crops = column(groups[name])
+        members[name] = Member(partial(Embedder, store, entries[name], *how, crops), crops)
+    dataset = chained(dataset, manned(members, pools, cards), compute)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:
             yield pickle.loads(cell.as_py())

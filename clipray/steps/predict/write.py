@@ -20,8 +20,7 @@ from clipray.config import Compute, Pool
 from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
-from clipray.steps.crews import Member, chained
-from clipray.steps.pools import cost_of, share_processes
+from clipray.steps.crews import Member, chained, manned
 from clipray.steps.survivors import survivors
 from clipray.store import Store
 
@@ -234,14 +233,8 @@ def run(
         own = (store, keep[m]) if m in keep else None
         make = partial(Encode, model, m, device, compute.batch_size, own)
         members[fusion.backbones[m]] = Member(make, column(fusion.group(m)))
-    names = [fusion.backbones[m] for m in numbers]
-    seconds = {
-        name: cost_of(fusion.cards[m]).seconds for name, m in zip(names, numbers, strict=True)
-    }
-    crews = [
-        ([members[name] for name in crew.names], crew.pool)
-        for crew in share_processes(names, pools, seconds)
-    ]
+    cards = dict(zip(fusion.backbones, fusion.cards, strict=True))
+    crews = manned(members, pools, cards)
     fuse = Member(partial(Label, model, store, place, targets))
     if len(crews[-1][0]) > 1:  # there are few cores: no process of its own
         crews[-1][0].append(fuse)

@@ -165,12 +165,15 @@ def embed_images(todo: Plan) -> None:
     Where images of a train split's pool turn out not to be usable, others take their place, until each class has as
     many as the support sets want, or has no more.
     """
-    known = list(todo.failures)
+    known, taken = list(todo.failures), spent.Spent()
     while True:
         todo.failures = list(known)
-        _settle(todo, *(_embed(todo) if todo.images else ({}, {})))
+        _settle(todo, *(_embed(todo, taken) if todo.images else ({}, {})))
         if not _grow(todo):
-            return
+            break
+    if taken.pools:
+        todo.spent = taken.facts()
+        say(f"  {spent.words(todo.spent)}", **todo.spent)
 
 
 def _grow(todo: Plan) -> bool:
@@ -253,7 +256,7 @@ def _settle(
             todo.failures.append(row)
 
 
-def _embed(todo: Plan) -> tuple[dict, dict]:
+def _embed(todo: Plan, taken: spent.Spent) -> tuple[dict, dict]:
     """Run the pools; return, by (dataset, split) and backbone, why shards have no file, and what others hold."""
     compute, known = todo.campaign.compute, known_cards(todo)
     works = [work.without(_unprepared(todo, work.index.dataset)) for work in todo.works.values()]
@@ -264,7 +267,7 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
     if not own:
         return broken, told
     pools, device = resources.pools(own, compute, todo.verbose)
-    taken = spent.Spent(pools)
+    taken.begin(pools)
     with progress("images", sum(work.images for work in works), "images") as advance:
         for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
             place = done["dataset"], done["split"]
@@ -275,8 +278,6 @@ def _embed(todo: Plan) -> tuple[dict, dict]:
             taken.add(done)
             _count(done, todo.campaign.name)
             advance(done["images"])
-    todo.spent = taken.facts()
-    say(f"  {spent.words(todo.spent)}", **todo.spent)
     return broken, told
 
 

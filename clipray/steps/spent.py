@@ -31,17 +31,18 @@ def metered(data: Iterable[Any], task: dict[str, Any]) -> Iterator[Any]:
 
 
 class Spent:
-    """Sums over the shards of one run.
+    """Sums over the shards of one run, which may embed in several rounds."""
 
-    Args:
-        pools: sizes of the pools, by backbone.
-    """
-
-    def __init__(self, pools: Mapping[str, Pool]):
-        self.pools = pools
+    def __init__(self):
+        self.pools: dict[str, Pool] = {}
         self.seconds: dict[str, float] = {}
         self.moved = {"read": 0, "written": 0}
-        self.start = time.perf_counter()
+        self.start = 0.0
+
+    def begin(self, pools: Mapping[str, Pool]) -> None:
+        """Begin a round with these pools, by backbone."""
+        self.start = self.start or time.perf_counter()
+        self.pools |= pools
 
     def add(self, task: Mapping[str, Any]) -> None:
         """Add what a worker tells of a shard."""

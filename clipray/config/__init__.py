@@ -326,11 +326,8 @@ class Inputs(Strict):
     datasets: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    shots: tuple[Shots, ...] = (
-        1,
-        4,
-        16,
-    )  # `all`: every labelled image, and the whole train split is embedded
+    # `all`: every labelled image, and the whole train split is embedded
+    shots: tuple[Shots, ...] = (1, 4, 16)
     seeds: int = Field(5, ge=1)
     folds: int = Field(
         5, ge=2

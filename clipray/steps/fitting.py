@@ -15,6 +15,7 @@ from clipray.config import Backbone, Campaign, Fuser, Head
 from clipray.config.predict import ALL, Fit
 from clipray.errors import ConfigError
 from clipray.numerics import declared
+from clipray.shots import named
 from clipray.steps import campaign as steps
 from clipray.steps import checks, evaluations
 from clipray.steps.evaluate import teach
@@ -140,7 +141,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
         raise ConfigError(f"dataset {name} has no train split to learn from: write `shots: 0`")
     if shots not in (0, ALL, *campaign.shots):
         raise ConfigError(
-            f"shots: the campaign has {', '.join(map(str, campaign.shots))}; `all` and 0 do, too"
+            f"shots: the campaign has {', '.join(str(named(one)) for one in campaign.shots)}; `all` and 0 do, too"
         )
     every, unlearned = teach.taught(todo.store, evaluations.tasks(todo), campaign.compute, verbose)
     own = [task for task in every if task.dataset == name]

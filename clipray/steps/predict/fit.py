@@ -16,6 +16,7 @@ from clipray.backbones import local_path
 from clipray.config import Backbone
 from clipray.config.predict import ALL
 from clipray.errors import ConfigError
+from clipray.shots import named
 from clipray.steps.predict import afford, choose
 from clipray.steps.predict.lesson import Lesson, needs_labels
 from clipray.store import Store, provenance
@@ -279,7 +280,7 @@ def _support(train: "Split | None", draw: Any) -> dict[str, Any]:
         return {"shots": 0, "images": 0}
     ids = "\n".join(sorted(train.image_ids[row] for row in draw.rows_K))
     return {
-        "shots": draw.shots,
+        "shots": named(draw.shots),
         "seed": draw.seed,
         "images": len(draw.rows_K),
         "classes_with_fewer_images": len(draw.short),

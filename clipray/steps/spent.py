@@ -13,13 +13,12 @@ MEGABYTE = 1e6
 
 @contextmanager
 def timed(task: dict[str, Any], name: str) -> Iterator[None]:
-    """Add the seconds that it lasts to those of a task's shard."""
-    start = time.perf_counter()
+    """Note in a shard's task when it began and ended, in seconds since 1970."""
+    begin = time.time()
     try:
         yield
     finally:
-        spent = task.setdefault("spent", {})
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+        task.setdefault("spent", {})[name] = begin, time.time()
 
 
 def metered(data: Iterable[Any], task: dict[str, Any]) -> Iterator[Any]:
@@ -46,8 +45,8 @@ class Spent:
 
     def add(self, task: Mapping[str, Any]) -> None:
         """Add what a worker tells of a shard."""
-        for name, seconds in task.get("spent", {}).items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        for name, (begin, end) in task.get("spent", {}).items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + end - begin
         for name in self.moved:
             self.moved[name] += task.get(name, 0)
 

@@ -32,9 +32,10 @@ class Member(NamedTuple):
 
 
 class Crew:
-    """One actor: its members see each shard in turn. A member is made when the first shard reaches it.
+    """One actor: its members see each shard in turn. The first one is made with it, so that pools load side by side.
 
-    Several threads may call it, each with a shard of its own.
+    Each other one is made when the first shard reaches it, and the first one has worked by then. Several threads may
+    call the actor, each with a shard of its own.
 
     Args:
         makers: of the members. dropped: columns that no later pool reads. threads: that it computes with on CPUs; 0:
@@ -47,7 +48,7 @@ class Crew:
         if threads:
             torch.set_num_threads(threads)
         self.makers, self.dropped = makers, dropped
-        self.members: list[Stage] = []
+        self.members: list[Stage] = [makers[0]()]
         self.making = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:

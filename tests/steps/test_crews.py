@@ -1,4 +1,4 @@
-"""An actor of several members: each sees each shard, and is made when the first one reaches it."""
+"""An actor of several members: each sees each shard; the first is made at once, others by the first shard."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ def test_members_see_a_shard_in_turn_and_are_made_once():
     crew = Crew(
         [partial(Adding, "a", 1), partial(Adding, "b", 10), partial(Adding, "a", 5)], ["b"], 0
     )
-    assert Adding.made == 0
+    assert Adding.made == 1  # or a chain of pools would load one after another
     for _ in range(2):
         assert crew(pa.table({"a": [1], "b": [2]})).to_pydict() == {"a": [7]}
     assert Adding.made == 3

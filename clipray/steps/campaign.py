@@ -15,6 +15,7 @@ from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts
 from clipray.steps.mappers import in_threads, reader
+from clipray.steps.pools import turns
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Looker, Plan, classifier_place, known_cards
 from clipray.store import Store
@@ -109,27 +110,36 @@ def prepare(todo: Plan) -> None:
 
 
 def _write_classifiers(todo: Plan) -> None:
+    """Write cards and class vectors; backbones share GPUs, and one that finds no room there has a whole one after."""
     compute, specs = todo.campaign.compute, todo.loaded
-    device = resources.obtain(compute, todo.verbose).device
+    own = resources.obtain(compute, todo.verbose)
     items = [
-        (todo.store, specs[name], todo.campaign.precision, device, prompts)
+        (todo.store, specs[name], todo.campaign.precision, own.device, prompts)
         for name, prompts in todo.classifiers.items()
     ]
-    gpus = 1.0 if device == "cuda" else 0.0
     with progress("class names", len(items), "backbones") as advance:
-        attempts = cluster.attempts(texts.prepare, items, 1, gpus, compute.max_retries)
-        for position, unnamed, error in attempts:
-            backbone = items[position][1].name
-            if error is not None:
-                reason = f"it cannot be loaded: {cluster.reason(error)}"
-                _unloaded(todo, backbone, reason)
-                failures.mark(todo.store, _card_place(todo, items[position][1]), reason)
-            for dataset, reason in (unnamed or {}).items():
-                _unnamed(todo, dataset, backbone, reason)
-                failures.mark(
-                    todo.store, classifier_place(todo, items[position][1], dataset), reason
-                )
-            advance(1)
+        for gpus in turns(len(items), own.gpus):
+            crowded = []
+            attempts = cluster.attempts(texts.prepare, items, 1, gpus, compute.max_retries)
+            for position, unnamed, error in attempts:
+                reasons = [str(error), *(unnamed or {}).values()]
+                if 0 < gpus < 1 and any(texts.NO_ROOM in reason for reason in reasons):
+                    crowded.append(items[position])
+                    continue
+                _named(todo, items[position][1], unnamed or {}, error)
+                advance(1)
+            items = crowded
+
+
+def _named(todo: Plan, spec: Backbone, unnamed: dict[str, str], error: Exception | None) -> None:
+    """Record what failed of a backbone's card and class vectors."""
+    if error is not None:
+        reason = f"it cannot be loaded: {cluster.reason(error)}"
+        _unloaded(todo, spec.name, reason)
+        failures.mark(todo.store, _card_place(todo, spec), reason)
+    for dataset, reason in unnamed.items():
+        _unnamed(todo, dataset, spec.name, reason)
+        failures.mark(todo.store, classifier_place(todo, spec, dataset), reason)
 
 
 def _check_widths(todo: Plan) -> None:

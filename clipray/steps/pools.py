@@ -12,6 +12,7 @@ BUSY = 0.9  # of its time that a GPU works, at least, where seats can be made sm
 SEATS = 16  # actors on one GPU at most: each has a copy of its weights, and a process
 WEIGHTS = 3.0  # memory that an actor takes, in sizes of its weights: activations and workspace beside them
 PROCESS = 1000.0  # 10⁶ bytes of a GPU that each process takes for itself
+NAMED = 8  # models that embed class names on one GPU at a time; what finds no room is tried alone
 FOR_GPUS = 0.25  # of a cluster's CPUs at most that actors on GPUs hold; the others decode
 
 
@@ -146,6 +147,20 @@ def seats_of(cost: Cost, compute: Compute) -> int:
     """Count the actors of a backbone that the memory of one GPU holds, one at least."""
     memory = WEIGHTS * cost.memory_mb + PROCESS
     return max(1, min(SEATS, int(compute.gpu_memory / 1e6 / memory)))
+
+
+def turns(tasks: int, gpus: float) -> tuple[float, ...]:
+    """Return the part of a GPU that each of some tasks takes, and what those take that find no room so.
+
+    Each task on a GPU is a process of its own, which imports and loads for much longer than it computes.
+
+    >>> turns(3, 0.0), turns(3, 4.0), turns(9, 1.0)
+    ((0.0,), (1.0,), (0.125, 1.0))
+    """
+    if not gpus:
+        return (0.0,)
+    each = min(NAMED, math.ceil(tasks / max(1, int(gpus))))
+    return (1.0,) if each <= 1 else (math.floor(1000 / each) / 1000, 1.0)
 
 
 def _for_decoding(costs: dict[str, float], decode: float, cpus: float) -> int:

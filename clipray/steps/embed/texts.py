@@ -8,6 +8,8 @@ from clipray.config import Backbone
 from clipray.steps.embed import measure
 from clipray.store import Store
 
+NO_ROOM = "CUDA out of memory"  # so torch says that a GPU is full
+
 
 def prepare(
     store: Store, spec: Backbone, precision: str, device: str, prompts: dict[str, dict]

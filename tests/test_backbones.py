@@ -1,5 +1,7 @@
 """The door to open_clip: our path to an embedding equals open_clip's own, whatever the checkpoint's form."""
 
+import shutil
+
 import numpy as np
 import open_clip
 import pytest
@@ -146,3 +148,23 @@ def test_half_precision_stays_close_to_fp32():
     exact, half = (backbones.load(entry("vit-p8-40"), p).images(crops, 4) for p in ("fp32", "bf16"))
     cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
     assert cosine.min() >= 0.999
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_tower_makes_the_same_embeddings_of_any_number_of_images():
+    spec = entry("vit-p6-36")
+    plain, compiled = backbones.load(spec), backbones.load(spec, compiled=4)
+    noise = np.random.default_rng(0)
+    crops_NHWC = noise.integers(0, 256, (9, *plain.preprocess.size, 3), np.uint8)
+    for count in (0, 3, 4, 9):
+        own_ND = compiled.images(crops_NHWC[:count], batch_size=64)
+        np.testing.assert_allclose(own_ND, plain.images(crops_NHWC[:count], 4), atol=1e-4)
+
+
+def test_a_tower_that_does_not_compile_is_said_clearly(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("/no/such/compiler",))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    with pytest.raises(ConfigError, match=r"vit-p6-36: torch\.compile fails.*`compute\.compile`"):
+        backbones.load(entry("vit-p6-36"), compiled=3)

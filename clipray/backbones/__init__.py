@@ -6,6 +6,7 @@ the same `load`. A checkpoint of ours may hold only the rows of the token embedd
 (`token_embedding.rows`); the other rows are zero.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ import numpy as np
 from clipray import images
 from clipray.backbones import loading
 from clipray.backbones.doors import Source, fetch, local_path, locate, origin, pinned
+from clipray.backbones.hub import first_line
 from clipray.backbones.loading import TABLE, facts, image_size, save, tokenizer, untrained
 from clipray.config import Backbone
+from clipray.errors import ConfigError
 from clipray.images import Preprocess
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ class Encoder:
     device: str
     precision: str
     source: Source | None = None
+    compiled: int = (
+        0  # images of the one batch size that the image tower is compiled for; 0: it is not
+    )
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -87,12 +93,14 @@ class Encoder:
 
         Args:
             crops_NHWC: uint8 crops of this backbone's preprocess group.
-            batch_size: images at a time on the device.
+            batch_size: images at a time on the device; a compiled tower has its own.
 
         Returns:
             float32 array N×D.
         """
         import torch
+
+        batch_size = self.compiled or batch_size
 
         config = self.model.visual.preprocess_cfg
         mean, std = (
@@ -107,18 +115,28 @@ class Encoder:
             for start in range(0, len(crops_NHWC), batch_size):
                 crops = self._staged(crops_NHWC[start : start + batch_size])
                 pixels = (crops.permute(0, 3, 1, 2).float() / 255 - mean) / std
-                parts.append(self.model.encode_image(pixels.to(dtype)).float())
+                parts.append(self._tower(pixels.to(dtype)).float())
             if not parts:
                 return np.zeros((0, self.dim), np.float32)
-            return torch.cat(parts).cpu().numpy()
+            return torch.cat(parts)[: len(crops_NHWC)].cpu().numpy()
+
+    @cached_property
+    def _tower(self) -> Callable[["torch.Tensor"], "torch.Tensor"]:
+        """What makes image embeddings of pixels."""
+        import torch
+
+        own = self.model.encode_image
+        return torch.compile(own, dynamic=False) if self.compiled else own
 
     def _staged(self, crops_BHWC: np.ndarray) -> "torch.Tensor":
-        """Copy crops to the device, to a GPU without waiting for it."""
+        """Copy crops to the device, to a GPU without waiting for it; a batch for a compiled tower is filled up."""
         import torch
 
         pinned = self.device.startswith("cuda")
-        staged = torch.empty(crops_BHWC.shape, dtype=torch.uint8, pin_memory=pinned)
-        staged.numpy()[:] = crops_BHWC
+        shape = (max(len(crops_BHWC), self.compiled), *crops_BHWC.shape[1:])
+        staged = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        staged.numpy()[: len(crops_BHWC)] = crops_BHWC
+        staged[len(crops_BHWC) :] = 0
         return staged.to(self.device, non_blocking=True)
 
     def texts(self, texts: list[str], batch_size: int = 256) -> "torch.Tensor":
@@ -159,17 +177,29 @@ class Encoder:
         return self.classifier(["a"], ["{c}"]).shape[1]
 
 
-def load(spec: Backbone, precision: str = "fp32", device: str = "cpu") -> Encoder:
+def load(
+    spec: Backbone, precision: str = "fp32", device: str = "cpu", compiled: int = 0
+) -> Encoder:
     """Load a backbone.
 
     Args:
         spec: the catalogue's entry.
         precision: "fp32", "fp16" or "bf16"; open_clip keeps LayerNorms in fp32.
         device: "cpu" or "cuda".
+        compiled: images of the batches that the image tower is compiled for; 0: it is not compiled.
 
     Raises:
-        ConfigError: see `create`.
+        ConfigError: see `create`; or the image tower cannot be compiled.
     """
     source = locate(spec)
     model = loading.create(spec, source, precision, device)
-    return Encoder(spec, model, device, precision, source)
+    made = Encoder(spec, model, device, precision, source, compiled)
+    if compiled:
+        try:
+            made.images(np.zeros((1, *made.preprocess.size, 3), np.uint8), compiled)
+        except Exception as error:  # of torch, triton, or the compiler that they call
+            raise ConfigError(
+                f"backbone {spec.name}: torch.compile fails on it ({first_line(error)}); "
+                "leave out `compute.compile`, or see that its machines have a C compiler"
+            ) from error
+    return made

@@ -78,8 +78,11 @@ def create(
             f"{_mismatch(error)}"
         ) from error
     _check_preprocessing(spec, model)
-    if device.startswith("cuda"):  # crops come so; a CPU's convolutions arrange weights anyway
+    if device.startswith("cuda"):
+        # crops come so; a CPU's convolutions arrange weights anyway
         model.visual.to(memory_format=torch.channels_last)
+        # fp32 is to be fp32: by default convolutions keep 10 bits of it, as many as fp16 has
+        torch.backends.cudnn.allow_tf32 = False
     return model.eval().requires_grad_(False)
 
 

@@ -230,6 +230,7 @@ class Compute(Strict):
     address: str = ""  # a Ray cluster to join; empty: the one this process is in, or a local one
     batch_size: int = Field(64, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False  # image towers by torch.compile: a minute at first, then faster on GPUs
     pools: dict[Name, Pool] = {}  # by backbone name; default: shared out by measured cost
     decode_cpus: float = Field(0.5, gt=0)
     decode_memory: int = Field(512 * 2**20, ge=1)  # bytes of heap that a decoding task may take

@@ -30,18 +30,19 @@ class Embedder:
         device: str,
         batch_size: int,
         column: str,
+        compiled: bool = False,
     ):
         self.store, self.spec, self.precision = store, spec, precision
         self.batch_size, self.column = batch_size, column
         self.encoder, self.broken, self.computing = None, None, threading.Lock()
         try:
-            self.encoder = self.load(device)
+            self.encoder = self.load(device, batch_size if compiled else 0)
         except Exception as error:
             self.broken = f"it cannot be loaded: {words(error)}"
 
-    def load(self, device: str) -> backbones.Encoder:
+    def load(self, device: str, compiled: int) -> backbones.Encoder:
         """Load the model."""
-        return backbones.load(self.spec, self.precision, device)
+        return backbones.load(self.spec, self.precision, device, compiled)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Embed one shard, write its file, pass the shard on."""

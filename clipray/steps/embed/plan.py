@@ -106,7 +106,8 @@ def passed(
     members = {}
     for name in order:
         crops = column(groups[name])
-        members[name] = Member(partial(Embedder, store, entries[name], *how, crops), crops)
+        make = partial(Embedder, store, entries[name], *how, crops, compute.compile)
+        members[name] = Member(make, crops)
     dataset = chained(dataset, manned(members, pools, cards), compute)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:

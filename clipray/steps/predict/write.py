@@ -76,6 +76,7 @@ class Encode:
         number: int,
         device: str,
         batch_size: int,
+        compiled: bool,
         keep: tuple[Store, str] | None,
     ):
         fusion = Fusion(fused_model.read(fused_model.fetched(model)))
@@ -85,7 +86,8 @@ class Encode:
         self.precision, self.broken = fusion.about["precision"], None
         self.computing = threading.Lock()
         try:
-            self.encoder = backbones.load(fusion.specs[number], self.precision, device)
+            spec, size = fusion.specs[number], batch_size if compiled else 0
+            self.encoder = backbones.load(spec, self.precision, device, size)
         except (
             Exception
         ) as error:  # told by the first shard, for an actor that dies is started again and again
@@ -231,7 +233,7 @@ def run(
     members = {}
     for m in numbers:
         own = (store, keep[m]) if m in keep else None
-        make = partial(Encode, model, m, device, compute.batch_size, own)
+        make = partial(Encode, model, m, device, compute.batch_size, compute.compile, own)
         members[fusion.backbones[m]] = Member(make, column(fusion.group(m)))
     cards = dict(zip(fusion.backbones, fusion.cards, strict=True))
     crews = manned(members, pools, cards)

@@ -118,6 +118,31 @@ def held_out(labels_K: np.ndarray, share: float, seed: int) -> np.ndarray:
     return held_K
 
 
+def evenly(labels_K: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return rows of at most that many support images, as even over classes as they come, drawn by the seed.
+
+    Args:
+        labels_K: classes of the support images.
+
+    Returns:
+        int64 rows in order; every row where they are no more than `most`.
+
+    >>> evenly(np.array([0, 0, 0, 0, 1, 1]), 4, seed=0).tolist()
+    [0, 3, 4, 5]
+    """
+    labels_K = np.asarray(labels_K)
+    if len(labels_K) <= most:
+        return np.arange(len(labels_K))
+    places = np.array([_place(seed, f"kept {row}") for row in range(len(labels_K))], np.uint64)
+    order = np.lexsort((places, labels_K))
+    own = labels_K[order]
+    first = np.concatenate([[0], np.flatnonzero(np.diff(own)) + 1])
+    sizes = np.diff(np.append(first, len(own)))
+    rank = np.arange(len(own)) - np.repeat(first, sizes)
+    chosen = np.lexsort((places[order], rank))[:most]
+    return np.sort(order[chosen])
+
+
 def _content(image_id: str) -> str:
     return image_id.partition(".")[0]
 

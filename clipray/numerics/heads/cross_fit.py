@@ -12,6 +12,10 @@ from clipray.numerics.contracts import Head, Shots, State, Support
 from clipray.numerics.heads.zero_shot import zero_shot
 from clipray.numerics.solvers.logistic import folds
 
+LEARNED = (
+    2 * 10**8
+)  # logits of support images that fusers learn from at most: 22,222 images of 9 × 1,000
+
 
 class View(NamedTuple):
     """One backbone as it sees some images of a dataset.
@@ -49,20 +53,36 @@ def shots_of(views: Sequence[View], labels_N: Tensor, rows_K: Tensor, seed: int)
 def support(head: Head, problem: Sequence[Shots], most: int) -> Support:
     """Make what a fuser may learn from: the support images' embeddings, labels and cross-fitted logits.
 
+    Of a support set that is too large for that, fusers learn from some images of each class, and heads from all.
+
     Args:
         problem: what each of M backbones' heads may learn from. most: as `cross_fitted` takes it.
     """
-    labels_K = problem[0].labels_K
-    logits_KMC = torch.empty(len(labels_K), len(problem), len(problem[0].classifier_CD))
+    rows_L = learners(problem)
+    kept = [shots if rows_L is None else shots.take(rows_L) for shots in problem]
+    logits_LMC = torch.empty(len(kept[0].labels_K), len(problem), len(problem[0].classifier_CD))
     for m, shots in enumerate(problem):
-        logits_KMC[:, m] = cross_fitted(head, shots, head.settings, most)
+        logits_LMC[:, m] = cross_fitted(head, shots, head.settings, most, rows_L)
     return Support(
-        logits_KMC,
-        tuple(shots.embeddings_KD for shots in problem),
-        labels_K,
+        logits_LMC,
+        tuple(shots.embeddings_KD for shots in kept),
+        kept[0].labels_K,
         seed=problem[0].seed,
-        borrowed=borrowed(head, labels_K, most),
+        borrowed=borrowed(head, problem[0].labels_K, most),
     )
+
+
+def learners(problem: Sequence[Shots]) -> Tensor | None:
+    """Return the rows of the support images that fusers learn from, where all make more logits than `LEARNED`.
+
+    There are as many as there are classes at least: some fusers know a class by its images alone.
+    """
+    shots = problem[0]
+    classes = len(shots.classifier_CD)
+    most = max(classes, LEARNED // (len(problem) * classes))
+    if len(shots.labels_K) <= most:
+        return None
+    return torch.from_numpy(draws.evenly(shots.labels_K.numpy(), most, shots.seed))
 
 
 class Parted(NamedTuple):
@@ -88,6 +108,8 @@ def parted(head: Head, problem: Sequence[Shots], most: int, share: float) -> Par
         return Parted(list(problem), support(head, problem, most))
     own = [shots.take(~held_K) for shots in problem]
     held = [shots.take(held_K) for shots in problem]
+    rows_L = learners(held)
+    held = held if rows_L is None else [shots.take(rows_L) for shots in held]
     states = head.fit(own, head.settings)
     said = [_said(head, state, shots) for state, shots in zip(states, held, strict=True)]
     embeddings = tuple(shots.embeddings_KD for shots in held)
@@ -148,8 +170,10 @@ def held_out(
     return support(head, problem, most), held
 
 
-def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor:
-    """Compute logits_KC of the support images, each by a head that has not seen it; for fusers on the same labels.
+def cross_fitted(
+    head: Head, problem: Shots, settings: Any, most: int, rows_L: Tensor | None = None
+) -> Tensor:
+    """Compute logits_LC of support images, each by a head that has not seen it; for fusers on the same labels.
 
     With one image per class there is nothing to spare, and the zero-shot logits are given (`borrowed`). Heads that lack
     some classes' images were tried in their place: temperatures gain by them, `nlc` and `stacking`, which then see no
@@ -157,17 +181,19 @@ def cross_fitted(head: Head, problem: Shots, settings: Any, most: int) -> Tensor
 
     Args:
         head: one of `HEADS`.
-        most: the most folds.
+        most: the most folds. rows_L: the images that are asked for; by default all.
     """
+    asked = problem if rows_L is None else problem.take(rows_L)
     fold_K = folds(problem.labels_K, most)
-    whole = zero_shot(problem.embeddings_KD, problem.classifier_CD, problem.scale, problem.bias)
+    whole = zero_shot(asked.embeddings_KD, asked.classifier_CD, asked.scale, asked.bias)
     count = int(fold_K.max()) + 1 if len(fold_K) else 1
     if not head.needs_labels or count == 1:
         return whole
     states = head.fit([problem.take(fold_K != f) for f in range(count)], settings)
+    fold_L = fold_K if rows_L is None else fold_K[rows_L]
     for f, state in enumerate(states):
-        held = fold_K == f
-        whole[held] = _said(head, state, problem.take(held))
+        held = fold_L == f
+        whole[held] = _said(head, state, asked.take(held))
     return whole
 
 

@@ -19,6 +19,9 @@ MATRICES = 2  # N×C matrices that are held at once: where a fuser starts that t
 WHOLE = 8  # N×C matrices beside three times the logits, where a fuser has to see all images at once
 SOLVING = 8  # K×C matrices while a probe is fitted
 WEIGHING = 40  # K×C matrices while candidates are compared on folds
+LEARNED = (
+    2 * 10**8
+)  # logits of a support set that fusers learn from at most, as in `heads.cross_fit`
 JUDGES = 4096  # of a support set of one image a class, K×C of so many images is kept in a fit, see `guarded`
 STATES = 12  # C×ΣD matrices of all fusers of a support set, on all backbones and on each alone
 
@@ -86,12 +89,21 @@ def _fitting(task: Task, part: Part, classes: int, dims: Sequence[int], labelled
     sizes = [min(shots * classes, labelled) for shots in part.shots]  # images of support sets
     largest = max(sizes, default=0)
     every = task.seeds * sum(sizes)  # of all support sets
+    bound = max(classes, LEARNED // (backbones * classes))  # images that fusers learn from
+    learners = min(largest, bound)
     sets = task.seeds * sum(shots > 0 for shots in part.shots)
     one = large(task, classes)
-    logits = largest * backbones if one else 2 * every * backbones  # several are stacked
+    learned = task.seeds * sum(min(size, bound) for size in sizes)
+    logits = backbones * (learners if one else 2 * learned)  # several are stacked
     fits = min(1, sets) if one and not task.save_fusers else sets
-    judges = min(largest, JUDGES) if most == 1 else largest
-    solving = largest * (SOLVING if most <= 1 else SOLVING + WEIGHING)
+    judges = min(learners, JUDGES) if most == 1 else learners
+    probed = largest if _learning_heads(task) else learners
+    solving = probed * SOLVING + (learners * WEIGHING if most > 1 else 0)
     floats = classes * (logits + fits * judges * (1 + backbones) + solving)
     floats += width * (2 * every + fits * STATES * classes)
     return floats + 6 * min(largest, width) * width
+
+
+def _learning_heads(task: Task) -> bool:
+    """Tell whether a head learns from labels, and so from the whole support set."""
+    return any(declared.heads()[head.head].needs_labels for head in named_heads(task.heads))

@@ -68,3 +68,20 @@ def test_one_image_a_class_cannot_be_shared_out():
     head, rows = HEADS["linear_probe"], torch.arange(C)
     few = [shots.take(rows) for shots in problem()]
     assert cross_fit.parted(head, few, 5, 0.5).support.borrowed
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "zero_shot"])
+def test_fusers_learn_from_some_images_of_a_support_set_that_is_too_large(name, monkeypatch):
+    """From four images a class, of which they see what they would see among all; heads learn from all."""
+    head, whole = head_of(name, {}), problem()
+    every = cross_fit.support(head, whole, 5)
+    monkeypatch.setattr(cross_fit, "LEARNED", 2 * C * 4 * C)
+    parted = cross_fit.parted(head, whole, 5, 0.0)
+    assert parted.problem == whole
+    rows = sorted(rows_in(parted.support.embeddings[0], whole[0].embeddings_KD))
+    own = every.take(torch.tensor(rows))
+    torch.testing.assert_close(parted.support.logits_KMC, own.logits_KMC)
+    assert torch.equal(parted.support.labels_K, own.labels_K)
+    assert own.labels_K.bincount().tolist() == [4, 4, 4]
+    held = cross_fit.parted(head, whole, 5, 0.75).support
+    assert held.labels_K.bincount().tolist() == [4, 4, 4]

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from clipray import schema
+from clipray import schema, shots
 from clipray.artefacts import evaluations
 from clipray.config import Fuser, Head
 from clipray.numerics import blocks
 from clipray.numerics.fusers import guarded
+from clipray.numerics.heads import cross_fit
 from clipray.steps.evaluate import parts, plan
 from clipray.store import Store
 from tests.steps.worlds import CLASSES, World
@@ -73,7 +74,18 @@ def test_spans_of_images_have_the_rows_of_all_at_once(tmp_path, monkeypatch):
 
 
 def test_what_a_fuser_keeps_of_a_large_support_set_is_counted_as_it_is():
-    assert parts.JUDGES == guarded.JUDGES  # said twice, for planning needs no torch
+    # said twice, for planning needs no torch
+    assert parts.JUDGES == guarded.JUDGES
+    assert parts.LEARNED == cross_fit.LEARNED
+
+
+def test_more_labels_than_fusers_learn_from_take_no_more_memory_for_logits():
+    asked = noise_task(1000, 9)
+    part, dims = parts.Part("zero_shot", (shots.ALL,)), [512] * 9
+    first, second = (parts.memory(asked, part, 1000, dims, n) for n in (100_000, 1_300_000))
+    embeddings = 1_200_000 * sum(dims) * 4
+    assert second - first <= 2 * asked.seeds * embeddings + 10**6
+    assert first <= 16 * 10**9
 
 
 def test_what_sees_all_images_at_once_asks_for_their_logits():

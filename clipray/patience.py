@@ -12,6 +12,7 @@ from clipray.progress import say
 
 TRIES = 8  # of s3fs, each of which is five of botocore's: about 70 s
 THROTTLED = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
+CONNECTIONS = 64  # requests of a process that are under way together; botocore has ten
 QUIET = 30.0  # seconds between two words about it
 _told = [0.0]
 
@@ -24,6 +25,7 @@ def patient(fs: Any) -> Any:
 
         core.set_custom_error_handler(passing)
         fs.retries = TRIES
+        fs.config_kwargs.setdefault("max_pool_connections", CONNECTIONS)
     return fs
 
 

@@ -1,6 +1,8 @@
-"""What several tests share: one local Ray, and small campaigns."""
+"""What several tests share: one local Ray, a local S3, and small campaigns."""
 
+import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,50 @@ def local_ray(tmp_path_factory):
     cluster.connect(Compute(), verbose=False)
     yield ray
     ray.shutdown()
+
+
+class Requests(logging.Handler):
+    """The lines that the server logs, one a request."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
+
+    def count(self, method: str, key: str) -> int:
+        return sum(f'"{method} ' in line and key in line for line in self.lines)
+
+
+@pytest.fixture(scope="module")
+def requests():
+    """Every request to an S3 endpoint with a bucket, to which the usual environment variables point."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server, log, handler = (
+        ThreadedMotoServer("127.0.0.1", 0, verbose=False),
+        logging.getLogger("werkzeug"),
+        Requests(),
+    )
+    server.start()
+    host, port = server.get_host_and_port()
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
+        yield handler
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    log.removeHandler(handler)
+    log.setLevel(level)
+    server.stop()
 
 
 @pytest.fixture

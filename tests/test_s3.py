@@ -1,7 +1,6 @@
 """Data, workspace and weights in an object store: a real S3 endpoint on loopback, asked over HTTP by real clients."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -21,49 +20,6 @@ from tests.sources.made import make_wds
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = CONFIGS / "backbones" / "vit-p6-36"
-
-
-class Requests(logging.Handler):
-    """The lines that the server logs, one a request."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
-
-    def count(self, method: str, key: str) -> int:
-        return sum(f'"{method} ' in line and key in line for line in self.lines)
-
-
-@pytest.fixture(scope="module")
-def requests():
-    """Every request to a fresh S3 endpoint, to which the usual environment variables point."""
-    from moto.server import ThreadedMotoServer
-
-    server, log, handler = (
-        ThreadedMotoServer("127.0.0.1", 0, verbose=False),
-        logging.getLogger("werkzeug"),
-        Requests(),
-    )
-    server.start()
-    host, port = server.get_host_and_port()
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield handler
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    log.removeHandler(handler)
-    log.setLevel(level)
-    server.stop()
 
 
 # Weights
@@ -131,6 +87,22 @@ def test_a_store_sees_at_once_what_another_process_writes(requests):
     assert store.names("a/b") == {"x", "manifest.json"}
     assert store.read("a/b/x") == b"1"
     assert store.manifest("a/b")["what"] == {}
+
+
+def test_an_object_is_read_by_one_request(requests):
+    store = Store("s3://bucket/once")
+    for name in ("a", "b"):
+        store.finish(name, {"name": name})
+    requests.lines.clear()
+    found = store.manifests(["a", "none", "b"])
+    assert [manifest and manifest["what"]["name"] for manifest in found] == ["a", None, "b"]
+    assert store.read("a/manifest.json")
+    assert len(requests.lines) == 4
+
+
+def test_a_bucket_that_is_not_there_holds_nothing(requests):
+    store = Store("s3://no-such-bucket/ws")
+    assert store.manifests(["a", "b"]) == [None, None]
 
 
 def test_a_file_uri_is_a_local_workspace(tmp_path):

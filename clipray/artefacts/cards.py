@@ -1,5 +1,7 @@
 """A backbone's card: what later steps need to know of a model without loading it, and what it costs."""
 
+from collections.abc import Sequence
+
 from clipray import backbones, fingerprint
 from clipray.config import Backbone
 from clipray.store import Store
@@ -20,7 +22,13 @@ def what(spec: Backbone, precision: str) -> dict:
 
 def read(store: Store, spec: Backbone, precision: str) -> dict | None:
     """Read a stored card; None where there is none."""
-    return (store.manifest(address(store, spec, precision)) or {}).get("card")
+    return read_many(store, [spec], precision)[0]
+
+
+def read_many(store: Store, specs: Sequence[Backbone], precision: str) -> list[dict | None]:
+    """Read the stored card of each backbone; None for one that has none."""
+    manifests = store.manifests(address(store, spec, precision) for spec in specs)
+    return [(manifest or {}).get("card") for manifest in manifests]
 
 
 def cost(card: dict) -> dict[str, float]:

@@ -102,8 +102,9 @@ def classifier_place(todo: Plan, spec: Backbone, dataset: str) -> str:
 
 def known_cards(todo: Plan) -> dict[str, dict | None]:
     """Each backbone's card; None where it has none, because it does not load."""
-    precision = todo.campaign.precision
-    return {name: cards.read(todo.store, spec, precision) for name, spec in todo.loaded.items()}
+    loaded = todo.loaded
+    found = cards.read_many(todo.store, list(loaded.values()), todo.campaign.precision)
+    return dict(zip(loaded, found, strict=True))
 
 
 def require_all(todo: Plan) -> None:

@@ -21,6 +21,7 @@ HOW_MODULES = {
     "clipray.report": "shows numbers that are made already",
     "clipray.sources": "carries bytes and labels that the index has a hash of",
     "clipray.steps.cluster": "where work runs",
+    "clipray.snapshot": "tells what the store tells",
     "clipray.store": "carries artefacts as they are",
     "clipray.tracking": "sends numbers that are made already",
 }

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -26,6 +26,8 @@ from clipray.fingerprint import fingerprint, plain
 from clipray.patience import patient
 
 MANIFEST = "manifest.json"
+PAGE = 1000  # files of a page of a listing; S3 gives no more
+END = chr(0x10FFFF)  # behind every name
 VERSIONS = (
     "clipray",
     "torch",
@@ -48,6 +50,18 @@ REMEDIES = {
     errno.EISDIR: "a folder stands where a file should be: remove it",
     errno.ENAMETOOLONG: "shorten the names in the config",
 }
+
+
+class Page(NamedTuple):
+    """A part of a listing.
+
+    Attributes:
+        versions: by path, what changes with the file's bytes.
+        last: no file is left out up to this path.
+    """
+
+    versions: dict[str, str]
+    last: str
 
 
 class Store:
@@ -130,7 +144,29 @@ class Store:
     @property
     def _at_once(self) -> dict[str, int]:
         """What makes s3fs read an object by one request; else it asks for the size before."""
-        return {"max_concurrency": 1} if hasattr(self.fs, "call_s3") else {}
+        return {"max_concurrency": 1} if self.paged else {}
+
+    @property
+    def paged(self) -> bool:
+        """Whether `page` lists it: whether it lies in an S3 bucket."""
+        return hasattr(self.fs, "call_s3")
+
+    def page(self, folder: str, after: str) -> "Page":
+        """List one page of the files below a folder of a bucket, in the order of their paths, in one request.
+
+        Args:
+            after: the path, of a file or not, behind which the page begins.
+        """
+        bucket, root, _ = self.fs.split_path(f"{self.root}/")
+        asked = {"Bucket": bucket, "Prefix": f"{root}{folder}/", "StartAfter": f"{root}{after}"}
+        with self._told("read", folder):
+            try:
+                answer = self.fs.call_s3("list_objects_v2", MaxKeys=PAGE, **asked)
+            except FileNotFoundError:  # no such bucket
+                return Page({}, f"{folder}/{END}")
+        entries = answer.get("Contents", ())
+        versions = {entry["Key"].removeprefix(root): entry["ETag"] for entry in entries}
+        return Page(versions, max(versions) if answer["IsTruncated"] else f"{folder}/{END}")
 
     def files(self) -> Iterator[tuple[str, int, float]]:
         """Yield path, bytes and time (seconds since 1970) of every file of the workspace, from one paged listing."""

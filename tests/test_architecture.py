@@ -46,17 +46,18 @@ MAY: dict[str, tuple[str, str]] = {
         "artefacts backbones encoding fusion sources tracking",
     ),
     "clipray.store": ("pyarrow fsspec", "fingerprint secrets patience"),
+    "clipray.snapshot": ("", "store"),
     "clipray.steps.submit": ("ray", "config fingerprint progress secrets store"),
     "clipray.lock": ("", "progress store"),
     "clipray.numerics": ("numpy scipy torch", ""),
     "clipray.artefacts": (
         "numpy pyarrow fsspec safetensors",
-        "backbones config encoding fingerprint schema store numerics sources",
+        "backbones config encoding fingerprint schema store snapshot numerics sources",
     ),
     "clipray.steps": (
         "numpy pandas pyarrow ray torch yaml safetensors",
         "config fingerprint secrets schema catalog sources images perturbations contact_sheet backbones deadly "
-        "encoding fused fusion store lock artefacts numerics progress tracking report",
+        "encoding fused fusion store snapshot lock artefacts numerics progress tracking report",
     ),
     "clipray.steps.embed.variants": (
         "numpy pyarrow PIL",

@@ -103,6 +103,7 @@ def test_an_object_is_read_by_one_request(requests):
 def test_a_bucket_that_is_not_there_holds_nothing(requests):
     store = Store("s3://no-such-bucket/ws")
     assert store.manifests(["a", "b"]) == [None, None]
+    assert store.page("index", "index/a/").versions == {}
 
 
 def test_a_file_uri_is_a_local_workspace(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from clipray import backbones, fingerprint
+from clipray import backbones, fingerprint, snapshot
 from clipray.artefacts import cards
 from clipray.config import Backbone, Dataset
 from clipray.store import Store
@@ -57,12 +57,12 @@ def missing(
     """Find, for each backbone with something missing, the datasets' prompts that it has no classifier for."""
     pairs = [(spec, dataset.name) for spec in specs for dataset in datasets]
     places = [address(store, spec, precision, name, prompts[name]) for spec, name in pairs]
-    manifests = store.manifests(places)
-    lacking = [pair for pair, found in zip(pairs, manifests, strict=True) if found is None]
+    there = snapshot.complete(store, places)
+    lacking = [pair for pair, place in zip(pairs, places, strict=True) if place not in there]
     work = {}
-    for spec in specs:
+    for spec, card in zip(specs, cards.read_many(store, specs, precision), strict=True):
         wanted = {dataset: prompts[dataset] for other, dataset in lacking if other is spec}
-        if wanted or cards.read(store, spec, precision) is None:
+        if wanted or card is None:
             work[spec.name] = wanted
     return work
 

@@ -1,8 +1,9 @@
 """The campaign: index, classifiers, embeddings, evaluations, report, in order, skipping what is done."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from clipray import backbones, catalog
+from clipray import backbones, catalog, snapshot
 from clipray.artefacts import cards, classifiers
 from clipray.artefacts.embeddings import Work
 from clipray.artefacts.given import Given
@@ -19,6 +20,8 @@ from clipray.steps.pools import turns
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Looker, Plan, classifier_place, known_cards
 from clipray.store import Store
+
+AT_ONCE = 16  # splits that are declared complete together
 
 
 def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bool = False) -> Plan:
@@ -176,11 +179,15 @@ def embed_images(todo: Plan) -> None:
     many as the support sets want, or has no more.
     """
     known, taken = list(todo.failures), spent.Spent()
+    lacking = {
+        name for (name, _), work in todo.works.items() if set(work.addresses) - set(work.done)
+    }
     while True:
         todo.failures = list(known)
         _settle(todo, *(_embed(todo, taken) if todo.images else ({}, {})))
         if not _grow(todo):
             break
+    snapshot.refresh(todo.store, lacking)
     if taken.pools:
         todo.spent = taken.facts()
         say(f"  {spent.words(todo.spent)}", **todo.spent)
@@ -250,13 +257,20 @@ def _settle(
     """Declare complete what is so, and record what failed; `broken` and `told` as `_embed` returns them."""
     out = {dataset.name: _unprepared(todo, dataset.name) for dataset in todo.datasets}
     budget = todo.campaign.compute.error_budget
-    for place, work in todo.works.items():
+
+    def finish(place: tuple[str, str]) -> list[dict]:
+        work = todo.works[place]
         own = out[work.index.dataset]
         addresses = {name: a for name, a in work.addresses.items() if name not in own}
-        if addresses:
-            work = replace(work, addresses=addresses)
-            reasons, counted = broken.get(place, {}), told.get(place, {})
-            todo.failures += failures.finish(todo.store, work, budget, reasons, counted)
+        if not addresses:
+            return []
+        work = replace(work, addresses=addresses)
+        reasons, counted = broken.get(place, {}), told.get(place, {})
+        return failures.finish(todo.store, work, budget, reasons, counted)
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for rows in threads.map(finish, todo.works):
+            todo.failures += rows
     for dataset in todo.datasets:
         lost = [row for row in todo.failed if row["dataset"] == dataset.name]
         if not todo.usable(dataset.name) and not any(row["backbone"] is None for row in lost):

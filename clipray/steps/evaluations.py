@@ -1,5 +1,6 @@
 """The evaluations of a campaign: one task a dataset, those that are missing in parallel."""
 
+from clipray import snapshot
 from clipray.artefacts import cards
 from clipray.artefacts.evaluations import Task, address
 from clipray.errors import ErrorBudget
@@ -65,8 +66,8 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
     every, unlearned = meta.taught(todo.store, tasks(todo), compute, todo.verbose)
     record(todo, "teach", unlearned)
     places = {task.dataset: address(todo.store, task) for task in every}
-    known = todo.store.manifests(places.values())
-    missing = [task for task, done in zip(every, known, strict=True) if done is None]
+    done = snapshot.complete(todo.store, places.values())
+    missing = [task for task in every if places[task.dataset] not in done]
     if missing:
         compute = todo.campaign.compute
         cluster.connect(compute, todo.verbose)

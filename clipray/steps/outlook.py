@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clipray.artefacts import cards
+from clipray import snapshot
 from clipray.artefacts.evaluations import address
 from clipray.config import Campaign, Inputs
 from clipray.config.search import Tune
@@ -11,7 +11,7 @@ from clipray.shots import ALL
 from clipray.steps import checks
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.evaluations import tasks
-from clipray.steps.todo import Plan
+from clipray.steps.todo import Plan, known_cards
 
 Facts = dict[str, Any]
 UNKNOWN = None  # in JSON; a number that nobody can give yet never is 0
@@ -20,9 +20,8 @@ UNKNOWN = None  # in JSON; a number that nobody can give yet never is 0
 def outlook(todo: Plan) -> Facts:
     """Collect what `--dry-run` prints as JSON, and `describe` as lines."""
     images = _images_by_backbone(todo)
-    known = {
-        spec.name: cards.read(todo.store, spec, todo.campaign.precision) for spec in todo.specs
-    }
+    cards = known_cards(todo)
+    known = {spec.name: cards[spec.name] for spec in todo.specs}
     seconds = {
         name: _seconds(count, known[name]["seconds_per_image"] if known[name] else None)
         for name, count in images.items()
@@ -164,9 +163,9 @@ def _done(todo: Plan, known: dict[str, dict | None]) -> dict[str, bool | None]:
     if any(meta.is_untaught(fuser) for fuser in checks.entries(todo.campaign)):
         # its weights, which are taught on the other datasets, belong to the address of the scores
         return {dataset.name: UNKNOWN for dataset in todo.datasets}
-    every = tasks(todo)
-    found = todo.store.manifests(address(todo.store, task) for task in every)
-    return {task.dataset: done is not None for task, done in zip(every, found, strict=True)}
+    places = {task.dataset: address(todo.store, task) for task in tasks(todo)}
+    done = snapshot.complete(todo.store, places.values())
+    return {dataset: place in done for dataset, place in places.items()}
 
 
 def _notes(todo: Plan) -> list[str]:

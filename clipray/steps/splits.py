@@ -1,10 +1,10 @@
 """What a campaign finds of its datasets, many of them at a time: prompts, indices, and what is not embedded yet."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from clipray import backbones, catalog, sources
+from clipray import backbones, catalog, snapshot, sources
 from clipray.artefacts import embeddings
 from clipray.artefacts.embeddings import Work
 from clipray.artefacts.given import Given
@@ -54,14 +54,19 @@ def look(looker: Looker, datasets: Sequence[Dataset]) -> Iterator[Found]:
     """
     splits = sum(len(dataset.splits) for dataset in datasets)
     with progress("index", splits, "splits") as advance, ThreadPoolExecutor(AT_ONCE) as threads:
-        coming = [threads.submit(_look, looker, dataset) for dataset in datasets]
+        named = {dataset.name: dataset for dataset in datasets}
+        coming: dict[str, Future] = {}
+        for group in snapshot.groups(named):
+            seen = threads.submit(snapshot.take, looker.store, group)
+            for name in group:
+                coming[name] = threads.submit(_look_at, looker, seen, named[name])
         try:
-            for dataset, found in zip(datasets, coming, strict=True):
+            for dataset in datasets:
                 with doing(f"looking at {dataset.name}"):
-                    yield found.result()
+                    yield coming.pop(dataset.name).result()
                 advance(len(dataset.splits))
         finally:
-            for found in coming:
+            for found in coming.values():
                 found.cancel()
 
 
@@ -73,6 +78,14 @@ def needs_whole(campaign: Campaign) -> bool:
     if not campaign.shots or ALL in campaign.shots or any(meta.is_untaught(one) for one in entries):
         return True
     return any(checks.unlabelled(one) == "train" for one in entries)
+
+
+def _look_at(looker: Looker, seen: Future, dataset: Dataset) -> Found:
+    """Look at a dataset by the snapshot of it, once that is taken."""
+    store = seen.result()[dataset.name]
+    found = _look(looker._replace(store=store), dataset)
+    snapshot.remember(store)
+    return found
 
 
 def _look(looker: Looker, dataset: Dataset) -> Found:

@@ -8,10 +8,10 @@
 
 `plan`: a test split of tiny "images" in Parquet files and nine backbones: the first plan, which makes the index, the
 same once all is embedded (manifests are written, no model runs), and declaring it so; then the weight of the largest
-task. `sets`: datasets of ten images and ten backbones, all embedded: a plan with nothing to do. Requests are calls of
-the store and of the sources' storage, each of which is one request or a few. `s3`: the same with the workspace on an S3
-server, which is another process on this machine and takes its share of the cores. `evaluate`: what `evaluate.py`
-beside this file says of test images of three backbones and 1,000 classes.
+task. `sets`: datasets of ten images and ten backbones, all embedded: a plan with nothing to do. Requests are files that
+the store and the sources' storage are asked for. `s3`: the same with the workspace on an S3 server, which is another
+process on this machine and takes its share of the cores; requests are those that S3 answers. `evaluate`: what
+`evaluate.py` beside this file says of test images of three backbones and 1,000 classes.
 """
 
 import json
@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from clipray import snapshot
 from clipray.config import CONFIGS, Campaign
 from clipray.progress import hush
 from clipray.sources import storage
@@ -46,7 +47,7 @@ FILE, GROUP = 50_000, 5_000  # rows of a file and of a row group
 SIZES = (("plan", 10**4), ("plan", 10**5), ("plan", 10**6))
 SETS = (("sets", 10), ("sets", 100), ("sets", 1000), ("s3", 10), ("s3", 100), ("s3", 1000))
 TESTS = (("evaluate", 10**4), ("evaluate", 10**5))
-CALLS = ("read", "write", "names", "exists")
+CALLS = ("read", "read_many", "write", "names", "exists")
 
 
 def dataset(root: Path, name: str, images: int) -> str:
@@ -77,7 +78,7 @@ def backbones(root: Path, count: int) -> list[str]:
     return paths
 
 
-def count_requests() -> Counter:
+def count_requests(remote: bool) -> Counter:
     """Counts what storage is asked for from now on."""
     asked: Counter[str] = Counter()
 
@@ -85,11 +86,18 @@ def count_requests() -> Counter:
         original = getattr(owner, name)
 
         def call(*arguments, **named):
-            asked[name] += 1
+            # S3's operation, or a call here: of `read_many` each file counts
+            operation = arguments[1] if remote else name
+            asked[operation] += len(arguments[1]) if name == "read_many" else 1
             return original(*arguments, **named)
 
         setattr(owner, name, call)
 
+    if remote:
+        from aiobotocore.client import AioBaseClient
+
+        counting(AioBaseClient, "_make_api_call")
+        return asked
     for name in CALLS:
         counting(Store, name)
     for name in ("_local_entries", "opened"):
@@ -114,6 +122,7 @@ def declare(todo: Plan) -> None:
             tally = Tally({shard.name for shard in work.shards()}, int(work.index.content, 16))
             told[name] = tally
         failures.finish(todo.store, work, 0, {}, told)
+    snapshot.refresh(todo.store, [dataset.name for dataset in todo.datasets])
 
 
 @contextmanager
@@ -163,11 +172,12 @@ def measure(kind: str, count: int) -> dict:
         facts |= {"tasks": len(tasks), "largest_task_bytes": max(map(len, tasks))}
         facts["images_told"] = sum(pickle.loads(task)["piece"][-1] for task in tasks)
         timed("declare", facts, lambda: declare(todo))
-        asked = count_requests()
+        asked = count_requests(bool(remote))
         again = timed("plan_again", facts, lambda: run.plan(campaign, dry=True))
         timed("finish_again", facts, lambda: run._settle(again, {}, {}))
         assert again.images == 0
-        facts["requests_per_dataset"] = round(sum(asked.values()) / sets, 1)
+        facts["requests_per_dataset"] = round(sum(asked.values()) / sets, 2)
+        facts["requests"] = dict(asked)
     return facts
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -72,6 +73,22 @@ def test_changed_weights_are_another_backbone(requests, tmp_path, monkeypatch):
     after = backbones.origin(spec), backbones.fetch(spec.weights).read_bytes()
     assert before[0] != after[0]
     assert (before[1], after[1]) == (b"first", b"other")
+
+
+def test_a_pinned_backbone_is_what_it_was_and_asks_no_more(requests, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPRAY_CACHE", str(tmp_path / "cache"))
+    s3, place = fsspec.filesystem("s3"), "s3://bucket/weights/pinned.pt"
+    spec = Backbone(name="b", architecture="ViT-B-32", weights=place, like="openai")
+    s3.pipe_file(place, b"first")
+    pinned = backbones.pinned(spec)
+    before = backbones.origin(spec)
+    requests.lines.clear()
+    for copy in (pinned, pickle.loads(pickle.dumps(pinned))):
+        assert backbones.origin(copy) == before
+    assert requests.lines == []
+    s3.pipe_file(place, b"other")
+    assert backbones.origin(pinned) == before
+    assert backbones.origin(spec) == backbones.origin(backbones.pinned(spec)) != before
 
 
 # The store

@@ -76,8 +76,10 @@ def origin(spec: Backbone) -> dict:
 
     A file of the hub is told by what the hub says of it, without fetching it (see `hub.find`); a local one by its
     sha256; a remote one by its storage's tag and size. `name` and `revision` are left out: they only say where the
-    content is to be found.
+    content is to be found. Of a `pinned` entry it is what was there at that moment.
     """
+    if spec.origin is not None:
+        return spec.origin
     what: dict[str, Any] = {"architecture": spec.architecture, "pretrained": spec.pretrained}
     if spec.architecture.startswith(HUB):
         config, weights = _repository(spec)
@@ -100,12 +102,16 @@ def origin(spec: Backbone) -> dict:
 
 
 def pinned(spec: Backbone) -> Backbone:
-    """Return an entry that means one commit of the hub, so that all machines of a run load what its plan saw."""
+    """Return an entry that means what is there now, so that all machines of a run load what its plan saw.
+
+    A campaign makes three addresses of it for each dataset: of files in a bucket each would ask anew.
+    """
+    commit = spec.revision
     if spec.architecture.startswith(HUB):
-        return spec.model_copy(update={"revision": _repository(spec)[0].commit})
-    if spec.pretrained:
-        return spec.model_copy(update={"revision": _tagged(spec).commit})
-    return spec
+        commit = _repository(spec)[0].commit
+    elif spec.pretrained:
+        commit = _tagged(spec).commit
+    return spec.pinned(commit, origin(spec.model_copy(update={"revision": commit})))
 
 
 def locate(spec: Backbone) -> Source:

@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
     field_validator,
     model_validator,
 )
@@ -181,6 +182,18 @@ class Backbone(Strict):
     revision: Annotated[str, How("where the content is found; the content counts")] = ""
     # names of datasets whose data stand in its pretraining data
     seen: Annotated[tuple[str, ...], How("told in reports; it changes no embedding")] = ()
+    _origin: dict | None = PrivateAttr(None)  # what its files hold, once `pinned`
+
+    @property
+    def origin(self) -> dict | None:
+        """What its files held when it was pinned; None where they are still to be looked at."""
+        return self._origin
+
+    def pinned(self, revision: str, origin: dict) -> Self:
+        """The same entry, of one commit of the hub, whose files hold what they hold now."""
+        entry = self.model_copy(update={"revision": revision})
+        entry._origin = origin
+        return entry
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

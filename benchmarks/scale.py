@@ -37,7 +37,6 @@ from clipray.config import CONFIGS, Campaign
 from clipray.progress import hush
 from clipray.sources import storage
 from clipray.steps import campaign as run
-from clipray.steps import failures
 from clipray.steps.embed import plan as embed
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan
@@ -116,12 +115,11 @@ def timed(words: str, facts: dict, step: object) -> object:
 
 def declare(todo: Plan) -> None:
     """Declare all embedded, as the driver does when workers have told of their shards."""
-    for work in todo.works.values():
-        told = {}
-        for name in work.addresses:
-            tally = Tally({shard.name for shard in work.shards()}, int(work.index.content, 16))
-            told[name] = tally
-        failures.finish(todo.store, work, 0, {}, told)
+    told = {}
+    for place, work in todo.works.items():
+        tally = Tally({shard.name for shard in work.shards()}, int(work.index.content, 16))
+        told[place] = dict.fromkeys(work.addresses, tally)
+    run._settle(todo, {}, told)
     snapshot.refresh(todo.store, [dataset.name for dataset in todo.datasets])
 
 

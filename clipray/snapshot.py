@@ -26,6 +26,7 @@ PAGES = 8  # of one dataset and kind; files behind are asked for one by one
 TOGETHER = 32  # datasets that one listing is for
 AT_ONCE = 16  # listings
 LOSSLESS = "surrogateescape"  # a damaged file need not be UTF-8
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, AttributeError, TypeError)
 SHARE = 2000  # addresses that one thread looks up
 
 
@@ -163,9 +164,10 @@ def _place(dataset: str) -> str:
 
 
 def _unpacked(data: bytes | None) -> dict[str, tuple[str, str]]:
-    """Read what is remembered; nothing where the file is not whole, for nothing depends on it."""
-    with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):
-        return json.loads(gzip.decompress(data or b""))
+    """Read what is remembered; nothing where the file is not what `remember` writes, for nothing depends on it."""
+    with contextlib.suppress(*UNREADABLE):
+        entries = json.loads(gzip.decompress(data or b""))
+        return {path: (str(version), str(text)) for path, (version, text) in entries.items()}
     return {}
 
 

@@ -1,5 +1,6 @@
 """What a snapshot tells is what the store tells when it is asked, and costs few requests: against a real S3 server."""
 
+import gzip
 import itertools
 import random
 
@@ -104,7 +105,15 @@ def test_two_campaigns_remember_for_each_other(workspace, requests):
     assert asked_for(requests, [first, second]) == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"no gzip", b"\x1f\x8b\x08\x00 cut off"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no gzip",
+        b"\x1f\x8b\x08\x00 cut off",
+        *(gzip.compress(text) for text in (b"{", b"[1]", b'{"a": 1}', b'{"a": [1]}')),
+    ],
+)
 def test_a_damaged_memory_is_none(workspace, data):
     addresses = filled(workspace, 4)
     remembered(workspace)

@@ -4,14 +4,11 @@ A source never decodes an image and knows no model. A dataset's files are groupe
 alone (never on the number of workers), so chunk and row stand for a sample in every run.
 """
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clipray.config import Dataset, fingerprint
 from clipray.errors import ConfigError
@@ -30,25 +27,32 @@ from clipray.sources import (
     wds,
 )
 from clipray.sources.chunks import LENIENT, VALIDATION, Chunk, Sample
-from clipray.sources.storage import is_remote, local, resolve, shown
+from clipray.sources.rows import LEFT_OUT, image_id, left_out, nowhere, numbered, tabulate
+from clipray.sources.storage import is_remote, local, resolve, shown, why
 
 __all__ = [
-    *("FORMATS", "Chunk", "Sample", "classnames", "digest", "fetch", "image_id", "index"),
-    *(
-        "contents",
-        "left_out",
-        "lenient",
-        "listing",
-        "location",
-        "numbered",
-        "remarks",
-        "scan",
-        "tabulate",
-        "templates",
-    ),
+    "FORMATS",
+    "Chunk",
+    "Sample",
+    "classnames",
+    "contents",
+    "digest",
+    "fetch",
+    "identified",
+    "image_id",
+    "index",
+    "left_out",
+    "lenient",
+    "listing",
+    "location",
+    "numbered",
+    "outline",
+    "remarks",
+    "scan",
+    "survey",
+    "tabulate",
+    "templates",
 ]
-
-LEFT_OUT = b"left_out"  # key in the metadata of a chunk's index
 
 
 def listing(dataset: Dataset, split: str, data_root: str) -> list[Chunk]:
@@ -73,6 +77,17 @@ def scan(chunk: Chunk, left: Counter | None = None) -> Iterator[Sample]:
     for sample in FORMATS[chunk.format].scan(chunk, Counter() if left is None else left):
         reason = None if sample.data is None else pointers.reason(sample.data)
         yield sample._replace(data=None, error=reason) if reason else sample
+
+
+def survey(chunk: Chunk, left: Counter | None = None) -> Iterator[Sample]:
+    """Yield the samples that `scan` yields, without their bytes: no image is read.
+
+    What is wrong with a sample is told as far as it can be seen so. What a layout reads stands in its own `survey`.
+
+    Args:
+        left: as in `scan`.
+    """
+    return FORMATS[chunk.format].survey(chunk, Counter() if left is None else left)
 
 
 def lenient(chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -186,11 +201,6 @@ def remarks(dataset: Dataset, data_root: str) -> list[str]:
     return found
 
 
-def image_id(data: bytes) -> str:
-    """Identify an image by 32 hex digits of its bytes' hash."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
 def index(number: int, chunk: Chunk) -> pa.Table:
     """Make the index of one chunk: its samples without their bytes (schema.INDEX, repeats not yet numbered).
 
@@ -199,67 +209,37 @@ def index(number: int, chunk: Chunk) -> pa.Table:
     Args:
         number: the chunk's position in the listing.
     """
-    left: Counter[str] = Counter()
-    table = tabulate(number, scan(chunk, left))
-    return table.replace_schema_metadata({LEFT_OUT: json.dumps(left)} if left else None)
+    return _tabulated(number, chunk, scan)
 
 
-def tabulate(number: int, samples: Iterable[Sample]) -> pa.Table:
-    """Turn the samples of one chunk into rows of its index."""
-    rows = []
-    for sample in samples:
-        readable = sample.data is not None
-        about = sample.data if readable else f"{number}\0{sample.key}".encode()
-        rows.append(
-            {
-                "image_id": image_id(about),
-                "chunk": number,
-                "row": sample.row,
-                "key": sample.key,
-                "offset": sample.offset,
-                "size": len(sample.data) if readable else None,
-                "label": sample.label,
-                "error": sample.error,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=INDEX)
+def outline(number: int, chunk: Chunk) -> pa.Table:
+    """Make what `index` makes without reading an image: rows without ids, and without what only bytes can tell."""
+    return _tabulated(number, chunk, survey)
 
 
-def left_out(tables: Iterable[pa.Table]) -> dict[str, int]:
-    """Count, by kind, what lies among the images of chunks and is no sample, from their indices."""
-    total: Counter[str] = Counter()
-    for table in tables:
-        total.update(json.loads((table.schema.metadata or {}).get(LEFT_OUT, b"{}")))
-    return dict(sorted(total.items()))
+def identified(chunks: Mapping[int, Chunk], rows: pa.Table) -> pa.Table:
+    """Read the images of rows of an outline that have no error; return the rows as `index` has them.
 
-
-def numbered(image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Number repeated names, in order: the later ones get ".1", ".2", …
-
-    >>> numbered(pa.chunked_array([["a", "b"], ["a", "a"]])).to_pylist()
-    ['a', 'b', 'a.1', 'a.2']
+    Args:
+        chunks, rows: as in `contents`.
     """
-    counted = pc.value_counts(image_ids)
-    repeated = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
-    if not len(repeated):
-        return image_ids
-    rows = np.flatnonzero(pc.is_in(image_ids, value_set=repeated).to_numpy(zero_copy_only=False))
-    twins = pa.table({"name": image_ids.take(pa.array(rows)), "row": rows})
-    twins = twins.sort_by([("name", "ascending"), ("row", "ascending")])
-    codes = twins["name"].combine_chunks().dictionary_encode().indices.to_numpy()
-    first = np.concatenate([[0], np.flatnonzero(np.diff(codes)) + 1])
-    # the place among equal names: the distance from the first one of them
-    place = np.arange(len(codes)) - first[codes]
-    later = pa.array(place > 0)
-    suffix = pa.array(place).cast(pa.string())
-    names = pc.binary_join_element_wise(twins["name"], suffix, ".")
-    names = pc.if_else(later, names, twins["name"])
-    mask = np.zeros(len(image_ids), bool)
-    mask[rows] = True
-    in_order = names.take(pc.sort_indices(twins["row"]))
-    return pa.chunked_array(
-        [pc.replace_with_mask(image_ids.combine_chunks(), mask, in_order.combine_chunks())]
-    )
+    found = rows.to_pylist()
+    for row, data in zip(found, contents(chunks, rows), strict=True):
+        reason = row["error"]
+        if isinstance(data, bytes):
+            reason = pointers.reason(data)
+        elif reason is None:
+            reason = why(data)
+        row["error"] = reason
+        row["size"] = None if reason else len(data)
+        row["image_id"] = image_id(nowhere(row["chunk"], row["key"]) if reason else data)
+    return pa.Table.from_pylist(found, schema=INDEX)
+
+
+def _tabulated(number: int, chunk: Chunk, samples: Callable) -> pa.Table:
+    left: Counter[str] = Counter()
+    table = tabulate(number, samples(chunk, left), samples is scan)
+    return table.replace_schema_metadata({LEFT_OUT: json.dumps(left)} if left else None)
 
 
 def _format(dataset: Dataset) -> object:

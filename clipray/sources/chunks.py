@@ -43,10 +43,11 @@ class Sample(NamedTuple):
     Attributes:
         row: position in the chunk.
         key: where a person finds it.
-        data: the image file's bytes; None with an error.
+        data: the image file's bytes; None with an error, and where only labels were looked for.
         label: position of its class in `classnames`; None where the source gives none.
         offset: where the bytes start in the tar; None elsewhere.
         error: None, or why there are no bytes or no label.
+        size: of the bytes in the tar, where they have not been read; None elsewhere.
     """
 
     row: int
@@ -55,6 +56,7 @@ class Sample(NamedTuple):
     label: int | None
     offset: int | None = None
     error: str | None = None
+    size: int | None = None
 
 
 def folder_named(present: Mapping[str, dict], name: str) -> str | None:

@@ -33,7 +33,7 @@ def chosen(dataset: Dataset, schema: pa.Schema, path: str) -> Columns:
     labels = _labels(dataset)
     kind = schema.field(label).type
     values = _values(kind)
-    if not pa.types.is_integer(values) and not (labels and _is_text(values)):
+    if not pa.types.is_integer(values) and not (labels and is_text(values)):
         raise ConfigError(
             f"dataset {dataset.name}: column {label!r} of {shown(path)} holds {kind}, not integers{_why(kind)}.\n"
             "  For strings write `options: {labels: [<each string, in label order>]}`, or name another column:"
@@ -78,11 +78,11 @@ def class_names(schema: pa.Schema, columns: Columns) -> list[str] | None:
 def paths_to_follow(footer: pq.FileMetaData, group: int, image: str) -> str | None:
     """The column of paths that a row group's images are read from; None where every row has its bytes."""
     kind = footer.schema.to_arrow_schema().field(image).type
-    if _is_text(kind):
+    if is_text(kind):
         return image
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return None
-    if not _is_text(kind.field("path").type):
+    if not is_text(kind.field("path").type):
         return None
     row_group = footer.row_group(group)
     for number in range(row_group.num_columns):
@@ -141,11 +141,12 @@ def _values(kind: pa.DataType) -> pa.DataType:
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
-        return _is_bytes(fields.get("bytes")) or _is_text(fields.get("path"))
-    return _is_text(kind) or _is_bytes(kind)
+        return _is_bytes(fields.get("bytes")) or is_text(fields.get("path"))
+    return is_text(kind) or _is_bytes(kind)
 
 
-def _is_text(kind: pa.DataType | None) -> bool:
+def is_text(kind: pa.DataType | None) -> bool:
+    """Whether a column of this type holds strings."""
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return kind is not None and any(test(kind) for test in tests)
 

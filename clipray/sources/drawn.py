@@ -52,11 +52,17 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
 
 def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every image of a chunk in order."""
+    for sample in survey(chunk, left):
+        yield sample._replace(data=_draw(chunk, chunk.start + sample.row))
+
+
+def survey(chunk: Chunk, left: Counter) -> Iterator[Sample]:
+    """Every image of a chunk in order; none is drawn."""
     n_classes = len(_drawing(chunk.uri, chunk.uri).classes)
     for row in range(chunk.count):
         number = chunk.start + row
         key = f"{chunk.uri}/{chunk.options['split']}/{number}"
-        yield Sample(row, key, _draw(chunk, number), number % n_classes)
+        yield Sample(row, key, None, number % n_classes)
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:

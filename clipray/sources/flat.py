@@ -8,7 +8,7 @@ from clipray.sources.chunks import Chunk, nothing_for
 from clipray.sources.storage import everything, state
 
 KNOWN_OPTIONS = ()
-scan, fetch = folder.scan, folder.fetch
+scan, survey, fetch = folder.scan, folder.survey, folder.fetch
 
 
 def classes(dataset: Dataset, uri: str) -> None:

@@ -28,6 +28,7 @@ from clipray.sources.storage import (
     read_files,
     shown,
     state,
+    why,
 )
 
 CHUNK = 1024
@@ -93,17 +94,19 @@ def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
         if isinstance(data, bytes):
             yield Sample(row, shown(path), data, label)
         else:
-            yield Sample(row, shown(path), None, label, error=f"cannot be read: {_why(data)}")
+            yield Sample(row, shown(path), None, label, error=why(data))
+
+
+def survey(chunk: Chunk, left: Counter) -> Iterator[Sample]:
+    """Every file of a chunk in order, from the listing alone: no file is opened."""
+    left.update(dict(chunk.left_out))
+    for row, (path, label) in enumerate(chunk.files):
+        yield Sample(row, shown(path), None, label)
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
     """The bytes of just those rows, in order."""
     return read_files([join(chunk.uri, chunk.files[row][0]) for row in rows["row"].to_pylist()])
-
-
-def _why(error: Exception) -> str:
-    known = isinstance(error, OSError) and error.errno is not None
-    return type(error).__name__ if known else str(error)
 
 
 def _place(dataset: Dataset, split: str, uri: str) -> str:

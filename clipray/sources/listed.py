@@ -24,6 +24,7 @@ from clipray.sources.storage import (
     shown,
     state,
     targets,
+    why,
 )
 
 CHUNK = 1024
@@ -59,6 +60,13 @@ def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
             yield Sample(row, shown(place), None, None, error=str(data))
 
 
+def survey(chunk: Chunk, left: Counter) -> Iterator[Sample]:
+    """Every line of a chunk in order; no file is opened."""
+    for row, (place, _) in enumerate(chunk.files):
+        error = str(_refused(place)) if place.startswith(WEB) else None
+        yield Sample(row, shown(place), None, None, error=error)
+
+
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
     """The bytes of just those rows, in order."""
     wanted = [chunk.files[row] for row in rows["row"].to_pylist()]
@@ -70,12 +78,14 @@ def _read(chunk: Chunk) -> Iterator[bytes | Exception]:
     found = read_files(near)
     for place, _ in chunk.files:
         if place.startswith(WEB):
-            yield ValueError(f"{shown(place)}: {parquet.NO_WEB}")
+            yield _refused(place)
             continue
         data = next(found)
-        known = isinstance(data, OSError) and data.errno is not None
-        why = type(data).__name__ if known else str(data)
-        yield data if isinstance(data, bytes) else ValueError(f"cannot be read: {why}")
+        yield data if isinstance(data, bytes) else ValueError(why(data))
+
+
+def _refused(place: str) -> Exception:
+    return ValueError(f"{shown(place)}: {parquet.NO_WEB}")
 
 
 def _lines(dataset: Dataset, uri: str) -> list[Chunk]:

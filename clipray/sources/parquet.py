@@ -29,6 +29,7 @@ from clipray.sources.storage import (
     read_files,
     resolve,
     shown,
+    skimmed,
     state,
     targets,
 )
@@ -40,6 +41,8 @@ KEPT = (
     256 * 2**20
 )  # bytes of images that a worker keeps in case that the next shard is of the same row group
 NO_WEB = "images at web addresses are not fetched: download them"
+
+DAMAGED = "its row group is damaged"
 
 _kept: dict[tuple, pa.ChunkedArray] = {}
 
@@ -73,31 +76,51 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
 
 def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """Every row of a row group in order."""
+    return _rows(chunk, read_images=True)
+
+
+def survey(chunk: Chunk, left: Counter) -> Iterator[Sample]:
+    """Every row of a row group in order, from the column of labels, and that of paths where images lie elsewhere."""
+    return _rows(chunk, read_images=False)
+
+
+def _rows(chunk: Chunk, read_images: bool) -> Iterator[Sample]:
     name = f"{shown(chunk.uri.rpartition('/')[2])}#{chunk.start}"
     wanted = chunk.options["label"]  # None in a list of images without labels
     try:
-        table = _read(chunk, [each for each in (chunk.options["image"], wanted) if each])
+        table = _read(chunk, [wanted] if wanted else [], read_images)
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if _is_of_storage(error):
             raise
         for row in range(chunk.count):
-            yield Sample(
-                row, f"{name}/{row}", None, None, error=f"its row group is damaged: {error}"
-            )
+            yield Sample(row, f"{name}/{row}", None, None, error=f"{DAMAGED}: {error}")
         return
-    for row in range(table.num_rows):
+    images = table[chunk.options["image"]] if chunk.options["image"] in table.column_names else None
+    for row in range(chunk.count):
         label, error = _label(chunk, table[wanted][row].as_py()) if wanted else (None, None)
         if chunk.options.get(LENIENT):
             error = None
-        data = _bytes(chunk, table[chunk.options["image"]][row].as_py())
+        data = None
+        if images is not None:
+            cell = images[row].as_py()
+            data = _bytes(chunk, cell) if read_images else _refused(cell)
         if isinstance(data, Exception):
             data, error = None, str(data)
         yield Sample(row, f"{name}/{row}", data, label, error=error)
 
 
 def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
-    """The bytes of just those rows, in order; a row group's image column is read once for neighbouring rows."""
-    column = _images(chunk)
+    """The bytes of just those rows, in order; a row group's image column is read once for neighbouring rows.
+
+    A row group is the least that can be read of a column: few rows of many large row groups cost as many bytes as all.
+    """
+    try:
+        column = _images(chunk) if len(rows) else None
+    except (pa.ArrowException, OSError) as error:
+        if _is_of_storage(error):
+            raise
+        yield from [ValueError(f"{DAMAGED}: {error}")] * len(rows)
+        return
     for row in rows["row"].to_pylist():
         yield _bytes(chunk, column[row].as_py())
 
@@ -179,7 +202,7 @@ def with_targets(chunk: Chunk, footer: pq.FileMetaData) -> Chunk:
     column = columns.paths_to_follow(footer, chunk.start, chunk.options["image"])
     if column is None:
         return chunk
-    table = _read(chunk, [column])
+    table = _read(chunk, [column], False)
     values = table[chunk.options["image"]].combine_chunks()
     if pa.types.is_struct(values.type):
         values = values.field("path")
@@ -193,16 +216,25 @@ def _images(chunk: Chunk) -> pa.ChunkedArray:
     key = (chunk.uri, chunk.start, chunk.options["image"], chunk.state)
     column = _kept.get(key)
     if column is None:
-        column = _read(chunk, [chunk.options["image"]])[chunk.options["image"]]
+        column = _read(chunk, [], True)[chunk.options["image"]]
         _kept.clear()
         if column.nbytes <= KEPT:
             _kept[key] = column
     return column
 
 
-def _read(chunk: Chunk, names: list[str]) -> pa.Table:
-    with opened(chunk.uri) as file, pq.ParquetFile(file) as reader:
+def _read(chunk: Chunk, names: list[str], read_images: bool) -> pa.Table:
+    """Some columns of a row group, and that of images where it is asked for, or else where it holds paths alone."""
+    image = chunk.options["image"]
+    with (opened if read_images else skimmed)(chunk.uri) as file, pq.ParquetFile(file) as reader:
+        if read_images or columns.is_text(reader.schema_arrow.field(image).type):
+            names = list(dict.fromkeys([*names, image]))
         return reader.read_row_group(chunk.start, columns=names)
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Whether it is not the file that is at fault."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _label(chunk: Chunk, value: Any) -> tuple[int | None, str | None]:
@@ -225,14 +257,22 @@ def _place(chunk: Chunk, path: str) -> str:
     return resolve(path, chunk.options["folder"])
 
 
+def _refused(value: Any) -> Exception | None:
+    """Why a cell with bytes or a path is no image to be read, where that can be seen without its bytes."""
+    if value is None:
+        return ValueError("no image bytes")
+    web = isinstance(value, str) and value.startswith(("http://", "https://"))
+    return ValueError(f"{shown(value)}: {NO_WEB}") if web else None
+
+
 def _bytes(chunk: Chunk, value: Any) -> bytes | Exception:
     """The image's bytes from a cell: bytes, a path, or a struct of both."""
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if (refused := _refused(value)) is not None:
+        return refused
     if not isinstance(value, str):
-        return ValueError("no image bytes") if value is None else value
-    if value.startswith(("http://", "https://")):
-        return ValueError(f"{shown(value)}: {NO_WEB}")
+        return value
     place = _place(chunk, value)
     found = next(read_files([place]))
     if not isinstance(found, Exception):

@@ -20,6 +20,9 @@ from clipray.patience import patient
 from clipray.sources import junk
 
 READ_AT_ONCE = 32  # files or ranges asked for together of an object store
+# Bytes that are read at a time of a file of which little is wanted: two headers of a tar and a label between them, and
+# more of an object store, where a request takes as long as some 100 kB.
+PIECE, FAR_PIECE = 2**11, 2**14
 GONE = (FileNotFoundError, IsADirectoryError, PermissionError)
 ONE_FILES_FAULT = frozenset(  # a network error is no file's fault and raises
     [
@@ -166,6 +169,17 @@ def opened(uri: str) -> Any:
     return fs.open(path, "rb", block_size=2**23)
 
 
+def skimmed(uri: str) -> Any:
+    """Open a file of which only small pieces are read, far apart."""
+    if is_remote(uri):
+        fs, path = remote(uri)
+        return fs.open(path, "rb", block_size=FAR_PIECE)
+    file = open(local(uri), "rb", buffering=PIECE)  # noqa: SIM115 - the caller closes it
+    if hasattr(os, "posix_fadvise"):  # or the system reads on beyond each piece
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+    return file
+
+
 def content(uri: str) -> bytes:
     """Read all bytes of a file."""
     if not is_remote(uri):
@@ -178,6 +192,13 @@ def content(uri: str) -> bytes:
         raise
     except Exception as error:  # every storage has errors of its own
         raise _unread(uri, error) from error
+
+
+def why(error: Exception) -> str:
+    """Write why an image cannot be read; the system's own words would name the place that it lies at."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"cannot be read: {error if error.errno is None else type(error).__name__}"
 
 
 def head(uri: str, count: int) -> bytes:

@@ -26,6 +26,9 @@ class Task:
     shots: tuple[int, ...]
     seeds: int
     folds: int
+    names: str = (
+        ""  # the index that says by which names train images are drawn; empty: by their ids
+    )
     save_fusers: bool = False
     held_out: float = 0.0  # part of each support set that fusers alone learn from
     alone: bool = True  # whether every fuser with labels is fitted on each backbone alone, too

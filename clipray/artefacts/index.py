@@ -259,37 +259,6 @@ def write_chosen(store: Store, whole: Index, address: str, chosen: pa.ChunkedArr
     return counts
 
 
-def keys(store: Store, index: Index, image_ids: set[str]) -> dict[str, str]:
-    """Return where a person finds some images, by their ids; the index is read part by part until all are found."""
-    found: dict[str, str] = {}
-    wanted = pa.array(sorted(image_ids), pa.string())
-    for part in range(len(index.parts)):
-        if len(found) == len(image_ids):
-            break
-        table = store.read_table(f"{index.address}/{part_name(part)}", ["image_id", "key"])
-        own = table.filter(pc.is_in(table["image_id"], value_set=wanted))
-        found |= zip(own["image_id"].to_pylist(), own["key"].to_pylist(), strict=True)
-    return found
-
-
-def images(
-    store: Store, index: Index, image_ids: set[str]
-) -> Iterator[tuple[str, tuple[str, bytes | Exception | None]]]:
-    """A few images by their ids: (id, (where a person finds it, its bytes or why they cannot be read))."""
-    wanted, left = pa.array(sorted(image_ids), pa.string()), len(image_ids)
-    for part, chunk_part in enumerate(index.chunk_parts):
-        if not left:
-            return
-        table = store.read_table(f"{index.address}/{part_name(part)}")
-        own = table.filter(pc.is_in(table["image_id"], value_set=wanted)).sort_by("chunk")
-        left -= len(own)
-        chunks = _chunks(store.uri, index.chunks_at, chunk_part, index.location)
-        numbers = sorted(pc.unique(own["chunk"]).to_pylist())
-        data = sources.contents({number: chunks[number] for number in numbers}, own)
-        ids, names = (own[column].to_pylist() for column in ("image_id", "key"))
-        yield from zip(ids, zip(names, data, strict=True), strict=True)
-
-
 def read(
     store: Store, index: tuple[str, str, str], part: int, chunk_part: int, start: int, rows: int
 ) -> tuple[pa.Table, dict[int, sources.Chunk]]:
@@ -300,7 +269,7 @@ def read(
     """
     address, chunks_at, location = index
     own = rows_of(store, address, part, start, rows)
-    chunks = _chunks(store.uri, chunks_at, chunk_part, location)
+    chunks = chunks_of(store.uri, chunks_at, chunk_part, location)
     numbers = pc.unique(own["chunk"]).to_pylist()
     return own, {number: chunks[number] for number in sorted(numbers)}
 
@@ -317,7 +286,8 @@ def _rows(workspace: str, address: str, part: int) -> pa.Table:
 
 
 @functools.lru_cache(CACHED)
-def _chunks(workspace: str, address: str, part: int, location: str) -> dict[int, sources.Chunk]:
+def chunks_of(workspace: str, address: str, part: int, location: str) -> dict[int, sources.Chunk]:
+    """Return the chunks of a part by their numbers, as they are read from one place."""
     text = gzip.decompress(Store(workspace).read(f"{address}/{chunks_name(part, location)}"))
     return {number: sources.Chunk(*fields) for number, fields in json.loads(text)}
 

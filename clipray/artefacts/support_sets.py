@@ -1,6 +1,6 @@
 """The labelled images that fusers may learn from: drawn by one function for every step, and recorded image by image.
 
-Equal images, labels, shots and seeds have one address, whichever backbones and whichever step asked for them.
+Equal images, names, labels, shots and seeds have one address, whichever backbones and whichever step asked for them.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ def draw(
     store: Store,
     dataset: str,
     image_ids: Sequence[str],
+    names: Sequence[str],
     labels_N: np.ndarray,
     test: str,
     classes: int,
@@ -39,13 +40,14 @@ def draw(
     """Draw a dataset's support sets, and record them unless they are recorded already.
 
     Args:
-        image_ids: of the train split's images that can be used. labels_N: theirs.
+        image_ids: of the train split's images that can be used. names: that they are drawn by. labels_N: theirs.
         test: the address of the test split's embeddings, by any backbone: no image of it is drawn.
         classes: C. shots: images a class. seeds: number of draws.
     """
     test_ids = tested(store, test)
-    found = draws.draws(image_ids, labels_N, classes, shots, range(seeds), test_ids)
-    told = what(image_ids, labels_N, test_ids, classes, shots, seeds)
+    free_N = draws.apart(image_ids, test_ids)
+    found = draws.draws(names, labels_N, classes, shots, range(seeds), free_N)
+    told = what(image_ids, names, labels_N, test_ids, classes, shots, seeds)
     place = address(store, dataset, told)
     if store.manifest(place) is None:
         store.write_table(f"{place}/{FILE}", table(dataset, image_ids, labels_N, found))
@@ -68,21 +70,22 @@ def tested(store: Store, test: str) -> list[str]:
 
 def what(
     image_ids: Sequence[str],
+    names: Sequence[str],
     labels_N: np.ndarray,
     test_ids: Sequence[str],
     classes: int,
     shots: Sequence[int],
     seeds: int,
 ) -> dict[str, Any]:
-    """Return the WHAT: the images that can be drawn, with their labels, those that cannot, and how many are drawn."""
-    labelled = sorted(zip(image_ids, np.asarray(labels_N).tolist(), strict=True))
+    """Return the WHAT: images that can be drawn, with names and labels, those that cannot, and how many are drawn."""
+    labelled = sorted(zip(image_ids, np.asarray(labels_N).tolist(), names, strict=True))
     return {
-        "train": _digest(f"{image_id} {label}" for image_id, label in labelled),
+        "train": _digest(f"{image_id} {label} {name}" for image_id, label, name in labelled),
         "test": _digest(sorted(test_ids)),
         "classes": classes,
         "shots": list(shots),
         "seeds": seeds,
-        "code": fingerprint.code(draws.draws),
+        "code": fingerprint.code(draws.draws, draws.apart),
     }
 
 

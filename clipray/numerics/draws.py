@@ -13,7 +13,7 @@ class Draw(NamedTuple):
     """One support set.
 
     Attributes:
-        rows_K: positions in the given arrays, in order of image id.
+        rows_K: positions in the given arrays, in order of name.
         short: class -> images it has, for every class with fewer than `shots` of them.
     """
 
@@ -24,55 +24,55 @@ class Draw(NamedTuple):
 
 
 def draws(
-    image_ids: Sequence[str],
+    names: Sequence[str],
     labels_N: np.ndarray,
     classes: int,
     shots: Sequence[int],
     seeds: Sequence[int],
-    test_ids: Sequence[str],
+    free_N: np.ndarray | None = None,
 ) -> list[Draw]:
     """Draw support sets for every seed and number of shots.
 
-    Within its class an image's place is the hash of (seed, image id), so a draw depends neither on the order of the
-    rows nor on a random generator's version, and the draw of k lies within that of any larger k. A class with fewer
-    than k images gives what it has. Rows with a label outside 0..C−1, and images that stand in the test split too, are
-    never drawn. Where the draws of k are the same for all seeds, as where there is nothing to choose, there is one, of
-    the first seed: counting it again would feign a spread of zero.
+    Within its class an image's place is the hash of (seed, name), so a draw depends neither on the order of the rows
+    nor on a random generator's version, and the draw of k lies within that of any larger k. A name is known before the
+    image is read: where it lies. A class with fewer than k images gives what it has. Rows with a label outside 0..C−1,
+    and those that are not free, are never drawn. Where the draws of k are the same for all seeds, as where there is
+    nothing to choose, there is one, of the first seed: counting it again would feign a spread of zero.
 
     Args:
-        image_ids: unique names of the images.
+        names: of the images; equal ones are taken in the order of the rows.
         labels_N: integer classes.
         classes: C.
         shots: the values of k; `shots.ALL` is short of nothing.
         seeds: numbers of the draws.
-        test_ids: names of all images of the test split.
+        free_N: which images may be drawn, as `apart` tells it; None: all.
 
     Returns:
         for each seed, for each k, a `Draw`.
 
-    >>> every = draws(["a", "b", "c", "d"], np.array([0, 0, 1, 1]), 2, [1, 2], [0, 1], test_ids=[])
+    >>> every = draws(["a", "b", "c", "d"], np.array([0, 0, 1, 1]), 2, [1, 2], [0, 1])
     >>> [(d.shots, d.seed, d.rows_K.tolist()) for d in every]
     [(1, 0, [0, 3]), (2, 0, [0, 1, 2, 3]), (1, 1, [0, 2])]
     """
-    ids = np.asarray(image_ids, dtype=str)
-    labels = np.where(apart(image_ids, test_ids), np.asarray(labels_N), -1)
-    if len(np.unique(ids)) != len(ids):
-        raise ValueError("image ids must be unique")
+    labels = np.asarray(labels_N)
+    if free_N is not None:
+        labels = np.where(free_N, labels, -1)
     counts = np.bincount(
         labels[(labels >= 0) & (labels < classes)].astype(np.int64), minlength=classes
     )
-    by_id = np.argsort(ids, kind="stable")
-    by_id = by_id[(labels[by_id] >= 0) & (labels[by_id] < classes)]
+    # as objects: an array of text would hold every name at the length of the longest
+    by_name = np.argsort(np.array(names, dtype=object), kind="stable")
+    by_name = by_name[(labels[by_name] >= 0) & (labels[by_name] < classes)]
     found = []
     for seed in seeds:
-        places = np.array([_place(seed, ids[row]) for row in by_id], dtype=np.uint64)
-        order = np.lexsort((places, labels[by_id]))
+        places = np.array([place(seed, names[row]) for row in by_name], dtype=np.uint64)
+        order = np.lexsort((places, labels[by_name]))
         rank = np.empty(len(order), dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        rank[order] = np.arange(len(order)) - starts[labels[by_id][order].astype(np.int64)]
+        rank[order] = np.arange(len(order)) - starts[labels[by_name][order].astype(np.int64)]
         for k in shots:
             short = {int(c): int(counts[c]) for c in np.flatnonzero(counts < k) if k != ALL}
-            found.append(Draw(int(k), int(seed), by_id[rank < k], short))
+            found.append(Draw(int(k), int(seed), by_name[rank < k], short))
     return _distinct(found)
 
 
@@ -112,7 +112,7 @@ def held_out(labels_K: np.ndarray, share: float, seed: int) -> np.ndarray:
     labels_K = np.asarray(labels_K)
     held_K = np.zeros(len(labels_K), dtype=bool)
     for label in np.unique(labels_K):
-        own = sorted(np.flatnonzero(labels_K == label), key=lambda row: _place(seed, f"held {row}"))
+        own = sorted(np.flatnonzero(labels_K == label), key=lambda row: place(seed, f"held {row}"))
         count = min(max(1, round(share * len(own))), len(own) - 1)
         held_K[own[:count]] = True
     return held_K
@@ -133,7 +133,7 @@ def evenly(labels_K: np.ndarray, most: int, seed: int) -> np.ndarray:
     labels_K = np.asarray(labels_K)
     if len(labels_K) <= most:
         return np.arange(len(labels_K))
-    places = np.array([_place(seed, f"kept {row}") for row in range(len(labels_K))], np.uint64)
+    places = np.array([place(seed, f"kept {row}") for row in range(len(labels_K))], np.uint64)
     order = np.lexsort((places, labels_K))
     own = labels_K[order]
     first = np.concatenate([[0], np.flatnonzero(np.diff(own)) + 1])
@@ -158,7 +158,6 @@ def _distinct(found: Sequence[Draw]) -> list[Draw]:
     return [draw for draw in found if draw.shots in differ or draw is first[draw.shots]]
 
 
-def _place(seed: int, image_id: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(f"{seed}/{image_id}".encode(), digest_size=8).digest(), "big"
-    )
+def place(seed: int | str, name: str) -> int:
+    """Return the place of a name in the order of a seed, from 0 to 2^64 − 1."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big")

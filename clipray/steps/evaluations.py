@@ -46,6 +46,7 @@ def tasks(todo: Plan) -> list[Task]:
                 shots=todo.campaign.shots,
                 seeds=todo.campaign.seeds,
                 folds=todo.campaign.folds,
+                names=todo.names(dataset.name),
                 save_fusers=todo.campaign.save_fusers,
                 held_out=todo.campaign.held_out,
                 alone=todo.campaign.alone,

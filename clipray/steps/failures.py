@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from clipray.artefacts.embeddings import Work
-from clipray.artefacts.index import keys
+from clipray.artefacts.lookup import keys
 from clipray.encoding import ALL_ZERO, FAILS, NOT_FINITE, TOO_LARGE
 from clipray.steps.tally import Tally
 from clipray.store import Store

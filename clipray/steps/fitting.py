@@ -108,6 +108,7 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
     found = Lesson(
         **common,
         train=train,
+        names=todo.names(dataset.name),
         tested=_tested(tested),
         methods=(method,),
         by=wanted.choose_by,
@@ -162,6 +163,7 @@ def _from_campaign(wanted: Fit, verbose: bool) -> tuple[Store, Lesson]:
     found = Lesson(
         **_common(todo, name, specs),
         train=_train(todo, name) if shots != 0 else (),
+        names=todo.names(name) if shots != 0 else "",
         tested=_tested(tested if shots != 0 else ()),
         methods=tuple(methods),
         by=wanted.choose_by,

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from clipray.artefacts import classifiers, embeddings, support_sets
+from clipray.artefacts import classifiers, embeddings, lookup, support_sets
 from clipray.artefacts.evaluations import Task
 from clipray.numerics import draws
 from clipray.numerics.blocks import wide
@@ -21,11 +21,13 @@ class Split(NamedTuple):
 
     Attributes:
         labels_N: int64. embeddings: M tensors N×D_m, float32 or, as they may be stored, float16.
+        names: that images are drawn by: their ids, unless the split is read by `read_train` or `read_apart`.
     """
 
     image_ids: list[str]
     labels_N: Tensor
     embeddings: tuple[Tensor, ...]
+    names: Sequence[str]
 
 
 def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
@@ -50,23 +52,34 @@ def read_split(store: Store, places: tuple[str, ...], classes: int) -> Split:
         flat = np.array(column.flatten().to_numpy(zero_copy_only=False))
         matrices.append(torch.from_numpy(flat.reshape(len(column), column.type.list_size)))
     labels_N = torch.from_numpy(labels.filter(kept).to_numpy().astype(np.int64))
-    return Split(ids.filter(kept).to_pylist(), labels_N, tuple(matrices))
+    image_ids = ids.filter(kept).to_pylist()
+    return Split(image_ids, labels_N, tuple(matrices), image_ids)
 
 
 def read_train(store: Store, task: Task, classes: int) -> Split:
     """Read the train split without the images that stand in the test split too: nothing may learn from them."""
-    train = read_split(store, task.embeddings["train"], classes)
-    return apart(train, support_sets.tested(store, task.embeddings["test"][0]))
+    test_ids = support_sets.tested(store, task.embeddings["test"][0])
+    return read_apart(store, task.embeddings["train"], task.names, test_ids, classes)
 
 
-def apart(train: Split, test_ids: Sequence[str]) -> Split:
-    """Leave out images that stand in the test split too; embeddings are float32 afterwards."""
+def read_apart(
+    store: Store, places: tuple[str, ...], names: str, test_ids: Sequence[str], classes: int
+) -> Split:
+    """Read a train split as `read_train` does; embeddings are float32 afterwards.
+
+    Args:
+        places: of its embeddings. names: the address of the index that says by which names images are drawn; empty:
+            by their ids.
+    """
+    train = read_split(store, places, classes)
     rows = np.flatnonzero(draws.apart(train.image_ids, test_ids))
     rows_N = torch.from_numpy(rows)
+    image_ids = [train.image_ids[row] for row in rows]
     return Split(
-        [train.image_ids[row] for row in rows],
+        image_ids,
         train.labels_N[rows_N],
         wide([e_ND[rows_N] for e_ND in train.embeddings]),
+        lookup.names(store, names, image_ids) if names else image_ids,
     )
 
 
@@ -95,5 +108,5 @@ def draw(
     """Draw and record the support sets of a dataset's train split; every step draws by this."""
     labels_N, test = train.labels_N.numpy(), task.embeddings["test"][0]
     return support_sets.draw(
-        store, task.dataset, train.image_ids, labels_N, test, classes, shots, seeds
+        store, task.dataset, train.image_ids, train.names, labels_N, test, classes, shots, seeds
     )

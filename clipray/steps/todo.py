@@ -74,6 +74,11 @@ class Plan:
         names = () if dataset in self.given else self.usable(dataset)
         return [spec for spec in self.specs if spec.name in names]
 
+    def names(self, dataset: str) -> str:
+        """Return the address of the index that says by which names train images are drawn; empty: by their ids."""
+        work = self.works.get((dataset, "train"))
+        return "" if work is None or dataset in self.given else work.index.address
+
     @property
     def loaded(self) -> dict[str, Backbone]:
         """The backbones that are loaded, by name: for images, or for class vectors of given image vectors."""

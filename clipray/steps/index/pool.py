@@ -93,7 +93,7 @@ def grow(
     Args:
         known: what its manifest tells now. most: shots. seeds, classes: as in `pool`.
     """
-    rows = train.table(store, ["image_id", "label", "error"])
+    rows = train.table(store, ["image_id", "key", "label", "error"])
     usable = pc.and_(pc.is_null(rows["error"]), pc.is_valid(rows["label"]))
     bad = pa.array(unusable, pa.string())
     usable = pc.and_(usable, pc.invert(pc.is_in(rows["image_id"], value_set=bad)))
@@ -103,7 +103,8 @@ def grow(
     have = _ids(store, address, len(known["parts"]))
     enough = most + max(SPARE, -(-most // SHARE))
     found: dict[int, set[str]] = {most: set(), enough: set()}
-    drawn = draws.draws(ids, labels_N, classes, [most, enough], range(seeds), tested)
+    names, free_N = rows["key"].to_pylist(), draws.apart(ids, tested)
+    drawn = draws.draws(names, labels_N, classes, [most, enough], range(seeds), free_N)
     for support in drawn:
         found[support.shots] |= {ids[row] for row in support.rows_K} - have
     if not found[most]:

@@ -83,7 +83,7 @@ def _train(store: Store, told: Lesson, classes: int) -> "Split":
     """The train split without the images that stand in the test split too, as an evaluation reads it."""
     from clipray.steps import read
 
-    return read.apart(read.read_split(store, told.train, classes), told.test_ids)
+    return read.read_apart(store, told.train, told.names, list(told.test_ids), classes)
 
 
 def _draws(train: "Split", told: Lesson, classes: int) -> tuple[list, Any]:
@@ -99,7 +99,7 @@ def _draws(train: "Split", told: Lesson, classes: int) -> tuple[list, Any]:
     if shots == ALL:
         shots = int(np.bincount(labels_N, minlength=classes).max())
     seeds = range(1 if told.shots == ALL else told.seeds)
-    drawn = draws.draws(train.image_ids, labels_N, classes, [shots], seeds, list(told.test_ids))
+    drawn = draws.draws(train.names, labels_N, classes, [shots], seeds)
     own = [draw for draw in drawn if draw.seed == told.seed]
     return drawn, own[0] if own else drawn[0]  # where all seeds draw the same images there is one
 

@@ -32,6 +32,7 @@ class Lesson:
     seed: int
     seeds: int  # that are fitted together, as an evaluation does
     folds: int
+    names: str = ""  # as in an evaluation's task
     cascade: Cascade | None = None
     which_backbones: int = 0  # how many to keep; 0: all
     specs: tuple[Backbone, ...] = field(

@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipray.artefacts import index as indices
+from clipray.artefacts import lookup
 from clipray.artefacts.evaluations import OUTCOMES
+from clipray.artefacts.index import Index
 from clipray.steps.publish import alike
 from clipray.store import Store
 
@@ -260,14 +261,14 @@ def examples(
             }
 
 
-def add_pictures(store: Store, index: indices.Index, detail: dict[str, Any], limit: int) -> int:
+def add_pictures(store: Store, index: Index, detail: dict[str, Any], limit: int) -> int:
     """Give each image its `key` and, where it can be read, a small `picture`; the bytes that these take."""
     pairs = (one for pair in detail.get("alike", ()) for one in pair["images"])
     wanted: dict[str, list[dict[str, Any]]] = {}
     for one in (*detail["examples"], *pairs):
         wanted.setdefault(one["image_id"], []).append(one)
     try:
-        found = dict(indices.images(store, index, set(wanted)))
+        found = dict(lookup.images(store, index, set(wanted)))
     except Exception as error:  # the images may have moved since: the report needs none of them
         detail["no_pictures"] = f"The images could not be read ({type(error).__name__})."
         return 0

@@ -50,12 +50,14 @@ def splits(tmp_path_factory) -> tuple[Store, Index, Index]:
 
 def drawn(store: Store, rows: Index, test: Index, shots: list[int], seeds: int, without=()):
     """Support sets as sets of ids, drawn from an index."""
-    table = rows.table(store, ["image_id", "label"])
+    table = rows.table(store, ["image_id", "key", "label"])
     ids = np.array(table["image_id"].to_pylist())
     kept = ~np.isin(ids, list(without))
+    names = np.array(table["key"].to_pylist())[kept]
     ids, labels_N = ids[kept], table["label"].to_numpy()[kept]
     tested = test.table(store, ["image_id"])["image_id"].to_pylist()
-    found = draws.draws(ids, labels_N, CLASSES, shots, range(seeds), tested)
+    free_N = draws.apart(ids.tolist(), tested)
+    found = draws.draws(names, labels_N, CLASSES, shots, range(seeds), free_N)
     return {(one.shots, one.seed): set(ids[one.rows_K]) for one in found}
 
 

@@ -1,5 +1,8 @@
 """Which images a split holds, in parts: workers write and read the rows, the driver holds counts.
 
+The rows of a split whose images are all looked at have the images' ids. A train split of which only some are looked at
+is listed: its rows tell where each image lies and its label, and no image is read.
+
 A part is some consecutive chunks of the listing, so parts depend on the files alone. Beside each part's rows
 (`schema.INDEX`) lie its chunks, once for each place that the dataset was seen at: an index is the same wherever the
 files lie, but a worker has to know where to read.
@@ -11,15 +14,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray import fingerprint, sources
 from clipray.config import Dataset
-from clipray.errors import ConfigError
 from clipray.store import Store
 
 PART_ROWS = 8192  # rows that a part has at least, where they are known beforehand
@@ -50,7 +54,8 @@ class Counts(NamedTuple):
 
     Attributes:
         rows: of the part.
-        content: the sum of a digest of each row's hash and label, so that their order does not matter.
+        content: the sum of a digest of each row's hash and label, so that their order does not matter; 0 where rows
+            are listed only.
         labels: by label, how many images can be used.
         reasons: by reason, how many rows cannot be used: the most frequent ones.
         bad: how many rows cannot be used. first_bad: one of them, and its reason.
@@ -80,6 +85,8 @@ class Index:
         pool: the name of what grows, and has the same embeddings however much it has grown; empty for what does not.
         of: the split that a pool is drawn from. apart: the one whose images it never holds.
         remarks: what a person should know of the split: left out, not readable.
+        listed: whether its rows have no ids, because no image was read.
+        labels: by label, how many images can be used; of a pool, how many of its split can be drawn as far as is known.
     """
 
     dataset: str
@@ -94,6 +101,8 @@ class Index:
     pool: str = ""
     of: "Index | None" = None
     apart: "Index | None" = None
+    listed: bool = False
+    labels: dict[int, int] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return sum(self.parts)
@@ -168,6 +177,26 @@ def write_part(
 ) -> Counts:
     """Read every sample of a part's chunks, and write their rows; repeats are numbered later, over all parts."""
     tables = [sources.index(number, chunk) for number, chunk in chunks]
+    return _write_rows(store, address, part, location, chunks, tables)
+
+
+def write_listed(
+    store: Store, address: str, part: int, location: str, chunks: Sequence[tuple[int, Any]]
+) -> Counts:
+    """List the samples of a part's chunks, many at a time, for most of it is waiting for storage; write their rows."""
+    with ThreadPoolExecutor(PART_CHUNKS) as threads:
+        tables = list(threads.map(lambda numbered: sources.outline(*numbered), chunks))
+    return _write_rows(store, address, part, location, chunks, tables)
+
+
+def _write_rows(
+    store: Store,
+    address: str,
+    part: int,
+    location: str,
+    chunks: Sequence[tuple[int, Any]],
+    tables: Sequence[pa.Table],
+) -> Counts:
     table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     write_chunks(store, address, part, location, chunks)
     store.write_table(f"{address}/{part_name(part)}", table)
@@ -188,7 +217,8 @@ def count(table: pa.Table, left_out: dict[str, int]) -> Counts:
     bad = table.filter(pc.is_valid(table["error"]))
     first = f"{bad['key'][0].as_py()}: {bad['error'][0].as_py()}" if len(bad) else ""
     reasons = Counter(bad["error"].to_pylist()).most_common(REASONS)
-    content = content_sum(table["image_id"], table["label"])
+    listed = table["image_id"].null_count
+    content = 0 if listed else content_sum(table["image_id"], table["label"])
     return Counts(len(table), content, labels(table), dict(reasons), len(bad), first, left_out)
 
 
@@ -248,15 +278,31 @@ def number_repeats(store: Store, address: str, parts: int) -> None:
             store.write_table(name, table.set_column(0, table.schema.field(0), ids))
 
 
-def write_chosen(store: Store, whole: Index, address: str, chosen: pa.ChunkedArray) -> list[Counts]:
-    """Write an index of some images of another, part by part; a part without any of them is kept as an empty one."""
+def write_chosen(store: Store, whole: Index, address: str, chosen: np.ndarray) -> list[Counts]:
+    """Write an index of some images of another, part by part; a part without any of them is kept as an empty one.
+
+    Args:
+        chosen: positions of their rows in the other index, sorted.
+    """
     counts = []
-    for part in range(len(whole.parts)):
+    for part, rows in enumerate(by_part(whole, chosen)):
         table = store.read_table(f"{whole.address}/{part_name(part)}")
-        own = table.filter(pc.is_in(table["image_id"], value_set=chosen))
+        own = table.take(pa.array(rows, pa.int64()))
         store.write_table(f"{address}/{part_name(part)}", own)
         counts.append(count(own, {}))
     return counts
+
+
+def by_part(index: Index, chosen: np.ndarray) -> list[np.ndarray]:
+    """Return for each part of an index which of its rows are chosen.
+
+    Args:
+        chosen: positions in the whole index, sorted.
+    """
+    starts = np.cumsum([0, *index.parts])
+    cuts = np.searchsorted(chosen, starts)
+    every = zip(cuts, cuts[1:], starts, strict=False)
+    return [chosen[first:last] - start for first, last, start in every]
 
 
 def read(
@@ -292,71 +338,37 @@ def chunks_of(workspace: str, address: str, part: int, location: str) -> dict[in
     return {number: sources.Chunk(*fields) for number, fields in json.loads(text)}
 
 
-def check(dataset: str, split: str, counts: Counts, n_classes: int) -> None:
-    """Raise `ConfigError` unless some image can be read and each label is the number of a class.
-
-    Args:
-        counts: of the split's index.
-        n_classes: C; labels are 0 to C - 1.
-    """
-    where = f"dataset {dataset}: its {split} split"
-    if not counts.rows:
-        raise ConfigError(f"{where} holds no image.\n  Correct `uri` or `splits`.")
-    good = counts.rows - counts.bad
-    if not good:
-        raise ConfigError(
-            f"{where} holds no image that can be used: {counts.first_bad}.\n"
-            "  Correct the files, or what names them."
-        )
-    labels = _labels(counts)
-    low, high = min(labels), max(labels)
-    if low >= 0 and high < n_classes:
-        return
-    outside = sum(number for label, number in labels.items() if not 0 <= label < n_classes)
-    raise ConfigError(
-        f"{where} has labels from {low} to {high}, but there are {n_classes} class names (labels 0 to {n_classes - 1});"
-        f" {outside} of {good} images have no class.\n  {label_remedy(low, high, n_classes)}"
-    )
-
-
-def _labels(counts: Counts) -> dict[int, int]:
-    """Return the number of images that can be used, by label; JSON has made the labels text."""
-    return {int(label): number for label, number in counts.labels.items()}
-
-
-def label_remedy(low: int, high: int, n_classes: int) -> str:
-    """Say what to do about labels that are not the number of a class."""
-    if low < 0 and high < 0:
-        return (
-            f"Labels of {low} mean that they are withheld: name a split that has some, such as"
-            " `splits: {train: train, test: validation}`."
-        )
-    if low < 0:
-        return f"Leave images without a label out, or write null in place of {low}: they are counted as such."
-    if low == 1 and high == n_classes:
-        return "They start at 1: subtract 1 from each, so that they start at 0."
-    return "Correct the labels, or complete `classnames`."
-
-
-def what(dataset: Dataset, split: str, chunks: list[sources.Chunk]) -> dict:
+def what(
+    dataset: Dataset, split: str, chunks: list[sources.Chunk], listed: bool = False
+) -> dict[str, Any]:
     """Return the WHAT of an index: the dataset's entry, the state of its files, and the code that reads them.
 
     Prompts are left out: they are in the classifiers' addresses, and no image need be read again for them.
+
+    Args:
+        listed: whether the rows have no ids, because no image is read.
     """
     entry = {key: value for key, value in fingerprint.plain(dataset).items() if key not in TEXTS}
     layout = sources.FORMATS[dataset.format]
+    code = (layout.scan, sources.tabulate, sources.numbered, content_sum)
+    if listed:
+        code = (layout.survey, sources.tabulate)
     return {
         "dataset": entry,
         "split": split,
         "listing": sources.digest(chunks),
-        "code": fingerprint.code(layout.scan, sources.tabulate, sources.numbered, content_sum),
-    }
+        "code": fingerprint.code(*code),
+    } | ({"images": "listed"} if listed else {})
 
 
-def evenly(table: pa.Table, limit: int) -> pa.Table:
-    """Choose at most `limit` rows, evenly over labels and by image id, in the table's own order."""
-    frame = table.select(["image_id", "label"]).to_pandas()
-    frame = frame.sort_values("image_id", kind="stable")
+def evenly(table: pa.Table, limit: int) -> np.ndarray:
+    """Choose at most `limit` rows, evenly over labels and in the order of a column; return their sorted positions.
+
+    Args:
+        table: with columns `label` and `place`.
+    """
+    frame = table.select(["place", "label"]).to_pandas()
+    frame = frame.sort_values("place", kind="stable")
     frame["rank"] = frame.groupby("label", dropna=False).cumcount()
-    chosen = frame.sort_values(["rank", "image_id"], kind="stable").index[:limit]
-    return table.take(sorted(chosen))
+    chosen = frame.sort_values(["rank", "place"], kind="stable").index[:limit]
+    return np.array(sorted(chosen), np.int64)

@@ -1,16 +1,38 @@
-"""Which images a split holds: every image hashed and numbered once, by workers, before any model is loaded."""
+"""Which images a split holds: every image hashed and numbered once, by workers, before any model is loaded.
 
-from collections.abc import Iterator, Sequence
+Of a train split of which only support sets are looked at, no image is read: its rows are listed, without ids.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from clipray import sources
 from clipray.artefacts import index as parts
+from clipray.artefacts import usable
 from clipray.artefacts.index import Counts, Index
 from clipray.config import Dataset
 from clipray.fingerprint import code
+from clipray.numerics import draws
 from clipray.steps.mappers import Mapper
 from clipray.store import Store
+
+
+class Source(NamedTuple):
+    """A split as it lies there, before an image is read.
+
+    Attributes:
+        location: the name of its place. names: the class names; None where labels are taken as they are.
+    """
+
+    store: Store
+    dataset: Dataset
+    split: str
+    location: str
+    chunks: list[sources.Chunk]
+    names: Sequence[str] | None
 
 
 def index(
@@ -38,26 +60,63 @@ def index(
     Raises:
         ConfigError: no image can be read, or a label is of no class.
     """
+    return made(source(store, dataset, split, data_root, names, labelled), mapper, limit)
+
+
+def source(
+    store: Store,
+    dataset: Dataset,
+    split: str,
+    data_root: str,
+    names: Sequence[str] | None = None,
+    labelled: bool = True,
+) -> Source:
+    """List the files of a split; arguments and errors as in `index`."""
     if labelled and names is None:
         names = sources.classnames(dataset, data_root)
     chunks = sources.listing(dataset, split, data_root)
-    made_of = parts.what(dataset, split, chunks)
-    if not labelled:
+    location = parts.location_name(sources.location(dataset, data_root))
+    return Source(store, dataset, split, location, chunks, names if labelled else None)
+
+
+def known(found: Source, limit: int = 0) -> Index | None:
+    """Look up the index of a split whose images have all been read; None where they have not."""
+    return _index(found, None, limit, listed=False)
+
+
+def made(found: Source, mapper: Mapper, limit: int = 0, listed: bool = False) -> Index:
+    """Look up the index of a split, or make it.
+
+    Args:
+        mapper, limit: as in `index`. listed: whether no image is read, so that the rows have no ids.
+
+    Raises:
+        ConfigError: as `index` does, as far as it can be seen.
+    """
+    return _index(found, mapper, limit, listed)
+
+
+def _index(found: Source, mapper: Mapper | None, limit: int, listed: bool) -> Index | None:
+    store, dataset, split, location, chunks, names = found
+    made_of = parts.what(dataset, split, chunks, listed)
+    if names is None:
         chunks = sources.lenient(chunks)
         made_of |= {"labels": "not needed"}
     address = store.address("index", dataset.name, split, what=made_of)
-    location = parts.location_name(sources.location(dataset, data_root))
     manifest = store.manifest(address)
+    if manifest is None and mapper is None:
+        return None
     if manifest is None:
-        manifest = _make(store, address, made_of, location, chunks, mapper)
+        write = parts.write_listed if listed else parts.write_part
+        manifest = _make(store, address, made_of, location, chunks, mapper, write)
     elif location not in manifest["locations"]:
         manifest = _also_at(store, address, made_of, location, chunks, manifest)
     counts = Counts(**manifest["counts"])
     remarks: tuple[str, ...] = ()
-    if labelled:
-        parts.check(dataset.name, split, counts, len(names))
+    if names is not None:
+        usable.check(dataset.name, split, counts, len(names))
         remarks = tuple(_remarks(split, counts, len(names)))
-    found = Index(
+    whole = Index(
         dataset=dataset.name,
         split=split,
         address=address,
@@ -67,8 +126,10 @@ def index(
         chunk_parts=tuple(range(len(manifest["parts"]))),
         content=manifest["content"],
         remarks=remarks,
+        listed=listed,
+        labels=usable.labels_of(counts),
     )
-    return limited(store, found, limit, mapper) if 0 < limit < len(found) else found
+    return limited(store, whole, limit, mapper) if 0 < limit < len(whole) else whole
 
 
 def _make(
@@ -78,14 +139,19 @@ def _make(
     location: str,
     chunks: list[sources.Chunk],
     mapper: Mapper,
+    write: Callable,
 ) -> dict:
-    """Make all parts of an index, number the repeats over them, declare it complete, and return its manifest."""
+    """Make all parts of an index, number the repeats over them, declare it complete, and return its manifest.
+
+    Args:
+        write: `write_part`, or `write_listed`, whose rows have no ids of which some could be equal.
+    """
     items = [
         (store, address, part, location, group) for part, group in enumerate(parts.groups(chunks))
     ]
-    counts = [Counts(*one) for one in mapper(parts.write_part, items)]
-    for _ in mapper(parts.number_repeats, [(store, address, len(counts))]):
-        pass
+    counts = [Counts(*one) for one in mapper(write, items)]
+    if write is parts.write_part:
+        list(mapper(parts.number_repeats, [(store, address, len(counts))]))
     facts = _facts(counts) | {"locations": [location], "chunks": len(chunks)}
     store.finish(address, made_of, **facts)
     return store.manifest(address)
@@ -121,24 +187,45 @@ def _also_at(
     return store.manifest(address)
 
 
-def limited(store: Store, whole: Index, limit: int, mapper: Mapper) -> Index:
-    """Make or look up an index of some images of another one, evenly over classes; it is an artefact of its own."""
-    made_of = {"of": whole.address, "limit": limit, "code": code(parts.evenly)}
+def limited(store: Store, whole: Index, limit: int, mapper: Mapper | None) -> Index | None:
+    """Make or look up an index of some images of another one, evenly over classes; it is an artefact of its own.
+
+    Args:
+        mapper: how it is made; None: return None where it is not there.
+    """
+    made_of = {"of": whole.address, "limit": limit, "code": code(parts.evenly, places)}
     address = store.address("index", whole.dataset, whole.split, what=made_of)
     manifest = store.manifest(address)
+    if manifest is None and mapper is None:
+        return None
     if manifest is None:
         (counts,) = mapper(write_limited, [(store, whole, address, limit)])
         store.finish(address, made_of, **_facts([Counts(*one) for one in counts]))
         manifest = store.manifest(address)
     return replace(
-        whole, address=address, parts=tuple(manifest["parts"]), content=manifest["content"]
+        whole,
+        address=address,
+        parts=tuple(manifest["parts"]),
+        content=manifest["content"],
+        labels=usable.labels_of(Counts(**manifest["counts"])),
     )
 
 
 def write_limited(store: Store, whole: Index, address: str, limit: int) -> list[Counts]:
     """Write the chosen rows of each part; a part that none is chosen of stays, empty."""
-    chosen = parts.evenly(whole.table(store, ["image_id", "label"]), limit)["image_id"]
-    return parts.write_chosen(store, whole, address, chosen)
+    table = whole.table(store, ["image_id", "key", "label"])
+    table = table.append_column("place", places(whole.split, table))
+    return parts.write_chosen(store, whole, address, parts.evenly(table, limit))
+
+
+def places(split: str, table: pa.Table) -> pa.Array:
+    """Return the order in which images are taken, as text or numbers: by id, or, of a train split, by name.
+
+    An image's name is known before it is read, so that those of a listed train split are the same ones.
+    """
+    if split != "train":
+        return table["image_id"].combine_chunks()
+    return pa.array([draws.place("limit", key) for key in table["key"].to_pylist()], pa.uint64())
 
 
 def _remarks(split: str, counts: Counts, n_classes: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from clipray.steps.embed import given as brought
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.index.drawable import drawable, few_images
 from clipray.steps.index.pool import pool
-from clipray.steps.indices import index
+from clipray.steps.indices import Source, known, made, source
 from clipray.steps.todo import Looker
 
 AT_ONCE = 16  # datasets that are looked at together: most of it is waiting for storage
@@ -42,8 +42,7 @@ def train(looker: Looker, work: Work, prompts: dict[str, list[str]]) -> Work:
     """Look again at a train split, and return what it lacks now."""
     if work.index.of is None:
         return work
-    indices = {"train": work.index.of, "test": work.index.apart}
-    return _train(looker, indices, len(prompts["classnames"]))
+    return _pooled(looker, work.index.of, work.index.apart, len(prompts["classnames"]))
 
 
 def look(looker: Looker, datasets: Sequence[Dataset]) -> Iterator[Found]:
@@ -100,21 +99,36 @@ def _look(looker: Looker, dataset: Dataset) -> Found:
     remarks = list(sources.remarks(dataset, root))
     indices = {}
     for split in dataset.splits:
-        found = index(store, dataset, split, root, looker.mapper, campaign.limit, names)
+        found = _index(looker, source(store, dataset, split, root, names))
         indices[split] = found
         remarks += found.remarks
+    works = {}
+    for split, found in indices.items():
+        if found.listed:
+            works[split] = _pooled(looker, found, indices["test"], len(names))
+            remarks += works[split].index.remarks
+        else:
+            works[split] = embeddings.plan(store, looker.specs, campaign, found)
     if "train" in indices and campaign.shots:
-        labels = drawable(store, indices["train"], indices["test"], looker.mapper)
+        labels = works["train"].index.labels
+        if works["train"].index.of is None:
+            labels = drawable(store, indices["train"], indices["test"], looker.mapper)
         remarks += few_images(labels, len(names), campaign.shots)
-    works = {
-        split: embeddings.plan(store, looker.specs, campaign, found)
-        for split, found in indices.items()
-        if split != "train"
-    }
-    if "train" in indices:
-        works["train"] = _train(looker, indices, len(names))
-    in_order = {split: works[split] for split in dataset.splits}
-    return Found(prompts, in_order, [f"{dataset.name}: {text}" for text in remarks])
+    return Found(prompts, works, [f"{dataset.name}: {text}" for text in remarks])
+
+
+def _index(looker: Looker, found: Source) -> Index:
+    """Make the index of a split; of a train split of which only support sets are looked at, no image is read for it.
+
+    Where all of its images have been embedded already, that serves.
+    """
+    limit = looker.campaign.limit
+    if found.split != "train" or looker.whole:
+        return made(found, looker.mapper, limit)
+    whole = known(found, limit)
+    if whole and embeddings.is_embedded(looker.store, looker.specs, looker.campaign, whole):
+        return whole
+    return made(found, looker.mapper, limit, listed=True)
 
 
 def _look_given(looker: Looker, dataset: Dataset) -> Found:
@@ -135,27 +149,18 @@ def _look_given(looker: Looker, dataset: Dataset) -> Found:
     return Found(prompts, given.works, [f"{dataset.name}: {text}" for text in remarks], given)
 
 
-def _train(looker: Looker, indices: dict[str, Index], classes: int) -> Work:
-    """Find what a train split lacks: of all its images, or of those that support sets may hold.
+def _pooled(looker: Looker, train: Index, test: Index, classes: int) -> Work:
+    """Find what the images of a train split lack that support sets may hold.
 
     Images of the pool that have no embedding are drawn by no support set, so others take their place.
     """
-    store, specs, campaign = looker.store, looker.specs, looker.campaign
-    if looker.whole or embeddings.is_embedded(store, specs, campaign, indices["train"]):
-        return embeddings.plan(store, specs, campaign, indices["train"])
+    store, campaign = looker.store, looker.campaign
     unusable: set[str] = set()
     while True:
         part = pool(
-            store,
-            indices["train"],
-            indices["test"],
-            classes,
-            campaign.shots,
-            campaign.seeds,
-            looker.mapper,
-            unusable,
+            store, train, test, classes, campaign.shots, campaign.seeds, looker.mapper, unusable
         )
-        work = embeddings.plan(store, specs, campaign, part)
+        work = embeddings.plan(store, looker.specs, campaign, part)
         failed = {image_id for done in work.done.values() for image_id in done["errors"]}
         if work.images or failed <= unusable:
             return work

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from clipray import fingerprint, sources
-from clipray.artefacts import classifiers, embeddings
+from clipray.artefacts import classifiers, embeddings, usable
 from clipray.artefacts import index as parts
 from clipray.artefacts.embeddings import Work, embedded
 from clipray.artefacts.given import Given
@@ -100,8 +101,8 @@ def _indices(
     if store.manifest(place) is None:
         counts = {}
         for split, table in fits.splits(dataset, uri, classnames).items():
-            parts.check(dataset.name, split, parts.count(table, {}), len(classnames))
-            chosen = parts.evenly(table, campaign.limit) if campaign.limit else table
+            usable.check(dataset.name, split, parts.count(table, {}), len(classnames))
+            chosen = _limited(table, campaign.limit) if campaign.limit else table
             counts[split] = {"parts": [], **parts.count(chosen, {})._asdict()}
             for start in range(0, len(chosen), PART_ROWS):
                 piece = chosen.slice(start, PART_ROWS)
@@ -124,6 +125,10 @@ def _indices(
         )
         for split in dataset.splits
     }
+
+
+def _limited(table: pa.Table, limit: int) -> pa.Table:
+    return table.take(parts.evenly(table.append_column("place", table["image_id"]), limit))
 
 
 def write(store: Store, given: Given) -> Given:

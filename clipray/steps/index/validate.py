@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipray import catalog, images, sources
-from clipray.artefacts.index import label_remedy
+from clipray.artefacts.usable import label_remedy
 from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
 from clipray.shots import ALL

@@ -27,7 +27,7 @@ AT_ONCE = 16  # splits that are declared complete together
 def plan(campaign: Campaign, verbose: bool = False, dry: bool = False, whole: bool = False) -> Plan:
     """Resolve every name, index every split, and find out what is missing.
 
-    Of a train split only the images are embedded that support sets may hold, where nothing looks at the others.
+    Of a train split only what support sets may hold is read and embedded, where nothing looks at the other images.
 
     Args:
         dry: start no Ray, however many files have to be read.
@@ -202,6 +202,8 @@ def _grow(todo: Plan) -> bool:
         before = todo.works[name, "train"]
         work = splits.train(todo.looker, before, todo.prompts[name])
         todo.works[name, "train"] = work
+        for text in set(work.index.remarks) - set(before.index.remarks):
+            say(f"warning: {name}: {text}")
         grown = grown or (work.images > 0 and work.index.parts != before.index.parts)
     return grown
 

@@ -2,12 +2,18 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from clipray import shots as numbers
 from clipray.config import Compute, Fuser, Head, Name, Strict, Tracking
 from clipray.fingerprint import How
 
-ALL = "all"  # every labelled image of the train split
+Labels = Annotated[  # labelled images of each class: none, a number, or `all`
+    int,
+    BeforeValidator(numbers.read),
+    Field(ge=0),
+    PlainSerializer(numbers.named, return_type=int | str, when_used="json"),
+]
 
 
 class Cascade(Strict):
@@ -44,8 +50,8 @@ class Fit(Strict):
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     head: str | Head = "zero_shot"
     fuser: str | Fuser = ""  # by default `guarded` where there are labels, else `log_avg`
-    # images a class; "all" of the train split; 0: no label at all. By default 16, or a campaign's most
-    shots: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
+    # 0: no label at all. By default 16, or a campaign's most
+    shots: Labels | None = None
     seed: int = Field(0, ge=0)  # number of the support set
     folds: int = Field(5, ge=2)
     cascade: Cascade | None = None  # by default every image sees every backbone

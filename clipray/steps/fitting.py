@@ -12,10 +12,10 @@ from clipray.artefacts import classifiers, fused_model
 from clipray.artefacts.evaluations import address as scores_address
 from clipray.artefacts.given import Given
 from clipray.config import Backbone, Campaign, Fuser, Head
-from clipray.config.predict import ALL, Fit
+from clipray.config.predict import Fit
 from clipray.errors import ConfigError
 from clipray.numerics import declared
-from clipray.shots import named
+from clipray.shots import ALL, named
 from clipray.steps import campaign as steps
 from clipray.steps import checks, evaluations
 from clipray.steps.evaluate import teach
@@ -84,10 +84,7 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
         return _from_campaign(wanted, verbose)
     campaign = _campaign(wanted)
     shots = _shots(wanted)
-    whole = shots == ALL
-    todo = (
-        _unlabelled(wanted, campaign) if shots == 0 else steps.plan(campaign, verbose, whole=whole)
-    )
+    todo = _unlabelled(wanted, campaign) if shots == 0 else steps.plan(campaign, verbose)
     (dataset,) = todo.datasets
     tested = frozenset()
     if shots != 0:
@@ -299,7 +296,7 @@ def _campaign(wanted: Fit) -> Campaign:
         "precision": wanted.precision,
         "heads": (_head(wanted),),
         "fusers": (_fuser(wanted),),
-        "shots": (shots,) if isinstance(shots, int) and shots else (1,),
+        "shots": (shots,) if shots else (1,),
         "seeds": wanted.seed + 1,
         "folds": wanted.folds,
         "max_pixels": wanted.max_pixels,
@@ -335,7 +332,7 @@ def _unlabelled(wanted: Fit, campaign: Campaign) -> Plan:
     return Plan(campaign, store, specs, datasets, prompts, {}, missing, looker)
 
 
-def _shots(wanted: Fit) -> int | str:
+def _shots(wanted: Fit) -> int:
     return SHOTS if wanted.shots is None else wanted.shots
 
 

@@ -14,7 +14,6 @@ from clipray.artefacts import classifiers, fused_model
 from clipray.artefacts.evaluations import SCORES
 from clipray.backbones import local_path
 from clipray.config import Backbone
-from clipray.config.predict import ALL
 from clipray.errors import ConfigError
 from clipray.shots import named
 from clipray.steps.predict import afford, choose
@@ -95,11 +94,7 @@ def _draws(train: "Split", told: Lesson, classes: int) -> tuple[list, Any]:
         raise ConfigError(
             f"dataset {told.dataset}: no image of its train split can be learned from"
         )
-    shots = told.shots
-    if shots == ALL:
-        shots = int(np.bincount(labels_N, minlength=classes).max())
-    seeds = range(1 if told.shots == ALL else told.seeds)
-    drawn = draws.draws(train.names, labels_N, classes, [shots], seeds)
+    drawn = draws.draws(train.names, labels_N, classes, [told.shots], range(told.seeds))
     own = [draw for draw in drawn if draw.seed == told.seed]
     return drawn, own[0] if own else drawn[0]  # where all seeds draw the same images there is one
 

@@ -28,7 +28,7 @@ class Lesson:
     tested: tuple[str, ...]  # digest of the test split's image ids, which are never drawn
     methods: tuple[choose.Candidate, ...]  # to choose from; one: nothing is chosen
     by: str
-    shots: int | str
+    shots: int
     seed: int
     seeds: int  # that are fitted together, as an evaluation does
     folds: int

@@ -18,6 +18,7 @@ from clipray.config.predict import Cascade, Fit
 from clipray.encoding import column
 from clipray.errors import ConfigError
 from clipray.fusion import Fusion
+from clipray.shots import ALL
 from clipray.steps import fitting as lessons
 from clipray.steps.fitting import check
 from clipray.steps.predict import afford, choose, fit, register, write
@@ -331,8 +332,10 @@ def test_a_method_is_chosen_by_the_support_set_alone(tmp_path):
 def test_all_labels_and_none(tmp_path):
     world = World(tmp_path)
     task = world.task()
-    every = lesson(world, task, [method("zero_shot", "c_log_avg")], shots="all")
-    assert fused_model.read(made(world, every)).about["support"]["images"] == 40
+    every = lesson(world, task, [method("zero_shot", "c_log_avg")], shots=ALL)
+    support = fused_model.read(made(world, every)).about["support"]
+    assert (support["shots"], support["images"]) == ("all", 40)
+    assert support["classes_with_fewer_images"] == 0
     none = lesson(world, task, [method("zero_shot", "log_avg")], shots=0, train=())
     assert fused_model.read(made(world, none)).about["support"] == {"shots": 0, "images": 0}
 

@@ -29,6 +29,11 @@ def patient(fs: Any) -> Any:
     return fs
 
 
+def whole(fs: Any) -> dict[str, int]:
+    """Return what makes a file system of S3 read a whole object by one request; else it asks for the size before."""
+    return {"max_concurrency": 1} if hasattr(fs, "call_s3") else {}
+
+
 def passing(error: BaseException) -> bool:
     """Tell whether an error of S3 passes by itself, and say so to who waits.
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from clipray import secrets
 from clipray.errors import DamagedError, StoreError
 from clipray.fingerprint import fingerprint, plain
-from clipray.patience import patient
+from clipray.patience import patient, whole
 
 MANIFEST = "manifest.json"
 PAGE = 1000  # files of a page of a listing; S3 gives no more
@@ -128,23 +128,18 @@ class Store:
     def read(self, path: str) -> bytes:
         """Read a file's bytes; raise `FileNotFoundError` where it is not there."""
         with self._told("read", path):
-            return self.fs.cat_file(f"{self.root}/{path}", **self._at_once)
+            return self.fs.cat_file(f"{self.root}/{path}", **whole(self.fs))
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Read files that are asked for together; None for each one that is not there."""
         places = [f"{self.root}/{path}" for path in paths]
         # None: from beginning to end. Threads would take longer: the file system asks for all of them from one
-        answers = self.fs.cat_ranges(places, None, None, **self._at_once)
+        answers = self.fs.cat_ranges(places, None, None, **whole(self.fs))
         for path, answer in zip(paths, answers, strict=True):
             with self._told("read", path):
                 if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
                     raise answer
         return [None if isinstance(answer, Exception) else answer for answer in answers]
-
-    @property
-    def _at_once(self) -> dict[str, int]:
-        """What makes s3fs read an object by one request; else it asks for the size before."""
-        return {"max_concurrency": 1} if self.paged else {}
 
     @property
     def paged(self) -> bool:

@@ -16,6 +16,7 @@ import yaml
 from clipray import backbones, catalog
 from clipray.config import CONFIGS, Backbone
 from clipray.errors import ConfigError
+from clipray.sources import storage
 from clipray.store import Store
 from tests.sources.made import make_wds
 
@@ -115,6 +116,20 @@ def test_an_object_is_read_by_one_request(requests):
     assert [manifest and manifest["what"]["name"] for manifest in found] == ["a", None, "b"]
     assert store.read("a/manifest.json")
     assert len(requests.lines) == 4
+
+
+def test_an_image_in_a_bucket_is_read_by_one_request(requests):
+    names = [f"s3://bucket/images/{number}.png" for number in range(5)]
+    for name in names[1:]:
+        fsspec.filesystem("s3").pipe_file(name, name.encode())
+    requests.lines.clear()
+    lost, *found = storage.read_files(names)
+    assert isinstance(lost, FileNotFoundError)
+    assert found == [name.encode() for name in names[1:]]
+    assert len(requests.lines) == 5
+    requests.lines.clear()
+    assert list(storage.read_ranges(names[1], [0, 5], [3, 4])) == [b"s3:", b"buck"]
+    assert len(requests.lines) == 2
 
 
 def test_a_bucket_that_is_not_there_holds_nothing(requests):

@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 
 from clipray.errors import ConfigError, StoreError
-from clipray.patience import patient
+from clipray.patience import patient, whole
 from clipray.sources import junk
 
 READ_AT_ONCE = 32  # files or ranges asked for together of an object store
@@ -282,7 +282,8 @@ def _remote_ranges(
 ) -> list[bytes | Exception]:
     fs, _ = remote(uris[0])
     paths = [remote(uri)[1] for uri in uris]
-    found = fs.cat_ranges(paths, starts, ends, on_error="return")
+    how = whole(fs) if starts is None else {}
+    found = fs.cat_ranges(paths, starts, ends, on_error="return", **how)
     for uri, data in zip(uris, found, strict=True):
         if isinstance(data, Exception) and not isinstance(data, GONE):
             raise _unread(uri, data) from data

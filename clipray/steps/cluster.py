@@ -15,6 +15,7 @@ from clipray.config import Compute, Pool
 from clipray.errors import ClipRayError, ClusterError, ConfigError, DamagedError, StoreError
 from clipray.progress import say, working
 from clipray.steps import contact
+from clipray.steps.lasting import lasting
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
 STARTS, WAIT = 3, 120  # attempts to start a local Ray; seconds more for its raylet at each
@@ -62,7 +63,7 @@ def connect(compute: Compute, verbose: bool) -> dict[str, float]:
                 if not address.startswith("ray://"):  # whose door is all that this machine may see
                     contact.watch(ray.get_runtime_context().gcs_address, ray.is_initialized)
             else:
-                _start(compute, verbose)
+                lasting(lambda: _start(compute, verbose))
     return ray.cluster_resources()
 
 

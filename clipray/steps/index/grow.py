@@ -1,7 +1,7 @@
 """Images of a listed train split are drawn, read, and added to its pool."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,8 +86,8 @@ def read(store: Store, train: Index, address: str, part: int, rows: np.ndarray) 
     place, location = train.chunks_at, train.location
     chunks = parts.chunks_of(store.uri, place, train.chunk_parts[part], location)
     numbers = sorted(pc.unique(table["chunk"]).to_pylist())
-    read = sources.identified({number: chunks[number] for number in numbers}, table)
-    store.write_table(f"{address}/{_read(part)}", read)
+    identified = sources.identified({number: chunks[number] for number in numbers}, table)
+    store.write_table(f"{address}/{_read(part)}", identified)
 
 
 def settle(
@@ -108,33 +108,39 @@ def settle(
     Returns:
         what the pool's manifest has to tell.
     """
-    own = _rows(store, address, [parts.part_name(n) for n in range(len(known["parts"]))])
-    tested = test.table(store, ["image_id"])["image_id"].to_pylist()
     lengths, chunk_parts = list(known["parts"]), list(known["chunk_parts"])
     content = int(known["content"], 16)
-    plain = [pc.utf8_slice_codeunits(own["image_id"], 0, parts.DIGITS)]
-    good: list[pa.Table] = []
-    bad: list[pa.Table] = []
+    tested = test.table(store, ["image_id"])["image_id"].to_pylist()
+    good, bad = [], []
     for part in changed:
         table = store.read_table(f"{address}/{_read(part)}")
         kept = table["error"].is_null().to_numpy(zero_copy_only=False)
         kept &= draws.apart(table["image_id"].to_pylist(), tested)
         good.append(table.filter(pa.array(kept)))
         bad.append(table.filter(pa.array(~kept)))
-        plain.append(good[-1]["image_id"])
-    ids = sources.numbered(pa.chunked_array([c for one in plain for c in one.chunks], pa.string()))
-    start = len(own)
-    for part, piece in zip(changed, good, strict=True):
-        if len(piece):
-            piece = piece.set_column(0, piece.schema.field(0), ids.slice(start, len(piece)))
-            store.write_table(f"{address}/{parts.part_name(len(lengths))}", piece)
-            lengths.append(len(piece))
-            chunk_parts.append(train.chunk_parts[part])
-            content += parts.content_sum(piece["image_id"], piece["label"])
-            start += len(piece)
+    own = _rows(store, address, [parts.part_name(n) for n in range(len(lengths))])
+    for part, piece in zip(changed, _numbered(own, good), strict=True):
+        if not len(piece):
+            continue
+        store.write_table(f"{address}/{parts.part_name(len(lengths))}", piece)
+        lengths.append(len(piece))
+        chunk_parts.append(train.chunk_parts[part])
+        content += parts.content_sum(piece["image_id"], piece["label"])
     out = _put_out(store, address, outcast(known), pa.concat_tables(bad))
     facts = {"parts": lengths, "chunk_parts": chunk_parts, "content": f"{content % 2**128:032x}"}
     return known | facts | {"out": out._asdict()}
+
+
+def _numbered(own: pa.Table, more: Sequence[pa.Table]) -> Iterator[pa.Table]:
+    """Yield rows that join those of a pool with ids that number repeats of an image on."""
+    plain = pc.utf8_slice_codeunits(own["image_id"], 0, parts.DIGITS)
+    columns = [plain, *(piece["image_id"] for piece in more)]
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    ids = sources.numbered(pa.chunked_array(chunks, pa.string()))
+    start = len(own)
+    for piece in more:
+        yield piece.set_column(0, piece.schema.field(0), ids.slice(start, len(piece)))
+        start += len(piece)
 
 
 def clear(store: Store, address: str, changed: Sequence[int]) -> None:

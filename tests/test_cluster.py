@@ -260,7 +260,7 @@ def work(campaign, monkeypatch, deadly: bool, **changes):
     parent = encode.Embedder
 
     class Slow(parent):
-        def load(self, device):
+        def load(self, device, compiled):
             return Cheap()
 
         def __call__(self, table):

@@ -55,10 +55,10 @@ workspace = Path(sys.argv[1])
 
 
 class Placed(encode.Embedder):
-    def load(self, device):
+    def load(self, device, compiled):
         told = f"{device} {len(ray.get_gpu_ids())}"
         (workspace / f"{self.spec.name}.txt").write_text(told)
-        return super().load("cpu")
+        return super().load("cpu", compiled)
 
 
 ray.init(address=sys.argv[2], log_to_driver=False, logging_level="ERROR",

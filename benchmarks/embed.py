@@ -250,6 +250,10 @@ def pipeline(todo: Plan) -> Ran:
     ended = dict.fromkeys([DECODING, *todo.busy], 0)
     for name, _, end, number in spans:
         ended[name] += number if end > ready else 0
+    for name, pool in pools.items():
+        own = [span for span in spans if span[0] == name and span[2] > ready]
+        worked = sum(end - max(begin, ready) for _, begin, end, _ in own)
+        print(f"    {name} worked {worked / pool.size / (last - ready):.2f} of its time, loaded")
     return Ran(count, last - first, ready - first, last - ready, ended)
 
 

@@ -12,6 +12,9 @@ BUSY = 0.9  # of its time that a GPU works, at least, where seats can be made sm
 SEATS = 16  # actors on one GPU at most: each has a copy of its weights, and a process
 WEIGHTS = 3.0  # memory that an actor takes, in sizes of its weights: activations and workspace beside them
 PROCESS = 1000.0  # 10⁶ bytes of a GPU that each process takes for itself
+THREADED = (
+    0.75  # of the speed of as many processes that a process with several threads reaches, at least
+)
 NAMED = 8  # models that embed class names on one GPU at a time; what finds no room is tried alone
 FOR_GPUS = 0.25  # of a cluster's CPUs at most that actors on GPUs hold; the others decode
 
@@ -94,36 +97,56 @@ def share_processes(
     """Let backbones that have less than a CPU each share processes, about as many as they have CPUs together.
 
     Each process imports torch and open_clip anew, and takes memory for them. Neighbours in the chain share one, with
-    about the same work for each process. A shared pool grows with its members' pools.
+    about the same work for each process. Where that leaves one of them idle for long, there are fewer processes, each
+    with more threads. A shared pool grows with its members' pools.
 
     Args:
         order: the backbones as the chain has them. pools: of each backbone. seconds: that an image costs each.
     """
     small = [name for name in order if _is_small(pools[name])]
     cpus = sum(pools[name].num_cpus for name in small)
-    seats = max(1, math.ceil(cpus - 1e-6))
-    whole = sum(seconds[name] for name in small) or 1.0
+    most = max(1, math.ceil(cpus - 1e-6))
+    seats = max(range(most, 0, -1), key=lambda number: _speed(small, seconds, number, cpus))
+    seat = _seated(small, seconds, seats)
+    shared = [tuple(names) for _, names in groupby(order, key=lambda name: seat.get(name, name))]
+    threads = _threads(cpus, seats)
+    return [Process(names, _together([pools[name] for name in names], threads)) for names in shared]
+
+
+def _seated(names: Sequence[str], seconds: Mapping[str, float], seats: int) -> dict[str, int]:
+    """Give each backbone one of some processes, in order."""
+    whole = sum(seconds[name] for name in names) or 1.0
     seat, before = {}, 0.0
-    for name in small:
+    for name in names:
         middle = before + seconds[name] / 2
         seat[name] = min(seats - 1, int(seats * middle / whole))
         before += seconds[name]
-    shared = [tuple(names) for _, names in groupby(order, key=lambda name: seat.get(name, name))]
-    return [Process(names, _together([pools[name] for name in names])) for names in shared]
+    return seat
+
+
+def _speed(names: Sequence[str], seconds: Mapping[str, float], seats: int, cpus: float) -> float:
+    """Tell how many cores' speed some processes reach, where the slowest sets the pace."""
+    seat, threads = _seated(names, seconds, seats), _threads(cpus, seats)
+    loads = [sum(seconds[name] for name in names if seat[name] == one) for one in range(seats)]
+    each = threads * THREADED if threads > 1 else 1.0
+    return each * sum(loads) / max(loads) if any(loads) else each
+
+
+def _threads(cpus: float, seats: int) -> int:
+    return max(1, round(cpus / seats))
 
 
 def _is_small(pool: Pool) -> bool:
     return pool.size == 1 and pool.num_gpus == 0 and pool.num_cpus < 1
 
 
-def _together(pools: Sequence[Pool]) -> Pool:
-    """Make one pool of several of single actors."""
+def _together(pools: Sequence[Pool], threads: int) -> Pool:
+    """Make one pool of several of single actors, each of which computes with some threads."""
     if len(pools) == 1:
         return pools[0]
     cpus = math.fsum(pool.num_cpus for pool in pools)
     most = math.fsum(max(1, pool.max_size) * pool.num_cpus for pool in pools)
     sizes = int(most / cpus + 1e-6) if cpus else 1
-    threads = max(pool.threads for pool in pools)
     largest = sizes if sizes > 1 else 0
     return Pool(size=1, max_size=largest, num_cpus=round(cpus, 6), threads=threads)
 

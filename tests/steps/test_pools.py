@@ -52,6 +52,15 @@ def test_where_cores_are_fewer_than_backbones_they_share_processes(cpus, process
     assert max(loads) - min(loads) <= max(seconds.values())
 
 
+def test_one_process_has_both_cores_where_two_would_wait_for_each_other():
+    uneven = {"rn50": 0.085, "vit-b-16": 0.2, "vit-b-32": 0.041}  # of two processes one is idle
+    even = {"rn-32": 0.05, "rn-48": 0.14, "vit-p8": 0.09, "vit-p6": 0.09, "convnext": 0.21}
+    for seconds, threads in ((uneven, [2]), (even, [1, 1])):
+        pools = share({name: Cost(value) for name, value in seconds.items()}, 2, 0, Compute())
+        crews = share_processes(list(seconds), pools, seconds)
+        assert [crew.pool.threads for crew in crews] == threads
+
+
 def test_backbones_with_a_core_or_a_gpu_have_their_own_processes():
     seconds = {"a": 1.0, "b": 1.0, "c": 1.0}
     for gpus in (0, 1):

@@ -19,8 +19,7 @@ _told = [0.0]
 
 def patient(fs: Any) -> Any:
     """Make a file system of S3 wait out what passes, and return it; others are returned as they are."""
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    if "s3" in protocols:
+    if is_s3(fs):
         from s3fs import core
 
         core.set_custom_error_handler(passing)
@@ -29,9 +28,15 @@ def patient(fs: Any) -> Any:
     return fs
 
 
+def is_s3(fs: Any) -> bool:
+    """Tell whether a file system is S3's."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return "s3" in protocols
+
+
 def whole(fs: Any) -> dict[str, int]:
     """Return what makes a file system of S3 read a whole object by one request; else it asks for the size before."""
-    return {"max_concurrency": 1} if hasattr(fs, "call_s3") else {}
+    return {"max_concurrency": 1} if is_s3(fs) else {}
 
 
 def passing(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from clipray import secrets
 from clipray.errors import DamagedError, StoreError
 from clipray.fingerprint import fingerprint, plain
-from clipray.patience import patient, whole
+from clipray.patience import is_s3, patient, whole
 
 MANIFEST = "manifest.json"
 PAGE = 1000  # files of a page of a listing; S3 gives no more
@@ -144,7 +144,7 @@ class Store:
     @property
     def paged(self) -> bool:
         """Whether `page` lists it: whether it lies in an S3 bucket."""
-        return hasattr(self.fs, "call_s3")
+        return is_s3(self.fs)
 
     def page(self, folder: str, after: str) -> "Page":
         """List one page of the files below a folder of a bucket, in the order of their paths, in one request.

@@ -27,10 +27,9 @@ def tabulate(number: int, samples: Iterable[Sample], read: bool = True) -> pa.Ta
         read: whether they come with their bytes; else no row has an id.
     """
     rows = []
-    keys: set[str] = set()
+    keys: dict[str, int] = {}
     for sample in samples:
         key = _unlike(sample.key, keys)
-        keys.add(key)
         size, own_id = sample.size, None
         if read:
             readable = sample.data is not None
@@ -93,10 +92,15 @@ def nowhere(number: int, key: str) -> bytes:
     return f"{number}\0{key}".encode()
 
 
-def _unlike(key: str, keys: set[str]) -> str:
-    """Return a name that no other sample of the chunk has: a tar may hold several members of one name."""
-    name, number = key, 1
+def _unlike(key: str, keys: dict[str, int]) -> str:
+    """Return a name that no other sample of the chunk has: a tar may hold several members of one name.
+
+    Args:
+        keys: the names so far, and for each the last number that was tried behind it; gets this one.
+    """
+    name = key
     while name in keys:
-        number += 1
-        name = f"{key} ({number})"
+        keys[key] += 1
+        name = f"{key} ({keys[key]})"
+    keys[name] = 1
     return name

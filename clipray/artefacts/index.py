@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from clipray import fingerprint, sources
 from clipray.config import Dataset
+from clipray.numerics import draws
 from clipray.store import Store
 
 PART_ROWS = 8192  # rows that a part has at least, where they are known beforehand
@@ -367,8 +368,6 @@ def evenly(table: pa.Table, limit: int) -> np.ndarray:
     Args:
         table: with columns `label` and `place`.
     """
-    frame = table.select(["place", "label"]).to_pandas()
-    frame = frame.sort_values("place", kind="stable")
-    frame["rank"] = frame.groupby("label", dropna=False).cumcount()
-    chosen = frame.sort_values(["rank", "place"], kind="stable").index[:limit]
-    return np.array(sorted(chosen), np.int64)
+    labels = table["label"].combine_chunks().dictionary_encode("encode").indices.to_numpy()
+    places = pc.rank(table["place"], tiebreaker="first").to_numpy()
+    return draws.evenly(labels, places, limit)

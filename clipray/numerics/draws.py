@@ -66,10 +66,7 @@ def draws(
     found = []
     for seed in seeds:
         places = np.array([place(seed, names[row]) for row in by_name], dtype=np.uint64)
-        order = np.lexsort((places, labels[by_name]))
-        rank = np.empty(len(order), dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        rank[order] = np.arange(len(order)) - starts[labels[by_name][order].astype(np.int64)]
+        rank = ranks(labels[by_name], places)
         for k in shots:
             short = {int(c): int(counts[c]) for c in np.flatnonzero(counts < k) if k != ALL}
             found.append(Draw(int(k), int(seed), by_name[rank < k], short))
@@ -118,29 +115,35 @@ def held_out(labels_K: np.ndarray, share: float, seed: int) -> np.ndarray:
     return held_K
 
 
-def evenly(labels_K: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Return rows of at most that many support images, as even over classes as they come, drawn by the seed.
+def ranks(labels_N: np.ndarray, places_N: np.ndarray) -> np.ndarray:
+    """Return each row's number among those of its label, in the order of their places, from 0; equal ones as they come.
+
+    >>> ranks(np.array([0, 0, 1, 0]), np.array([7, 5, 9, 5])).tolist()
+    [2, 0, 0, 1]
+    """
+    order = np.lexsort((places_N, labels_N))
+    own = labels_N[order]
+    starts = np.flatnonzero(np.append(True, own[1:] != own[:-1]))
+    sizes = np.diff(np.append(starts, len(own)))
+    found = np.empty(len(own), np.int64)
+    found[order] = np.arange(len(own)) - np.repeat(starts, sizes)
+    return found
+
+
+def evenly(labels_N: np.ndarray, places_N: np.ndarray, most: int) -> np.ndarray:
+    """Return at most that many rows, as even over labels as they come, and of each label those of the first places.
 
     Args:
-        labels_K: classes of the support images.
+        labels_N, places_N: of the rows, both numbers.
 
     Returns:
-        int64 rows in order; every row where they are no more than `most`.
+        int64 rows, sorted.
 
-    >>> evenly(np.array([0, 0, 0, 0, 1, 1]), 4, seed=0).tolist()
-    [0, 3, 4, 5]
+    >>> evenly(np.array([0, 0, 0, 0, 1, 1]), np.array([3, 1, 0, 2, 5, 4]), 4).tolist()
+    [1, 2, 4, 5]
     """
-    labels_K = np.asarray(labels_K)
-    if len(labels_K) <= most:
-        return np.arange(len(labels_K))
-    places = np.array([place(seed, f"kept {row}") for row in range(len(labels_K))], np.uint64)
-    order = np.lexsort((places, labels_K))
-    own = labels_K[order]
-    first = np.concatenate([[0], np.flatnonzero(np.diff(own)) + 1])
-    sizes = np.diff(np.append(first, len(own)))
-    rank = np.arange(len(own)) - np.repeat(first, sizes)
-    chosen = np.lexsort((places[order], rank))[:most]
-    return np.sort(order[chosen])
+    chosen = np.lexsort((places_N, ranks(labels_N, places_N)))[:most]
+    return np.sort(chosen)
 
 
 def _content(image_id: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,8 @@ def learners(problem: Sequence[Shots]) -> Tensor | None:
     most = max(classes, LEARNED // (len(problem) * classes))
     if len(shots.labels_K) <= most:
         return None
-    return torch.from_numpy(draws.evenly(shots.labels_K.numpy(), most, shots.seed))
+    places = [draws.place(shots.seed, f"kept {row}") for row in range(len(shots.labels_K))]
+    return torch.from_numpy(draws.evenly(shots.labels_K.numpy(), np.array(places, np.uint64), most))
 
 
 class Parted(NamedTuple):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import served
+
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # two cores shared by Ray's workers: threads that wait for each other crawl
@@ -50,31 +52,14 @@ class Requests(logging.Handler):
 @pytest.fixture(scope="module")
 def requests():
     """Every request to an S3 endpoint with a bucket, to which the usual environment variables point."""
-    import fsspec
-    from moto.server import ThreadedMotoServer
-
-    server, log, handler = (
-        ThreadedMotoServer("127.0.0.1", 0, verbose=False),
-        logging.getLogger("werkzeug"),
-        Requests(),
-    )
-    server.start()
-    host, port = server.get_host_and_port()
+    log, handler = logging.getLogger("werkzeug"), Requests()
     level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
+    with served("bucket"):
         yield handler
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
     log.removeHandler(handler)
     log.setLevel(level)
-    server.stop()
 
 
 @pytest.fixture

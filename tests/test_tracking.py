@@ -22,6 +22,7 @@ from clipray.config import Tracking, names
 from clipray.errors import ConfigError
 from clipray.store import Store
 from clipray.tracking import Input, Metric, Record, runs
+from tests.s3 import served
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -515,19 +516,11 @@ def test_a_server_that_dies_in_the_middle(tmp_path, server, monkeypatch):
     assert not tracking.send("c", work, wanted, verify=True)["written"]
 
 
-def test_a_workspace_at_s3(tmp_path, database, monkeypatch):
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def test_a_workspace_at_s3(tmp_path, database):
+    with served("bucket"):
         import boto3
 
         s3 = boto3.client("s3")
-        s3.create_bucket(Bucket="bucket")
         work, wanted = "s3://bucket/work", Tracking(experiment="mine")
         for name in ("first", "second"):  # each has a database: one would overwrite the other's
             key = f"work/tracking/{name}/mlflow.db"
@@ -549,5 +542,3 @@ def test_a_workspace_at_s3(tmp_path, database, monkeypatch):
         for name in tracking.names(Store(work)):
             one = tracking.send(name, work, together)
         assert len(client(one).search_runs(["1"])) == 2
-    finally:
-        server.stop()

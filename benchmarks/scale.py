@@ -37,6 +37,7 @@ from clipray.config import CONFIGS, Campaign
 from clipray.progress import hush
 from clipray.sources import storage
 from clipray.steps import campaign as run
+from clipray.steps import identities
 from clipray.steps.embed import plan as embed
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan
@@ -114,8 +115,11 @@ def timed(words: str, facts: dict, step: object) -> object:
 
 
 def declare(todo: Plan) -> None:
-    """Declare all embedded, as the driver does when workers have told of their shards."""
+    """Declare all embedded, as the driver does when workers have told of their shards; ids are found by reading."""
     told = {}
+    for place, work in todo.works.items():
+        told[place] = dict.fromkeys(work.addresses, Tally(set(work.todo)))
+    identities.found(todo, told)
     for place, work in todo.works.items():
         tally = Tally({shard.name for shard in work.shards()}, int(work.index.content, 16))
         told[place] = dict.fromkeys(work.addresses, tally)

@@ -178,6 +178,14 @@ class Store:
         with self._told("removed", path), contextlib.suppress(FileNotFoundError):
             self.fs.rm(f"{self.root}/{path}", recursive=True)
 
+    def clear(self, address: str, prefix: str) -> None:
+        """Remove the files of a folder whose names begin so."""
+        paths = [f"{self.root}/{address}/{name}" for name in self.names(address)]
+        gone = [path for path in paths if path.rpartition("/")[2].startswith(prefix)]
+        if gone:
+            with self._told("removed", address), contextlib.suppress(FileNotFoundError):
+                self.fs.rm(gone)
+
     @contextlib.contextmanager
     def _told(self, done: str, path: str) -> Iterator[None]:
         """Tell what the file system or the service answers as a `StoreError`, save that a file is not there.

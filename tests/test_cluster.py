@@ -20,9 +20,10 @@ from clipray.config import Backbone, Compute, Pool
 from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
 from clipray.steps import campaign as run
-from clipray.steps import cluster, failures
+from clipray.steps import cluster, failures, identities
 from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
+from clipray.steps.tally import Tally
 from tests.heads import HEAD_PORTS, end, free_ports, plain_environment, processes, started
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -312,6 +313,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(campaign, monke
     done += list(running)
     shards = {(one["split"], one["shard"]) for one in done}
     assert len(done) == len(shards)
+    identify(todo)
     for (_, split), plan in todo.works.items():
         assert sum(one["images"] for one in done if one["split"] == split) == len(plan.index)
         assert failures.finish(todo.store, plan, 0, {}) == []
@@ -378,6 +380,7 @@ def test_images_that_kill_their_decoder_become_rows_with_an_error(
     monkeypatch.setattr(embed, "decode", decode)
     todo, running = work(campaign, monkeypatch, deadly=False)
     list(running)
+    identify(todo)
     plan = todo.works["digits", "test"]
     index = plan.index.table(todo.store)
     failures.finish(todo.store, plan, 0.5, {})
@@ -389,6 +392,15 @@ def test_images_that_kill_their_decoder_become_rows_with_an_error(
     rows = dict(zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True))
     assert {name for name, error in rows.items() if error} == deadly
     assert {rows[name] for name in deadly} == {"decoding it ends the process (SIGKILL)"}
+
+
+def identify(todo) -> None:
+    """Give the images that have been embedded their ids, as the campaign does."""
+    every = {
+        place: {name: Tally(set(plan.todo)) for name in plan.addresses}
+        for place, plan in todo.works.items()
+    }
+    identities.found(todo, every)
 
 
 def contents(todo, plan) -> list[bytes]:

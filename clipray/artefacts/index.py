@@ -1,7 +1,7 @@
 """Which images a split holds, in parts: workers write and read the rows, the driver holds counts.
 
-The rows of a split whose images are all looked at have the images' ids. A train split of which only some are looked at
-is listed: its rows tell where each image lies and its label, and no image is read.
+An index is listed at first: its rows tell where each image lies and its label, and no image is read for it. Its rows
+have ids once the images have been read, which is when they are embedded (`artefacts.found`).
 
 A part is some consecutive chunks of the listing, so parts depend on the files alone. Beside each part's rows
 (`schema.INDEX`) lie its chunks, once for each place that the dataset was seen at: an index is the same wherever the
@@ -50,6 +50,19 @@ class Shard(NamedTuple):
     rows: int
 
 
+class Place(NamedTuple):
+    """What a worker needs to read rows of an index.
+
+    Attributes:
+        listed: whether they have no ids, so that what a worker remembers of them is not taken for rows with ids.
+    """
+
+    address: str
+    chunks_at: str
+    location: str
+    listed: bool
+
+
 class Counts(NamedTuple):
     """What is to be known of rows without looking at them again; counts of parts add up.
 
@@ -82,11 +95,13 @@ class Index:
         location: the name of the place that the chunks are read from.
         parts: rows of each part.
         chunk_parts: for each part, the number of the part in `chunks_at` whose chunks its rows lie in.
-        content: a digest of all image hashes and labels, whatever their order.
-        pool: the name of what grows, and has the same embeddings however much it has grown; empty for what does not.
-        of: the split that a pool is drawn from. apart: the one whose images it never holds.
+        content: a digest of all image hashes and labels, whatever their order; of no meaning while it is listed.
         remarks: what a person should know of the split: left out, not readable.
-        listed: whether its rows have no ids, because no image was read.
+        known_as: what embeddings of it are told by, where that is not its content: the address of the list by which
+            they were made, or of a pool, which has the same embeddings however much it has grown.
+        of: the split that a pool is drawn from. apart: the one whose images are never drawn from it.
+        listed: whether some rows have no ids yet, because no image was read.
+        classes: C, where each image has to be of one; 0 where labels are not needed.
         labels: by label, how many images can be used; of a pool, how many of its split can be drawn as far as is known.
     """
 
@@ -99,10 +114,11 @@ class Index:
     chunk_parts: tuple[int, ...]
     content: str
     remarks: tuple[str, ...] = ()
-    pool: str = ""
+    known_as: str = ""
     of: "Index | None" = None
     apart: "Index | None" = None
     listed: bool = False
+    classes: int = 0
     labels: dict[int, int] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
@@ -111,12 +127,12 @@ class Index:
     @property
     def identity(self) -> str:
         """What embeddings of it are embeddings of."""
-        return self.pool or self.content
+        return self.known_as or self.content
 
     @property
-    def place(self) -> tuple[str, str, str]:
+    def place(self) -> Place:
         """What a worker needs to read a shard of it."""
-        return self.address, self.chunks_at, self.location
+        return Place(self.address, self.chunks_at, self.location, self.listed)
 
     def shards(self, rows: int) -> Iterator[Shard]:
         """Yield deterministic pieces of at most `rows` rows; none reaches over the end of a part."""
@@ -237,9 +253,9 @@ def content_sum(image_ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> int:
     >>> content_sum(*rows) == content_sum(*back) != 0
     True
     """
-    plain = pc.utf8_slice_codeunits(image_ids, 0, DIGITS).to_pylist()
+    hashes = plain(image_ids).to_pylist()
     total = 0
-    for image_id, label in zip(plain, labels.to_pylist(), strict=True):
+    for image_id, label in zip(hashes, labels.to_pylist(), strict=True):
         digest = hashlib.blake2b(f"{image_id} {label}".encode(), digest_size=16).digest()
         total += int.from_bytes(digest, "big")
     return total % 2**128
@@ -265,18 +281,32 @@ def merged(counts: Sequence[Counts]) -> Counts:
     )
 
 
-def number_repeats(store: Store, address: str, parts: int) -> None:
-    """Number equal images over all parts of an index, and rewrite the parts that have some."""
+def number_repeats(store: Store, address: str, parts: int) -> list[int]:
+    """Number equal images over all parts of an index; rewrite the parts that change, and return those with repeats."""
     names = [f"{address}/{part_name(part)}" for part in range(parts)]
     columns = [store.read_table(name, ["image_id"])["image_id"] for name in names]
-    numbered = sources.numbered(pa.chunked_array([c for col in columns for c in col.chunks]))
-    start = 0
-    for name, column in zip(names, columns, strict=True):
+    every = [plain(chunk) for column in columns for chunk in column.chunks]
+    numbered = sources.numbered(pa.chunked_array(every, pa.string()))
+    start, repeated = 0, []
+    for part, (name, column) in enumerate(zip(names, columns, strict=True)):
         ids = numbered.slice(start, len(column))
         start += len(column)
         if not ids.equals(column):
             table = store.read_table(name)
             store.write_table(name, table.set_column(0, table.schema.field(0), ids))
+        if has_repeats(ids):
+            repeated.append(part)
+    return repeated
+
+
+def plain(image_ids: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return ids without the numbers of repeats: the hashes of the images."""
+    return pc.utf8_slice_codeunits(image_ids, 0, DIGITS)
+
+
+def has_repeats(image_ids: pa.Array | pa.ChunkedArray) -> bool:
+    """Tell whether some id has the number of a repeat."""
+    return bool(pc.any(pc.greater(pc.utf8_length(image_ids), DIGITS)).as_py())
 
 
 def write_chosen(store: Store, whole: Index, address: str, chosen: np.ndarray) -> list[Counts]:
@@ -307,28 +337,27 @@ def by_part(index: Index, chosen: np.ndarray) -> list[np.ndarray]:
 
 
 def read(
-    store: Store, index: tuple[str, str, str], part: int, chunk_part: int, start: int, rows: int
+    store: Store, place: Place, part: int, chunk_part: int, start: int, rows: int
 ) -> tuple[pa.Table, dict[int, sources.Chunk]]:
     """Read the rows of a shard, copied, and the chunks that they lie in, by their numbers.
 
     Args:
-        index: its `place`.
+        place: of the index.
     """
-    address, chunks_at, location = index
-    own = rows_of(store, address, part, start, rows)
-    chunks = chunks_of(store.uri, chunks_at, chunk_part, location)
+    own = rows_of(store, place, part, start, rows)
+    chunks = chunks_of(store.uri, place.chunks_at, chunk_part, place.location)
     numbers = pc.unique(own["chunk"]).to_pylist()
     return own, {number: chunks[number] for number in sorted(numbers)}
 
 
-def rows_of(store: Store, address: str, part: int, start: int, rows: int) -> pa.Table:
+def rows_of(store: Store, place: Place, part: int, start: int, rows: int) -> pa.Table:
     """Read the rows of a shard, copied: a slice would carry its whole part along wherever it is sent."""
-    table = _rows(store.uri, address, part)
+    table = _rows(store.uri, place.address, place.listed, part)
     return table.take(pa.array(range(start, start + rows)))
 
 
 @functools.lru_cache(CACHED)
-def _rows(workspace: str, address: str, part: int) -> pa.Table:
+def _rows(workspace: str, address: str, listed: bool, part: int) -> pa.Table:
     return Store(workspace).read_table(f"{address}/{part_name(part)}")
 
 
@@ -339,27 +368,20 @@ def chunks_of(workspace: str, address: str, part: int, location: str) -> dict[in
     return {number: sources.Chunk(*fields) for number, fields in json.loads(text)}
 
 
-def what(
-    dataset: Dataset, split: str, chunks: list[sources.Chunk], listed: bool = False
-) -> dict[str, Any]:
+def what(dataset: Dataset, split: str, chunks: list[sources.Chunk]) -> dict[str, Any]:
     """Return the WHAT of an index: the dataset's entry, the state of its files, and the code that reads them.
 
     Prompts are left out: they are in the classifiers' addresses, and no image need be read again for them.
-
-    Args:
-        listed: whether the rows have no ids, because no image is read.
     """
     entry = {key: value for key, value in fingerprint.plain(dataset).items() if key not in TEXTS}
     layout = sources.FORMATS[dataset.format]
-    code = (layout.scan, sources.tabulate, sources.numbered, content_sum)
-    if listed:
-        code = (layout.survey, sources.tabulate)
+    code = (layout.scan, layout.survey, sources.tabulate, sources.numbered, content_sum)
     return {
         "dataset": entry,
         "split": split,
         "listing": sources.digest(chunks),
         "code": fingerprint.code(*code),
-    } | ({"images": "listed"} if listed else {})
+    }
 
 
 def evenly(table: pa.Table, limit: int) -> np.ndarray:

@@ -17,7 +17,7 @@ def what(model: str, index: Index, targets: bool) -> dict:
     makers = (f"{WRITE}:{name}" for name in ("decode", "Encode", "Label"))
     return {
         "model": model,
-        "images": index.content,
+        "images": index.identity,
         "shard_rows": shard_rows(index),
         "targets": targets,
         "code": fingerprint.code(*makers),

@@ -6,7 +6,7 @@ alone (never on the number of workers), so chunk and row stand for a sample in e
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -34,11 +34,13 @@ __all__ = [
     "FORMATS",
     "Chunk",
     "Sample",
+    "alone",
     "classnames",
     "contents",
     "digest",
     "fetch",
     "identified",
+    "identifying",
     "image_id",
     "index",
     "left_out",
@@ -49,6 +51,7 @@ __all__ = [
     "outline",
     "remarks",
     "scan",
+    "skimmable",
     "survey",
     "tabulate",
     "templates",
@@ -88,6 +91,17 @@ def survey(chunk: Chunk, left: Counter | None = None) -> Iterator[Sample]:
         left: as in `scan`.
     """
     return FORMATS[chunk.format].survey(chunk, Counter() if left is None else left)
+
+
+def skimmable(chunks: Sequence[Chunk]) -> bool:
+    """Tell whether a survey of chunks takes far less than a scan; a layout that knows better has `skimmable`."""
+    layouts = [(FORMATS[chunk.format], chunk) for chunk in chunks]
+    return all(layout.skimmable(chunk) for layout, chunk in layouts if hasattr(layout, "skimmable"))
+
+
+def alone(chunks: Sequence[Chunk]) -> bool:
+    """Tell whether one image of chunks can be read without others; a layout where it cannot has `TOGETHER`."""
+    return not any(hasattr(FORMATS[chunk.format], "TOGETHER") for chunk in chunks)
 
 
 def lenient(chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -223,17 +237,32 @@ def identified(chunks: Mapping[int, Chunk], rows: pa.Table) -> pa.Table:
     Args:
         chunks, rows: as in `contents`.
     """
-    found = rows.to_pylist()
-    for row, data in zip(found, contents(chunks, rows), strict=True):
-        reason = row["error"]
-        if isinstance(data, bytes):
-            reason = pointers.reason(data)
-        elif reason is None:
-            reason = why(data)
-        row["error"] = reason
-        row["size"] = None if reason else len(data)
-        row["image_id"] = image_id(nowhere(row["chunk"], row["key"]) if reason else data)
+    found: list[dict] = []
+    for _ in identifying(contents(chunks, rows), rows, found):
+        pass
     return pa.Table.from_pylist(found, schema=INDEX)
+
+
+def identifying(
+    data: Iterable[bytes | Exception | None], rows: pa.Table, found: list[dict]
+) -> Iterator[bytes | Exception | None]:
+    """Pass on the images of rows of an outline, and give each row its id; what stands for an image is an exception.
+
+    Args:
+        data: each image's bytes, or why there are none; None for rows with an error.
+        found: gets the rows as `index` has them.
+    """
+    for row, one in zip(rows.to_pylist(), data, strict=True):
+        reason = row["error"]
+        if isinstance(one, bytes):
+            reason = pointers.reason(one)
+        elif reason is None:
+            reason = why(one)
+        row["error"] = reason
+        row["size"] = None if reason else len(one)
+        row["image_id"] = image_id(nowhere(row["chunk"], row["key"]) if reason else one)
+        found.append(row)
+        yield OSError(reason) if reason else one
 
 
 def _tabulated(number: int, chunk: Chunk, samples: Callable) -> pa.Table:

@@ -40,6 +40,7 @@ LARGEST = 2**63 - 1  # a label that schema.INDEX can hold
 KEPT = (
     256 * 2**20
 )  # bytes of images that a worker keeps in case that the next shard is of the same row group
+TOGETHER = True  # whoever reads an image reads the column of its row group
 NO_WEB = "images at web addresses are not fetched: download them"
 
 DAMAGED = "its row group is damaged"

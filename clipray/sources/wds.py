@@ -18,7 +18,16 @@ from clipray.config import Dataset
 from clipray.errors import ConfigError
 from clipray.sources import pointers, tars
 from clipray.sources.chunks import LENIENT, Chunk, Sample, folder_named, nothing_for
-from clipray.sources.storage import entries, join, opened, read_ranges, shown, skimmed, state
+from clipray.sources.storage import (
+    entries,
+    is_remote,
+    join,
+    opened,
+    read_ranges,
+    shown,
+    skimmed,
+    state,
+)
 from clipray.sources.tars import Member
 from clipray.sources.texts import lines
 
@@ -81,6 +90,11 @@ def survey(chunk: Chunk, left: Counter) -> Iterator[Sample]:
     """
     with skimmed(chunk.uri) as file:
         yield from _walk(chunk, file, left, lambda suffix: _kind(suffix) == "cls")
+
+
+def skimmable(chunk: Chunk) -> bool:
+    """Tell whether headers alone are read faster than all of a tar: of an object store each one is a request."""
+    return not is_remote(chunk.uri)
 
 
 def _walk(

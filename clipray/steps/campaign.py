@@ -11,10 +11,11 @@ from clipray.config import Backbone, Campaign, Dataset
 from clipray.config import names as config_names
 from clipray.errors import ConfigError
 from clipray.progress import progress, say
-from clipray.steps import checks, cluster, failures, metrics, resources, spent, splits
+from clipray.steps import checks, cluster, failures, identities, metrics, resources, spent, splits
 from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts
+from clipray.steps.index.drawable import few_images
 from clipray.steps.mappers import in_threads, reader
 from clipray.steps.pools import turns
 from clipray.steps.tally import Tally
@@ -184,8 +185,10 @@ def embed_images(todo: Plan) -> None:
     }
     while True:
         todo.failures = list(known)
-        _settle(todo, *(_embed(todo, taken) if todo.images else ({}, {})))
-        if not _grow(todo):
+        broken, told = _embed(todo, taken) if todo.images else ({}, {})
+        changed = identities.found(todo, told)
+        _settle(todo, broken, told)
+        if not _grow(todo, changed):
             break
     snapshot.refresh(todo.store, lacking)
     if taken.pools:
@@ -193,19 +196,33 @@ def embed_images(todo: Plan) -> None:
         say(f"  {spent.words(todo.spent)}", **todo.spent)
 
 
-def _grow(todo: Plan) -> bool:
-    """Look again at train splits with images that could not be used, and tell whether there is more to embed."""
+def _grow(todo: Plan, changed: set[str]) -> bool:
+    """Look again at train splits with images that could not be used, and tell whether there is more to embed.
+
+    Args:
+        changed: datasets of whose pools some images can be drawn no more.
+    """
     grown = False
     failed = {row["dataset"] for row in todo.failed}
     lost = {row["dataset"] for row in todo.failures if row["split"] == "train" and row["image_id"]}
-    for name in lost - failed - {None}:
+    for name in (lost | changed) - failed - {None}:
         before = todo.works[name, "train"]
-        work = splits.train(todo.looker, before, todo.prompts[name])
+        try:
+            work = splits.train(todo.looker, before, todo.prompts[name])
+        except ConfigError as error:  # none of its images can be read
+            todo.failures.append(failures.failure("read", str(error), dataset=name))
+            continue
         todo.works[name, "train"] = work
-        for text in set(work.index.remarks) - set(before.index.remarks):
+        for text in _said(todo, work) - _said(todo, before):
             say(f"warning: {name}: {text}")
         grown = grown or (work.images > 0 and work.index.parts != before.index.parts)
     return grown
+
+
+def _said(todo: Plan, work: Work) -> set[str]:
+    """Collect what a person should know of the images that can be drawn of a train split."""
+    classes = len(todo.prompts[work.index.dataset]["classnames"])
+    return {*work.index.remarks, *few_images(work.index.labels, classes, todo.campaign.shots)}
 
 
 def _unprepared(todo: Plan, dataset: str) -> set[str]:
@@ -248,6 +265,7 @@ def recall(todo: Plan) -> None:
         images += work.without(out | set(broken[place])).images
     if untried or images:
         raise ConfigError(f"{images} images and {untried} text classifiers are not embedded yet")
+    identities.found(todo, {})
     _settle(todo, broken, {})
 
 
@@ -263,6 +281,8 @@ def _settle(
     def finish(place: tuple[str, str]) -> list[dict]:
         work = todo.works[place]
         own = out[work.index.dataset]
+        if work.index.listed and not broken.get(place):
+            return []  # a train split that waits for its test split, which has failed
         addresses = {name: a for name, a in work.addresses.items() if name not in own}
         if not addresses:
             return []

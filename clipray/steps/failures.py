@@ -53,7 +53,8 @@ def finish(
     """Write the manifests of a split's backbones that have left all shards and keep to the error budget.
 
     An image that cannot be read counts against the split; one that a backbone alone cannot embed, or gives numbers for
-    that are not finite, counts against that backbone. All shards count, whichever run wrote them.
+    that are not finite, counts against that backbone. All shards count, whichever run wrote them. In a pool, others
+    take the place of images that cannot be read, and these do not count.
 
     Args:
         budget: `compute.error_budget`: a fraction of the split's images below 1, else a count.
@@ -81,13 +82,14 @@ def finish(
     rows = _images(work, errors, names)
     unread = {i: e for own in errors.values() for i, e in own.items() if not _of_model(e)}
     allowed = budget * len(index) if budget < 1 else budget
-    if len(unread) > allowed:
+    replaced = set(unread) if index.of else set()
+    if len(unread) - len(replaced) > allowed:
         words = _over(len(unread), len(index), allowed, "cannot be read")
         remedy = "look at them with `python -m jobs.validate CONFIG`, mend the data"
         whole.append(failure("read", f"{words}: {remedy} or {RAISE}", **where))
         return [*whole, *rows]
     for backbone, own in errors.items():
-        if len(own) > allowed:
+        if len(set(own) - replaced) > allowed:
             words = _over(len(own), len(index), allowed, "have no embedding")
             often = max(own.values(), key=list(own.values()).count)
             row = failure("embed", f"{words} ({often}): {RAISE}", backbone=backbone, **where)

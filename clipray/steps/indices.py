@@ -1,12 +1,13 @@
-"""Which images a split holds: every image hashed and numbered once, by workers, before any model is loaded.
+"""Which images a split holds: listed by workers before any model is loaded, and read once, when they are embedded.
 
-Of a train split of which only support sets are looked at, no image is read: its rows are listed, without ids.
+What needs the ids of images that are not to be embedded now reads them for it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from clipray import sources
@@ -16,8 +17,11 @@ from clipray.artefacts.index import Counts, Index
 from clipray.config import Dataset
 from clipray.fingerprint import code
 from clipray.numerics import draws
+from clipray.steps import identify
 from clipray.steps.mappers import Mapper
 from clipray.store import Store
+
+PROBES = 8  # images that are looked at before it seems that none can be read
 
 
 class Source(NamedTuple):
@@ -45,7 +49,7 @@ def index(
     names: Sequence[str] | None = None,
     labelled: bool = True,
 ) -> Index:
-    """Look up the index of a split in the store, or make it where its source is new or has changed.
+    """Look up the index of a split with the ids of its images, or make it where its source is new or has changed.
 
     Args:
         store: where it is kept.
@@ -79,166 +83,148 @@ def source(
     return Source(store, dataset, split, location, chunks, names if labelled else None)
 
 
-def known(found: Source, limit: int = 0) -> Index | None:
-    """Look up the index of a split whose images have all been read; None where they have not."""
-    return _index(found, None, limit, listed=False)
+def listed(found: Source, mapper: Mapper, limit: int = 0, drawn: bool = False) -> Index:
+    """Look up the index of a split, or list its images without reading them: their ids are found with embeddings.
 
-
-def made(found: Source, mapper: Mapper, limit: int = 0, listed: bool = False) -> Index:
-    """Look up the index of a split, or make it.
+    The images of a split that has had another index are read, though: its files may have been touched, and what was
+    made of the same images serves still. So are those of a split where it seems that none can be read, and of layouts
+    that are read faster than they are listed.
 
     Args:
-        mapper, limit: as in `index`. listed: whether no image is read, so that the rows have no ids.
+        mapper, limit: as in `index`. drawn: whether it is for drawing some of its images, whatever index it has had.
 
     Raises:
         ConfigError: as `index` does, as far as it can be seen.
     """
-    return _index(found, mapper, limit, listed)
+    return _limited(found, _whole(found, mapper, drawn=drawn), limit, mapper)
 
 
-def _index(found: Source, mapper: Mapper | None, limit: int, listed: bool) -> Index | None:
-    store, dataset, split, location, chunks, names = found
-    made_of = parts.what(dataset, split, chunks, listed)
-    if names is None:
-        chunks = sources.lenient(chunks)
-        made_of |= {"labels": "not needed"}
-    address = store.address("index", dataset.name, split, what=made_of)
-    manifest = store.manifest(address)
-    if manifest is None and mapper is None:
-        return None
-    if manifest is None:
-        write = parts.write_listed if listed else parts.write_part
-        manifest = _make(store, address, made_of, location, chunks, mapper, write)
-    elif location not in manifest["locations"]:
-        manifest = _also_at(store, address, made_of, location, chunks, manifest)
-    counts = Counts(**manifest["counts"])
-    remarks: tuple[str, ...] = ()
-    if names is not None:
-        usable.check(dataset.name, split, counts, len(names))
-        remarks = tuple(_remarks(split, counts, len(names)))
-    whole = Index(
-        dataset=dataset.name,
-        split=split,
-        address=address,
-        chunks_at=address,
-        location=location,
-        parts=tuple(manifest["parts"]),
-        chunk_parts=tuple(range(len(manifest["parts"]))),
-        content=manifest["content"],
-        remarks=remarks,
-        listed=listed,
-        labels=usable.labels_of(counts),
-    )
-    return limited(store, whole, limit, mapper) if 0 < limit < len(whole) else whole
+def made(found: Source, mapper: Mapper, limit: int = 0) -> Index:
+    """Look up or make the index of a split with all ids; arguments and errors as in `index`."""
+    chosen = _limited(found, _whole(found, mapper, read=not limit), limit, mapper)
+    if not chosen.listed:
+        return chosen
+    read = identify.read(found.store, chosen, mapper)
+    _check(found, found.store.manifest(read.address))
+    return read
 
 
-def _make(
-    store: Store,
-    address: str,
-    made_of: dict,
-    location: str,
-    chunks: list[sources.Chunk],
-    mapper: Mapper,
-    write: Callable,
-) -> dict:
-    """Make all parts of an index, number the repeats over them, declare it complete, and return its manifest.
+def _whole(found: Source, mapper: Mapper, read: bool = False, drawn: bool = False) -> Index:
+    """Look up or make the index of all images of a split.
 
     Args:
-        write: `write_part`, or `write_listed`, whose rows have no ids of which some could be equal.
+        read: whether the images are read for their ids where it is made. drawn: as in `listed`.
     """
-    items = [
-        (store, address, part, location, group) for part, group in enumerate(parts.groups(chunks))
-    ]
-    counts = [Counts(*one) for one in mapper(write, items)]
-    if write is parts.write_part:
+    store, dataset, split, location, chunks, names = found
+    made_of = parts.what(dataset, split, chunks)
+    if names is None:
+        made_of |= {"labels": "not needed"}
+        found = found._replace(chunks=sources.lenient(chunks))
+    address = store.address("index", dataset.name, split, what=made_of)
+    whole = Index(
+        dataset.name, split, address, address, location, (), (), "", classes=len(names or ())
+    )
+    manifest = store.manifest(address)
+    if manifest is None:
+        read = read or not sources.skimmable(chunks) or (not drawn and _had_others(store, address))
+        manifest = _make(found, address, made_of, mapper, read)
+        if not read and not _seems_readable(found, _in_parts(whole, manifest)):
+            manifest = _make(found, address, made_of, mapper, read=True)
+    elif location not in manifest["locations"]:
+        manifest = _also_at(found, address, made_of, manifest)
+    _check(found, manifest)
+    return _in_parts(whole, manifest)
+
+
+def _had_others(store: Store, address: str) -> bool:
+    """Tell whether the split whose index has an address has had another one."""
+    folder, _, name = address.rpartition("/")
+    split = f"{name.rpartition('-')[0]}-"
+    return any(other.startswith(split) and other != name for other in store.names(folder))
+
+
+def _check(found: Source, manifest: dict) -> None:
+    """Raise `ConfigError` where labels are needed and a split cannot be used, as far as its index tells."""
+    if found.names is not None:
+        counts = Counts(**manifest["counts"])
+        usable.check(found.dataset.name, found.split, counts, len(found.names))
+
+
+def _in_parts(whole: Index, manifest: dict) -> Index:
+    numbers = tuple(range(len(manifest["parts"])))
+    return identify.told(
+        replace(whole, parts=tuple(manifest["parts"]), chunk_parts=numbers), manifest
+    )
+
+
+def _make(found: Source, address: str, made_of: dict, mapper: Mapper, read: bool) -> dict:
+    """Make all parts of an index, declare it complete, and return its manifest.
+
+    Args:
+        read: whether the images are read for their ids.
+    """
+    store, location = found.store, found.location
+    groups = enumerate(parts.groups(found.chunks))
+    items = [(store, address, part, location, group) for part, group in groups]
+    write = parts.write_part if read else parts.write_listed
+    counts = [Counts(*told) for told in mapper(write, items)]
+    if read:
         list(mapper(parts.number_repeats, [(store, address, len(counts))]))
-    facts = _facts(counts) | {"locations": [location], "chunks": len(chunks)}
+    facts = {"locations": [location], "chunks": len(found.chunks), "listed": not read}
+    return identify.finish(store, address, made_of, counts, facts)
+
+
+def _seems_readable(found: Source, whole: Index) -> bool:
+    """Look at an image of a list, or some, and tell whether one can be read: else all may be pointers or gone.
+
+    It is not asked where to read one is to read many.
+    """
+    if not len(whole) or not sources.alone(found.chunks):
+        return True
+    looked = np.unique(np.arange(PROBES) * len(whole) // PROBES)
+    for part, rows in enumerate(parts.by_part(whole, looked)):
+        for row in rows.tolist():
+            table, chunks = parts.read(found.store, whole.place, part, part, row, 1)
+            if sources.identified(chunks, table)["error"][0].as_py() is None:
+                return True
+    return False
+
+
+def _also_at(found: Source, address: str, made_of: dict, manifest: dict) -> dict:
+    """Write the chunks of an index for another place where its files are seen, and return the new manifest."""
+    store, location = found.store, found.location
+    for part, group in enumerate(parts.groups(found.chunks)):
+        parts.write_chunks(store, address, part, location, group)
+    facts = identify.facts_of(manifest) | {"locations": [*manifest["locations"], location]}
     store.finish(address, made_of, **facts)
     return store.manifest(address)
 
 
-def _facts(counts: Sequence[Counts]) -> dict[str, Any]:
-    """Return what the manifest of an index tells: the rows of each part, and what they hold together."""
-    whole = parts.merged(counts)
-    return {
-        "images": whole.rows,
-        "parts": [one.rows for one in counts],
-        "content": f"{whole.content:032x}",
-        "counts": whole._asdict(),
-        "left_out": whole.left_out,
-        "unreadable": whole.reasons,
-    }
-
-
-def _also_at(
-    store: Store,
-    address: str,
-    made_of: dict,
-    location: str,
-    chunks: list[sources.Chunk],
-    manifest: dict,
-) -> dict:
-    """Write the chunks of an index for another place where its files are seen, and return the new manifest."""
-    for part, group in enumerate(parts.groups(chunks)):
-        parts.write_chunks(store, address, part, location, group)
-    known = ("images", "parts", "content", "counts", "left_out", "unreadable", "chunks")
-    facts = {key: manifest[key] for key in known}
-    store.finish(address, made_of, **facts, locations=[*manifest["locations"], location])
-    return store.manifest(address)
-
-
-def limited(store: Store, whole: Index, limit: int, mapper: Mapper | None) -> Index | None:
-    """Make or look up an index of some images of another one, evenly over classes; it is an artefact of its own.
-
-    Args:
-        mapper: how it is made; None: return None where it is not there.
-    """
+def _limited(found: Source, whole: Index, limit: int, mapper: Mapper) -> Index:
+    """Look up or make the index of some images of another one, evenly over classes; it is an artefact of its own."""
+    if not 0 < limit < len(whole):
+        return whole
+    store = found.store
     made_of = {"of": whole.address, "limit": limit, "code": code(parts.evenly, places)}
     address = store.address("index", whole.dataset, whole.split, what=made_of)
     manifest = store.manifest(address)
-    if manifest is None and mapper is None:
-        return None
     if manifest is None:
         (counts,) = mapper(write_limited, [(store, whole, address, limit)])
-        store.finish(address, made_of, **_facts([Counts(*one) for one in counts]))
-        manifest = store.manifest(address)
-    return replace(
-        whole,
-        address=address,
-        parts=tuple(manifest["parts"]),
-        content=manifest["content"],
-        labels=usable.labels_of(Counts(**manifest["counts"])),
-    )
+        counts = [Counts(*told) for told in counts]
+        facts = {"listed": whole.listed, "absent": whole.classes - len(whole.labels)}
+        facts |= {"left_out": store.manifest(whole.address)["left_out"]}
+        manifest = identify.finish(store, address, made_of, counts, facts)
+    few = replace(whole, address=address, parts=tuple(manifest["parts"]), known_as="")
+    return identify.told(few, manifest)
 
 
 def write_limited(store: Store, whole: Index, address: str, limit: int) -> list[Counts]:
     """Write the chosen rows of each part; a part that none is chosen of stays, empty."""
-    table = whole.table(store, ["image_id", "key", "label"])
-    table = table.append_column("place", places(whole.split, table))
+    table = whole.table(store, ["key", "label"])
+    table = table.append_column("place", places(table))
     return parts.write_chosen(store, whole, address, parts.evenly(table, limit))
 
 
-def places(split: str, table: pa.Table) -> pa.Array:
-    """Return the order in which images are taken, as text or numbers: by id, or, of a train split, by name.
-
-    An image's name is known before it is read, so that those of a listed train split are the same ones.
-    """
-    if split != "train":
-        return table["image_id"].combine_chunks()
+def places(table: pa.Table) -> pa.Array:
+    """Return the order in which images are taken, as numbers: by name, which is known before an image is read."""
     return pa.array([draws.place("limit", key) for key in table["key"].to_pylist()], pa.uint64())
-
-
-def _remarks(split: str, counts: Counts, n_classes: int) -> Iterator[str]:
-    """Yield what a person should know of a split that can be used."""
-    if counts.left_out:
-        yield f"{split} split: left out as no image: {counted(counts.left_out)}"
-    if counts.bad:
-        yield f"{split} split: {counts.bad} of {counts.rows} rows cannot be used, such as {counts.first_bad}"
-    missing = n_classes - len(counts.labels)
-    if missing:
-        yield f"{split} split: {missing} of {n_classes} classes have no image"
-
-
-def counted(kinds: dict[str, int]) -> str:
-    """Write kinds with their counts in words."""
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +102,12 @@ def label(job: Job, verbose: bool = False) -> dict[str, Any]:
     work = plans.only(work, todo)
     if todo:
         _run(job, work, kept, verbose)
+    work = plans.identified(work, wanted.compute)
     budget = wanted.compute.error_budget
     counts = plans.finish(work, budget, about=_about(job))
     told = {"predictions": work.store.place(work.address), "model": job.model, **counts}
     if kept is not None:
-        lost = failures.finish(work.store, kept, budget, {})
+        lost = failures.finish(work.store, replace(kept, index=work.index), budget, {})
         whole = [row["error"] for row in lost if row["image_id"] is None]
         told["embeddings"] = {
             name: work.store.place(place) for name, place in kept.addresses.items()
@@ -120,9 +121,9 @@ def _by_vectors(job: Job, verbose: bool) -> dict[str, Any]:
     from clipray.fusion import Fusion
     from clipray.steps.predict.sums import Collection
 
-    work, store, compute = job.work, job.work.store, job.wanted.compute
+    store, compute = job.work.store, job.wanted.compute
     fusion, model = Fusion(job.folder), job.model
-    places = _places(job, fusion, verbose)
+    work, places = _places(job, fusion, verbose)
     images = Collection(store, work.index, places)
     if work.learns:
         address = collection.taught(store, model, fusion, images, compute, verbose)
@@ -142,23 +143,26 @@ def _by_vectors(job: Job, verbose: bool) -> dict[str, Any]:
     return {**told, **counts, "embeddings": vectors}
 
 
-def _places(job: Job, fusion: "Fusion", verbose: bool) -> tuple[str, ...]:
-    """Where the vectors of each backbone of a model are, once they are all there."""
-    store = job.work.store
-    if job.work.given:
-        given = brought.write(store, job.work.given)
-        addresses = given.works[job.work.index.split].addresses
+def _places(job: Job, fusion: "Fusion", verbose: bool) -> tuple[plans.Work, tuple[str, ...]]:
+    """The work, with all ids, and where the vectors of each backbone of a model are, once they are all there."""
+    work = job.work
+    if work.given:
+        given = brought.write(work.store, work.given)
+        addresses = given.works[work.index.split].addresses
     else:
         kept = _kept(job, range(len(fusion.backbones)))
-        _embed_all(store, kept, fusion, job.wanted.compute, verbose)
+        _embed_all(work.store, kept, fusion, job.wanted.compute, verbose)
+        work = plans.identified(work, job.wanted.compute)
+        kept = replace(kept, index=work.index)
+        failures.finish(work.store, kept, job.wanted.compute.error_budget, {})
         addresses = kept.addresses
-    return tuple(addresses[name] for name in fusion.backbones)
+    return work, tuple(addresses[name] for name in fusion.backbones)
 
 
 def _embed_all(
     store: Store, work: embeddings.Work, fusion: "Fusion", compute: Compute, verbose: bool
-) -> list[dict]:
-    """Embed what some backbone of a model lacks; rows of what failed.
+) -> None:
+    """Embed what some backbone of a model lacks.
 
     Raises:
         ClipRayError: a backbone has left no embeddings.
@@ -178,7 +182,6 @@ def _embed_all(
     if broken:
         name, reason = next(iter(broken.items()))
         raise ClipRayError(f"the backbone {name} has not embedded all images: {reason}")
-    return failures.finish(store, work, compute.error_budget, {})
 
 
 def _about(job: Job) -> dict[str, Any]:

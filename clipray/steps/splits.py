@@ -16,7 +16,7 @@ from clipray.steps.embed import given as brought
 from clipray.steps.evaluate import teach as meta
 from clipray.steps.index.drawable import drawable, few_images
 from clipray.steps.index.pool import pool
-from clipray.steps.indices import Source, known, made, source
+from clipray.steps.indices import listed, source
 from clipray.steps.todo import Looker
 
 AT_ONCE = 16  # datasets that are looked at together: most of it is waiting for storage
@@ -39,10 +39,10 @@ class Found(NamedTuple):
 
 
 def train(looker: Looker, work: Work, prompts: dict[str, list[str]]) -> Work:
-    """Look again at a train split, and return what it lacks now."""
+    """Look again at a train split, and return what it lacks now; what takes the place of others is read beforehand."""
     if work.index.of is None:
         return work
-    return _pooled(looker, work.index.of, work.index.apart, len(prompts["classnames"]))
+    return _pooled(looker, work.index.of, work.index.apart, len(prompts["classnames"]), read=True)
 
 
 def look(looker: Looker, datasets: Sequence[Dataset]) -> Iterator[Found]:
@@ -99,36 +99,33 @@ def _look(looker: Looker, dataset: Dataset) -> Found:
     remarks = list(sources.remarks(dataset, root))
     indices = {}
     for split in dataset.splits:
-        found = _index(looker, source(store, dataset, split, root, names))
-        indices[split] = found
-        remarks += found.remarks
-    works = {}
-    for split, found in indices.items():
-        if found.listed:
-            works[split] = _pooled(looker, found, indices["test"], len(names))
-            remarks += works[split].index.remarks
-        else:
-            works[split] = embeddings.plan(store, looker.specs, campaign, found)
+        drawn = split == "train" and not looker.whole
+        files = source(store, dataset, split, root, names)
+        indices[split] = listed(files, looker.mapper, campaign.limit, drawn)
+        remarks += indices[split].remarks
+    works = {"test": embeddings.plan(store, looker.specs, campaign, indices["test"])}
+    if "train" in indices:
+        works["train"] = _train(looker, indices["train"], indices["test"], len(names))
+        remarks += set(works["train"].index.remarks) - set(remarks)
     if "train" in indices and campaign.shots:
         labels = works["train"].index.labels
-        if works["train"].index.of is None:
+        if not any(index.listed or index.of for index in (*indices.values(), works["train"].index)):
             labels = drawable(store, indices["train"], indices["test"], looker.mapper)
         remarks += few_images(labels, len(names), campaign.shots)
     return Found(prompts, works, [f"{dataset.name}: {text}" for text in remarks])
 
 
-def _index(looker: Looker, found: Source) -> Index:
-    """Make the index of a split; of a train split of which only support sets are looked at, no image is read for it.
+def _train(looker: Looker, train: Index, test: Index, classes: int) -> Work:
+    """Find what a train split lacks; where only support sets are looked at, it is what these may hold.
 
     Where all of its images have been embedded already, that serves.
     """
-    limit = looker.campaign.limit
-    if found.split != "train" or looker.whole:
-        return made(found, looker.mapper, limit)
-    whole = known(found, limit)
-    if whole and embeddings.is_embedded(looker.store, looker.specs, looker.campaign, whole):
-        return whole
-    return made(found, looker.mapper, limit, listed=True)
+    store, campaign = looker.store, looker.campaign
+    if looker.whole:
+        return embeddings.plan(store, looker.specs, campaign, train)
+    if not train.listed and embeddings.is_embedded(store, looker.specs, campaign, train):
+        return embeddings.plan(store, looker.specs, campaign, train)
+    return _pooled(looker, train, test, classes)
 
 
 def _look_given(looker: Looker, dataset: Dataset) -> Found:
@@ -149,17 +146,19 @@ def _look_given(looker: Looker, dataset: Dataset) -> Found:
     return Found(prompts, given.works, [f"{dataset.name}: {text}" for text in remarks], given)
 
 
-def _pooled(looker: Looker, train: Index, test: Index, classes: int) -> Work:
+def _pooled(looker: Looker, train: Index, test: Index, classes: int, read: bool = False) -> Work:
     """Find what the images of a train split lack that support sets may hold.
 
     Images of the pool that have no embedding are drawn by no support set, so others take their place.
+
+    Args:
+        read: whether images are read before they join the pool.
     """
     store, campaign = looker.store, looker.campaign
+    drawn = classes, campaign.shots, campaign.seeds, looker.mapper
     unusable: set[str] = set()
     while True:
-        part = pool(
-            store, train, test, classes, campaign.shots, campaign.seeds, looker.mapper, unusable
-        )
+        part = pool(store, train, test, *drawn, unusable, read or bool(unusable))
         work = embeddings.plan(store, looker.specs, campaign, part)
         failed = {image_id for done in work.done.values() for image_id in done["errors"]}
         if work.images or failed <= unusable:

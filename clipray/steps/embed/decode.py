@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from clipray import images, sources
 from clipray.artefacts import index
+from clipray.artefacts.found import Finder
 from clipray.encoding import column, cropped
 from clipray.steps.spent import DECODING, metered, timed
 from clipray.steps.survivors import survivors
@@ -31,9 +32,11 @@ def decode(
     wanted = sorted({groups[name] for name in task["todo"]})
     with timed(task, DECODING):
         rows, chunks = index.read(store, task["index"], *task["piece"])
-        data = metered(sources.contents(chunks, rows), task)
-        data, known = survivors(data, rows["error"].to_pylist(), max_pixels)
+        finder = Finder(store, task["index"], task["piece"], rows)
+        data = finder.passing(metered(sources.contents(chunks, finder.rows), task))
+        data, known = survivors(data, finder.rows["error"].to_pylist(), max_pixels)
         crops, errors = cropped(data, known, wanted, max_pixels)
+        rows = finder.found()
     told = rows.select(["image_id", "label"])
     task["rows"] = told.append_column("error", pa.array(errors, pa.string()))
     task["content"] = index.content_sum(rows["image_id"], rows["label"])

@@ -160,7 +160,7 @@ def _write_split(store: Store, given: Given, split: str, work: Work, name: str) 
     for shard in work.shards():
         if name not in work.todo[shard.name]:
             continue
-        rows = parts.rows_of(store, work.index.address, shard.part, shard.start, shard.rows)
+        rows = parts.rows_of(store, work.index.place, shard.part, shard.start, shard.rows)
         good = rows["error"].is_null().to_numpy(zero_copy_only=False)
         values_ND = matrix.take(order_N[rows["row"].to_numpy()[good]])
         errors = [None] * len(values_ND)

@@ -1,4 +1,4 @@
-"""Images of a listed train split are drawn, read, and added to its pool."""
+"""Images of a train split are drawn from its list and added to its pool: unread, or read before."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,14 @@ class Outcast(NamedTuple):
         files: that hold the rows, each with its reason.
         labels: by label, how many.
         unread: how many of them cannot be read. first: one of these, and its reason.
+        inside: how many of them are in the pool all the same, because they joined it before they were read.
     """
 
     files: int
     labels: dict[int, int]
     unread: int
     first: str
+    inside: int
 
 
 def outcast(known: dict[str, Any]) -> Outcast:
@@ -76,6 +78,61 @@ def _rows_of(drawn: Sequence[draws.Draw], shots: int) -> np.ndarray:
     return np.unique(np.concatenate(rows))
 
 
+def join(
+    store: Store,
+    train: Index,
+    address: str,
+    known: dict[str, Any],
+    lacking: Sequence[tuple[int, np.ndarray]],
+) -> dict[str, Any]:
+    """Add rows of a list to a pool as new parts, without ids.
+
+    Args:
+        lacking: as `choose` tells them.
+
+    Returns:
+        what the pool's manifest has to tell.
+    """
+    lengths, chunk_parts, unread = (list(known[k]) for k in ("parts", "chunk_parts", "unread"))
+    for part, rows in lacking:
+        table = store.read_table(f"{train.address}/{parts.part_name(part)}").take(pa.array(rows))
+        bare = pa.nulls(len(table), pa.string())
+        number = len(lengths)
+        table = table.set_column(0, table.schema.field(0), bare)
+        store.write_table(f"{address}/{parts.part_name(number)}", table)
+        unread.append(number)
+        lengths.append(len(table))
+        chunk_parts.append(train.chunk_parts[part])
+    return known | {"parts": lengths, "chunk_parts": chunk_parts, "unread": unread}
+
+
+def settle_joined(store: Store, test: Index, address: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Put images of a pool apart that joined it unread and cannot be drawn; their rows stay, for they are embedded.
+
+    Returns:
+        what the pool's manifest has to tell.
+    """
+    content = int(known["content"], 16)
+    tested = test.table(store, ["image_id"])["image_id"].to_pylist()
+    bad = []
+    for part in known["unread"]:
+        table = store.read_table(f"{address}/{parts.part_name(part)}")
+        content += parts.content_sum(table["image_id"], table["label"])
+        bad.append(table.filter(pa.array(~_free(table, tested))))
+    out = outcast(known)
+    if bad:
+        bad = pa.concat_tables(bad)
+        out = _put_out(store, address, out, bad)._replace(inside=out.inside + len(bad))
+    facts = {"unread": [], "content": f"{content % 2**128:032x}"}
+    return known | facts | {"out": out._asdict()}
+
+
+def _free(table: pa.Table, tested: Sequence[str]) -> np.ndarray:
+    """Tell of each row whether its image can be read and is not among those of the test split."""
+    kept = table["error"].is_null().to_numpy(zero_copy_only=False)
+    return kept & draws.apart(table["image_id"].to_pylist(), tested)
+
+
 def read(store: Store, train: Index, address: str, part: int, rows: np.ndarray) -> None:
     """Read the images of some rows of a part of a list, and write their rows with ids for `settle`.
 
@@ -114,8 +171,7 @@ def settle(
     good, bad = [], []
     for part in changed:
         table = store.read_table(f"{address}/{_read(part)}")
-        kept = table["error"].is_null().to_numpy(zero_copy_only=False)
-        kept &= draws.apart(table["image_id"].to_pylist(), tested)
+        kept = _free(table, tested)
         good.append(table.filter(pa.array(kept)))
         bad.append(table.filter(pa.array(~kept)))
     own = _rows(store, address, [parts.part_name(n) for n in range(len(lengths))])
@@ -133,8 +189,7 @@ def settle(
 
 def _numbered(own: pa.Table, more: Sequence[pa.Table]) -> Iterator[pa.Table]:
     """Yield rows that join those of a pool with ids that number repeats of an image on."""
-    plain = pc.utf8_slice_codeunits(own["image_id"], 0, parts.DIGITS)
-    columns = [plain, *(piece["image_id"] for piece in more)]
+    columns = [parts.plain(own["image_id"]), *(piece["image_id"] for piece in more)]
     chunks = [chunk for column in columns for chunk in column.chunks]
     ids = sources.numbered(pa.chunked_array(chunks, pa.string()))
     start = len(own)
@@ -159,7 +214,10 @@ def _put_out(store: Store, address: str, out: Outcast, bad: pa.Table) -> Outcast
     bad = bad.set_column(bad.schema.get_field_index("error"), "error", reasons)
     store.write_table(f"{address}/{_outcasts(out.files)}", bad)
     labels = Counter(out.labels) + Counter(bad["label"].to_pylist())
-    return Outcast(out.files + 1, dict(labels), out.unread + len(unread), out.first or first)
+    unread = out.unread + len(unread)
+    return out._replace(
+        files=out.files + 1, labels=dict(labels), unread=unread, first=out.first or first
+    )
 
 
 def _read(part: int) -> str:

@@ -1,14 +1,12 @@
 """The images of a train split that support sets may hold: only they are read and embedded.
 
 Labels and names are known before an image is read, so the support sets are drawn from a list of the split, by the
-function that draws them for the evaluation. What is drawn is read and makes a pool; what turns out to be unreadable, or
-to stand in the test split too, is kept apart, and others take its place. More shots or seeds, and images that have no
-embedding in the end, add parts to the pool; none is ever taken away. A support set drawn from the pool is that drawn
-from the whole split: in each seed's order a pool holds the first images of every class that can be used, and further
-ones do not move them.
-
-The bytes of a pool are read twice: here for the ids, which decide what is drawn, and when they are embedded. To keep
-them in between would be a second copy of the pool in the workspace.
+function that draws them for the evaluation. What is drawn makes a pool, and is read when it is embedded. What then
+turns out to be unreadable, or to stand in the test split too, is drawn by no support set, and others take its place:
+these are read before they join the pool, for where some images cannot be used often many cannot. More shots or seeds,
+and images that have no embedding in the end, add parts to the pool; none is ever taken away. A support set drawn from
+the pool is that drawn from the whole split: in each seed's order a pool holds the first images of every class that can
+be used, and further ones do not move them.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,10 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from clipray import sources
-from clipray.artefacts import usable
+from clipray.artefacts import found, usable
 from clipray.artefacts.index import Index
 from clipray.fingerprint import code, fingerprint
 from clipray.numerics import draws
+from clipray.steps import identify
 from clipray.steps.index import grow
 from clipray.steps.index.grow import Outcast, outcast
 from clipray.steps.mappers import Mapper
@@ -38,14 +37,16 @@ def pool(
     seeds: int,
     mapper: Mapper,
     unusable: Collection[str] = (),
+    read: bool = True,
 ) -> Index:
     """Return the pool of a train split, grown until it holds every image that a support set may hold.
 
     Args:
-        train: the split, listed. test: the test split; no image of it is in the pool.
+        train: the split, listed. test: the test split, no image of which is drawn from the pool once it has ids.
         classes: C. shots: images a class. seeds: number of draws.
         mapper: how images are read, where the pool does not hold enough.
         unusable: ids of images of the pool that have no embedding.
+        read: whether images are read before they join the pool; else they are to be embedded now, and `settled`.
 
     Raises:
         ConfigError: none of the split's images can be read.
@@ -54,12 +55,45 @@ def pool(
     known = store.manifest(address) or _nothing()
     wanted = [max(shots), seeds, classes, fingerprint(sorted(unusable))]
     if not any(_holds(drawn, wanted) for drawn in known["drawn"]):
-        known = _grown(store, train, test, known, max(shots), seeds, classes, mapper, unusable)
+        unknown = test.listed or known["unread"]
+        grow_by = _grown if (read or _seldom(known)) and not unknown else _joined
+        known = grow_by(store, train, test, known, max(shots), seeds, classes, mapper, unusable)
         known["drawn"].append(wanted)
-        made_of = what(train, test)
-        store.finish(address, made_of, **{key: known[key] for key in _nothing()})
-    out = outcast(known)
-    if not known["parts"] and out.unread and out.unread == sum(out.labels.values()):
+        _finish(store, train, test, known)
+    return _index(train, test, address, known)
+
+
+def settled(store: Store, index: Index, mapper: Mapper) -> tuple[Index, identify.Errors]:
+    """Give the images of a pool their ids, once they have been embedded, and put those apart that cannot be drawn.
+
+    Args:
+        index: the pool; the test split `apart` has ids.
+
+    Returns:
+        the pool, and the errors of repeated images under their new ids.
+    """
+    train, test = (replace(split, labels={}) for split in (index.of, index.apart))
+    known = store.manifest(index.address)
+    unread = [own for own in found.by_part(index) if own[0].part in known["unread"]]
+    list(mapper(found.merged, [(store, index.place, own) for own in unread]))
+    errors = identify.number(store, index, mapper)
+    before = known["out"]["files"]
+    (known,) = mapper(grow.settle_joined, [(store, test, index.address, known)])
+    if known["out"]["files"] != before:  # what was drawn before has to be drawn again
+        known["drawn"] = []
+    _finish(store, train, test, known)
+    found.clear(store, index.address)
+    return _index(index.of, index.apart, index.address, known), errors
+
+
+def _finish(store: Store, train: Index, test: Index, known: dict[str, Any]) -> None:
+    facts = {key: known[key] for key in _nothing()}
+    store.finish(place(store, train, test), what(train, test), **facts)
+
+
+def _index(train: Index, test: Index, address: str, known: dict[str, Any]) -> Index:
+    out, rows = outcast(known), sum(known["parts"])
+    if rows == out.inside and out.unread and out.unread == sum(out.labels.values()):
         raise usable.unusable(train.dataset, train.split, out.first)
     return replace(
         train,
@@ -67,13 +101,32 @@ def pool(
         parts=tuple(known["parts"]),
         chunk_parts=tuple(known["chunk_parts"]),
         content=known["content"],
-        pool=address,
+        known_as=address,
         of=train,
         apart=test,
-        listed=False,
+        listed=bool(known["unread"]),
         labels={label: n - out.labels.get(label, 0) for label, n in train.labels.items()},
-        remarks=_remarks(out, sum(known["parts"])),
+        remarks=_remarks(out, rows - out.inside),
     )
+
+
+def _joined(
+    store: Store,
+    train: Index,
+    test: Index,
+    known: dict[str, Any],
+    most: int,
+    seeds: int,
+    classes: int,
+    mapper: Mapper,
+    unusable: Collection[str],
+) -> dict[str, Any]:
+    """Add what a pool lacks, unread; return what its manifest has to tell."""
+    address, spare = place(store, train, test), _spare(most)
+    train = replace(train, labels={})
+    item = (store, train, address, known, (most, most + spare), seeds, classes)
+    (lacking,) = mapper(grow.choose, [(*item, sorted(unusable))])
+    return grow.join(store, train, address, known, lacking)
 
 
 def _grown(
@@ -92,7 +145,7 @@ def _grown(
     A spare of each class is read with the others, so that few images that cannot be used cost no second round; each
     further round takes a spare twice as large.
     """
-    address, spare = place(store, train, test), max(SPARE, -(-most // SHARE))
+    address, spare = place(store, train, test), _spare(most)
     train, test = (replace(split, labels={}) for split in (train, test))  # no worker looks at them
     while True:
         item = (store, train, address, known, (most, most + spare), seeds, classes)
@@ -108,6 +161,18 @@ def _grown(
         spare *= 2
 
 
+def _seldom(known: dict[str, Any]) -> bool:
+    """Tell whether fewer than half of the images that were drawn so far can be used."""
+    out = outcast(known)
+    return 2 * sum(out.labels.values()) > sum(known["parts"]) - out.inside + sum(
+        out.labels.values()
+    )
+
+
+def _spare(most: int) -> int:
+    return max(SPARE, -(-most // SHARE))
+
+
 def what(train: Index, test: Index) -> dict[str, Any]:
     """Return the WHAT of a pool: the rows that it is drawn from, not how many are drawn."""
     made_by = code(draws.draws, draws.apart, sources.identified)
@@ -121,8 +186,8 @@ def place(store: Store, train: Index, test: Index) -> str:
 
 def _nothing() -> dict[str, Any]:
     """Return what the manifest of a pool without an image would tell."""
-    nothing = {"parts": [], "chunk_parts": [], "content": f"{0:032x}", "drawn": []}
-    return nothing | {"out": Outcast(0, {}, 0, "")._asdict()}
+    nothing = {"parts": [], "chunk_parts": [], "unread": [], "content": f"{0:032x}", "drawn": []}
+    return nothing | {"out": Outcast(0, {}, 0, "", 0)._asdict()}
 
 
 def _holds(drawn: Sequence[Any], wanted: Sequence[Any]) -> bool:

@@ -14,8 +14,8 @@ from clipray.config import Campaign, Dataset
 from clipray.errors import ConfigError
 from clipray.shots import ALL
 from clipray.steps import fits
+from clipray.steps.identify import counted
 from clipray.steps.index.drawable import few_images
-from clipray.steps.indices import counted
 
 SPREAD = 16  # files that a sample is spread over at least, if there are as many
 LISTED = 5  # corrupt files and repeats named in a report; all are counted

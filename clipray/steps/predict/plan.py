@@ -15,11 +15,12 @@ from clipray import catalog, fingerprint, sources
 from clipray.artefacts import predictions
 from clipray.artefacts.given import Given
 from clipray.artefacts.index import Index, Shard, rows_of, shard_rows
-from clipray.config import Dataset, names
+from clipray.config import Compute, Dataset, names
 from clipray.config.predict import Predict
 from clipray.errors import ConfigError, ErrorBudget
 from clipray.sources import storage
-from clipray.steps.indices import index
+from clipray.steps import identify
+from clipray.steps.indices import listed, source
 from clipray.steps.mappers import reader
 from clipray.steps.predict import collection
 from clipray.store import Store
@@ -74,7 +75,8 @@ def plan(wanted: Predict, about: dict[str, Any], digest: str, look: Callable[...
     else:
         _refuse_images(about)
         mapper = reader(wanted.compute)
-        found = index(store, dataset, split, wanted.data_root, mapper, wanted.limit, labelled=False)
+        files = source(store, dataset, split, wanted.data_root, labelled=False)
+        found = listed(files, mapper, wanted.limit)
     if not len(found):
         raise ConfigError(f"images: {wanted.images} holds no image")
     if targets and (odd := outside(_labels(store, found, given), len(about["classnames"]))):
@@ -254,7 +256,7 @@ def finish(work: Work, budget: float, **facts: Any) -> dict[str, Any]:
     columns = ["image_id", "class", "target", "gflops", "error"]
     for shard in work.shards():
         table = work.store.read_table(f"{work.address}/{shard.name}", columns)
-        rows = rows_of(work.store, work.index.address, shard.part, shard.start, shard.rows)
+        rows = rows_of(work.store, work.index.place, shard.part, shard.start, shard.rows)
         if table["image_id"].to_pylist() != rows["image_id"].to_pylist():
             raise ConfigError(
                 f"{work.store.place(work.address)}/{shard.name} holds other images than its index: remove that folder "
@@ -294,6 +296,14 @@ def _told(counts: dict[str, Any]) -> dict[str, Any]:
     if counts["scored"]:
         told |= {"scored": counts["scored"], "accuracy": counts["right"] / counts["scored"]}
     return told
+
+
+def identified(work: Work, compute: Compute) -> Work:
+    """Return the same with the ids of its images, once these have been read."""
+    if not work.index.listed:
+        return work
+    found, _ = identify.embedded(work.store, work.index, reader(compute), others=[work.address])
+    return replace(work, index=found)
 
 
 def items(work: Work) -> Iterator[dict[str, Any]]:

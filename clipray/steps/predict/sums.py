@@ -60,7 +60,7 @@ def read(images: Collection, shard: Shard) -> Stored:
         StoreError: a file holds other images than the index.
     """
     store, index = images.store, images.index
-    rows = rows_of(store, index.address, shard.part, shard.start, shard.rows)
+    rows = rows_of(store, index.place, shard.part, shard.start, shard.rows)
     tables = [store.read_table(f"{place}/{shard.name}") for place in images.places]
     errors = rows["error"].to_pylist()
     for place, table in zip(images.places, tables, strict=True):

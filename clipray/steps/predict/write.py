@@ -16,6 +16,7 @@ import pyarrow as pa
 from clipray import backbones, encoding, images, schema, sources
 from clipray.artefacts import fused_model, index
 from clipray.artefacts.embeddings import embedded
+from clipray.artefacts.found import Finder
 from clipray.config import Compute, Pool
 from clipray.encoding import column
 from clipray.errors import ClipRayError
@@ -42,9 +43,11 @@ def decode(
     """
     task = pickle.loads(table["task"][0].as_py())
     rows, chunks = index.read(store, task["index"], *task["piece"])
-    known = rows["error"].to_pylist()
-    data, known = survivors(sources.contents(chunks, rows), known, max_pixels)
+    finder = Finder(store, task["index"], task["piece"], rows)
+    data, known = finder.passing(sources.contents(chunks, finder.rows)), finder.rows["error"]
+    data, known = survivors(data, known.to_pylist(), max_pixels)
     crops, errors = encoding.cropped(data, known, groups, max_pixels)
+    rows = finder.found()
     task |= {"rows": rows.select(RUNNING), "errors": errors, "embeddings": {}}
     task["cropped"] = [row for row, error in enumerate(errors) if error is None]
     task["stages"] = [None] * len(

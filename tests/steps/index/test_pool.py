@@ -19,10 +19,12 @@ from clipray.config import Dataset
 from clipray.errors import ConfigError
 from clipray.numerics import draws
 from clipray.steps import campaign as run
+from clipray.steps import identities, indices
 from clipray.steps.index import grow
 from clipray.steps.index.pool import pool
-from clipray.steps.indices import index, made, source
+from clipray.steps.indices import index, source
 from clipray.steps.mappers import in_threads
+from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan
 from clipray.store import Store
 
@@ -48,7 +50,7 @@ def tars(root: Path, images: int, each: int = 1000) -> None:
 
 def listed(store: Store, dataset: Dataset, limit: int = 0) -> Index:
     """The list of a train split, of which no image is read."""
-    return made(source(store, dataset, "train", ""), in_threads, limit, listed=True)
+    return indices.listed(source(store, dataset, "train", ""), in_threads, limit, drawn=True)
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +170,20 @@ def test_what_cannot_be_read_is_replaced_told_and_never_read_again(tmp_path, mon
 def test_a_split_of_which_nothing_can_be_read_is_an_error_and_one_that_is_tested_is_none(tmp_path):
     store, dataset = Store(str(tmp_path / "w")), folder(tmp_path / "set", 40, broken=4)
     test = index(store, dataset, "test", "", in_threads)
-    train = listed(store, dataset)
+    words = r"its train split holds no image that can be used"
     for _ in range(2):  # and where it is known already
-        with pytest.raises(ConfigError, match=r"its train split holds no image that can be used"):
-            pool(store, train, test, CLASSES, [1], 1, in_threads)
+        with pytest.raises(ConfigError, match=words):
+            listed(store, dataset)
+    # of a row group no single image is looked at
+    table = pa.table(
+        {"image": [f"{n}.png" for n in range(40)], "label": [n % 10 for n in range(40)]}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    names = tuple(f"class {n}" for n in range(CLASSES))
+    paths = Dataset(name="paths", format="parquet", uri=str(tmp_path), classnames=names)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=words):
+            pool(store, listed(store, paths), test, CLASSES, [1], 1, in_threads)
     both = dataset.model_copy(update={"splits": {"train": "test", "test": "test"}})
     some = pool(store, listed(store, both), test, CLASSES, [1], 1, in_threads)
     assert (len(some), some.remarks) == (0, ())
@@ -210,18 +222,32 @@ def test_a_set_that_is_moved_or_limited_gives_the_same_support_sets(tmp_path):
 
 
 def test_classes_with_fewer_images_than_shots_are_told_as_far_as_images_were_read(
-    tmp_path, campaign
+    tmp_path, campaign, capsys
 ):
     folder(tmp_path / "set", 400, broken=30)
     (tmp_path / "set.yaml").write_text(f"name: set\nformat: folder\nuri: {tmp_path / 'set'}\n")
     (tmp_path / "set" / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
     given = {"datasets": [str(tmp_path / "set.yaml")], "seeds": 1}
-    four, sixteen = (run.plan(campaign(**given, shots=[shots])).remarks for shots in (4, 16))
-    # by the list a class has 40 images; 10 can be read, and of these 2 stand in the test split too
-    assert not any("fewer images than shots" in text for text in four)
-    assert any("some have fewer images than shots" in text for text in sixteen)
-    assert any("10 at 16 shots" in text for text in sixteen)
-    assert any("cannot be read" in text for text in four)
+    for shots, words in ((4, "cannot be read"), (16, "10 at 16 shots")):
+        todo = run.plan(campaign(**given, shots=[shots], workspace=str(tmp_path / f"w{shots}")))
+        # by the list a class has 40 images; 10 can be read, and of these 2 stand in the test split too
+        assert todo.remarks == []
+        while todo.images:
+            changed = as_if_embedded(todo)
+            run._grow(todo, changed)
+        said = capsys.readouterr().err
+        assert "images that were drawn for support sets cannot be read" in said
+        assert words in said
+        assert ("fewer images than shots" in said) == (shots == 16)
+
+
+def as_if_embedded(todo: Plan) -> set[str]:
+    """Tell a plan that workers have embedded all, which finds the ids of the images; see `identities.found`."""
+    told = {}
+    for place, work in todo.works.items():
+        told[place] = {name: Tally(set(work.todo)) for name in work.addresses}
+        todo.works[place] = replace(work, todo={shard: [] for shard in work.todo})
+    return identities.found(todo, told)
 
 
 def usable_of(store: Store, whole: Index) -> Index:

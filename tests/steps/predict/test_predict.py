@@ -8,8 +8,8 @@ import pytest
 
 import clipray
 from clipray import catalog, sources
-from clipray.artefacts import embeddings, fused_model
 from clipray.artefacts import evaluations as scored
+from clipray.artefacts import fused_model
 from clipray.config import Tracking, parse
 from clipray.config.predict import Fit, Predict
 from clipray.errors import ConfigError, ErrorBudget
@@ -99,7 +99,8 @@ def test_predict_says_what_the_evaluation_says_and_keeps_embeddings(world):
     assert [names[0]["label"] for names in table["top5"]] == table["label"].tolist()
 
     # a campaign in this workspace has nothing to embed
-    kept = embeddings.plan(store, todo.specs, todo.campaign, todo.works["digits", "test"].index)
+    campaign = todo.campaign.model_copy(update={"workspace": store.uri})
+    kept = run.plan(campaign).works["digits", "test"]
     used = set(table["backbones_used"].iloc[0])
     assert {name for names in kept.todo.values() for name in names} == set(BACKBONES) - used
 

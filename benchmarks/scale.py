@@ -16,7 +16,6 @@ process on this machine and takes its share of the cores; requests are those tha
 
 import json
 import os
-import pickle
 import resource
 import socket
 import subprocess
@@ -172,7 +171,8 @@ def measure(kind: str, count: int) -> dict:
         todo = timed("first_plan", facts, lambda: run.plan(campaign, dry=True))
         tasks = [item["task"] for work in todo.works.values() for item in embed.items(work)]
         facts |= {"tasks": len(tasks), "largest_task_bytes": max(map(len, tasks))}
-        facts["images_told"] = sum(pickle.loads(task)["piece"][-1] for task in tasks)
+        told = [task for work in todo.works.values() for task in embed.tasks(work)]
+        facts["images_told"] = sum(task["piece"][-1] for task in told)
         timed("declare", facts, lambda: declare(todo))
         asked = count_requests(bool(remote))
         again = timed("plan_again", facts, lambda: run.plan(campaign, dry=True))

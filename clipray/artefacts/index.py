@@ -102,6 +102,8 @@ class Index:
         of: the split that a pool is drawn from. apart: the one whose images are never drawn from it.
         listed: whether some rows have no ids yet, because no image was read.
         classes: C, where each image has to be of one; 0 where labels are not needed.
+        row_groups: rows of each chunk, where whoever reads an image reads all of its chunk; empty elsewhere, and for
+            some images of another index.
         labels: by label, how many images can be used; of a pool, how many of its split can be drawn as far as is known.
     """
 
@@ -119,6 +121,7 @@ class Index:
     apart: "Index | None" = None
     listed: bool = False
     classes: int = 0
+    row_groups: tuple[int, ...] = field(default=(), repr=False)
     labels: dict[int, int] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:

@@ -10,8 +10,9 @@ label order.
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -37,15 +38,17 @@ from clipray.sources.storage import (
 KNOWN_OPTIONS = ("image", "label", "labels")
 AT_ONCE = 16  # files whose ends are read together
 LARGEST = 2**63 - 1  # a label that schema.INDEX can hold
-KEPT = (
-    256 * 2**20
-)  # bytes of images that a worker keeps in case that the next shard is of the same row group
+# bytes of images that a worker keeps in case that the next shard is of the same row group
+KEPT = 256 * 2**20
+BUFFER = 2**20  # bytes that are read at a time of a row group that is larger
+BATCH = 32  # rows of it
 TOGETHER = True  # whoever reads an image reads the column of its row group
 NO_WEB = "images at web addresses are not fetched: download them"
 
 DAMAGED = "its row group is damaged"
 
 _kept: dict[tuple, pa.ChunkedArray] = {}
+_footers: dict[tuple, pq.FileMetaData] = {}
 
 
 def classes(dataset: Dataset, uri: str) -> list[str] | None:
@@ -114,16 +117,58 @@ def fetch(chunk: Chunk, rows: pa.Table) -> Iterator[bytes | Exception]:
     """The bytes of just those rows, in order; a row group's image column is read once for neighbouring rows.
 
     A row group is the least that can be read of a column: few rows of many large row groups cost as many bytes as all.
+    One that is too large to be held is read from its beginning to the last of the rows.
     """
-    try:
-        column = _images(chunk) if len(rows) else None
-    except (pa.ArrowException, OSError) as error:
-        if _is_of_storage(error):
-            raise
-        yield from [ValueError(f"{DAMAGED}: {error}")] * len(rows)
-        return
-    for row in rows["row"].to_pylist():
-        yield _bytes(chunk, column[row].as_py())
+    wanted = rows["row"].to_pylist()
+    cells = _cells(chunk, wanted)
+    for number in range(len(wanted)):
+        try:
+            cell = next(cells)
+        except (pa.ArrowException, OSError) as error:
+            if _is_of_storage(error):
+                raise
+            yield from [ValueError(f"{DAMAGED}: {error}")] * (len(wanted) - number)
+            return
+        yield _bytes(chunk, cell)
+
+
+def _cells(chunk: Chunk, wanted: Sequence[int]) -> Iterator[Any]:
+    """Yield the cells of the image column of some rows of a row group; `wanted` is in order."""
+    image = chunk.options["image"]
+    key = (chunk.uri, chunk.start, image, chunk.state)
+    if key not in _kept:
+        with _reader(chunk, opened, buffer_size=BUFFER) as reader:
+            if _size(reader, chunk) > KEPT:
+                yield from _passing(reader, chunk, wanted)
+                return
+            column = reader.read_row_group(chunk.start, columns=[image])[image]
+        _kept.clear()
+        _kept[key] = column
+    column = _kept[key]
+    for row in wanted:
+        yield column[row].as_py()
+
+
+def _size(reader: pq.ParquetFile, chunk: Chunk) -> int:
+    """The bytes of a row group's image column in memory."""
+    group = reader.metadata.row_group(chunk.start)
+    columns_of = (group.column(number) for number in range(group.num_columns))
+    image = chunk.options["image"]
+    own = (one for one in columns_of if one.path_in_schema.partition(".")[0] == image)
+    return sum(one.total_uncompressed_size for one in own)
+
+
+def _passing(reader: pq.ParquetFile, chunk: Chunk, wanted: Sequence[int]) -> Iterator[Any]:
+    """Yield cells of a row group as it is read, some rows at a time."""
+    image, left = chunk.options["image"], iter(wanted)
+    row, first = next(left, None), 0
+    for batch in reader.iter_batches(BATCH, [chunk.start], [image], use_threads=False):
+        while row is not None and row < first + len(batch):
+            yield batch[image][row - first].as_py()
+            row = next(left, None)
+        if row is None:
+            return
+        first += len(batch)
 
 
 def files_of(dataset: Dataset, split: str, uri: str) -> list[tuple[str, dict]]:
@@ -212,25 +257,25 @@ def with_targets(chunk: Chunk, footer: pq.FileMetaData) -> Chunk:
     return chunk._replace(state=f"{chunk.state} {state(targets(near))}")
 
 
-def _images(chunk: Chunk) -> pa.ChunkedArray:
-    """A row group's image column; the last one that is not large is kept, for shards come one after another."""
-    key = (chunk.uri, chunk.start, chunk.options["image"], chunk.state)
-    column = _kept.get(key)
-    if column is None:
-        column = _read(chunk, [], True)[chunk.options["image"]]
-        _kept.clear()
-        if column.nbytes <= KEPT:
-            _kept[key] = column
-    return column
-
-
 def _read(chunk: Chunk, names: list[str], read_images: bool) -> pa.Table:
     """Some columns of a row group, and that of images where it is asked for, or else where it holds paths alone."""
     image = chunk.options["image"]
-    with (opened if read_images else skimmed)(chunk.uri) as file, pq.ParquetFile(file) as reader:
+    with _reader(chunk, opened if read_images else skimmed) as reader:
         if read_images or columns.is_text(reader.schema_arrow.field(image).type):
             names = list(dict.fromkeys([*names, image]))
         return reader.read_row_group(chunk.start, columns=names)
+
+
+@contextmanager
+def _reader(chunk: Chunk, opening: Callable, **how: Any) -> Iterator[pq.ParquetFile]:
+    """Open the file of a chunk; its footer is read for one chunk of it, and remembered for the others."""
+    key = chunk.uri, chunk.state.partition(" ")[0]
+    known = _footers.get(key)
+    with opening(chunk.uri) as file, pq.ParquetFile(file, metadata=known, **how) as reader:
+        if known is None:
+            _footers.clear()
+            _footers[key] = reader.metadata
+        yield reader
 
 
 def _is_of_storage(error: Exception) -> bool:

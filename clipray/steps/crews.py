@@ -79,6 +79,18 @@ def manned(
     return [([members[name] for name in one.names], one.pool) for one in processes]
 
 
+def streamed(rows: Sequence[dict]) -> "ray.data.Dataset":
+    """Make a Ray dataset of bundles of shards whose every shard passes the pools on its own.
+
+    Ray Data puts rows that one call yields together in one block, up to 128 MB of them, which one actor takes as one.
+    """
+    import ray
+
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.target_max_block_size = 1  # byte: a row is more, so it is a block
+    return dataset
+
+
 def chained(
     dataset: "ray.data.Dataset", crews: Sequence[Manned], compute: Compute
 ) -> "ray.data.Dataset":

@@ -121,9 +121,10 @@ def _whole(found: Source, mapper: Mapper, read: bool = False, drawn: bool = Fals
         made_of |= {"labels": "not needed"}
         found = found._replace(chunks=sources.lenient(chunks))
     address = store.address("index", dataset.name, split, what=made_of)
-    whole = Index(
-        dataset.name, split, address, address, location, (), (), "", classes=len(names or ())
-    )
+    classes = len(names or ())
+    whole = Index(dataset.name, split, address, address, location, (), (), "", classes=classes)
+    if not sources.alone(chunks):
+        whole = replace(whole, row_groups=tuple(chunk.count for chunk in chunks))
     manifest = store.manifest(address)
     if manifest is None:
         read = read or not sources.skimmable(chunks) or (not drawn and _had_others(store, address))
@@ -152,9 +153,8 @@ def _check(found: Source, manifest: dict) -> None:
 
 def _in_parts(whole: Index, manifest: dict) -> Index:
     numbers = tuple(range(len(manifest["parts"])))
-    return identify.told(
-        replace(whole, parts=tuple(manifest["parts"]), chunk_parts=numbers), manifest
-    )
+    whole = replace(whole, parts=tuple(manifest["parts"]), chunk_parts=numbers)
+    return identify.told(whole, manifest)
 
 
 def _make(found: Source, address: str, made_of: dict, mapper: Mapper, read: bool) -> dict:
@@ -214,7 +214,9 @@ def _limited(found: Source, whole: Index, limit: int, mapper: Mapper) -> Index:
         facts = {"listed": whole.listed, "absent": whole.classes - len(whole.labels)}
         facts |= {"left_out": store.manifest(whole.address)["left_out"]}
         manifest = identify.finish(store, address, made_of, counts, facts)
-    few = replace(whole, address=address, parts=tuple(manifest["parts"]), known_as="")
+    few = replace(
+        whole, address=address, parts=tuple(manifest["parts"]), known_as="", row_groups=()
+    )
     return identify.told(few, manifest)
 
 

@@ -21,17 +21,21 @@ DIM = 4
 def embed(store: Store, work: Work, shards: Sequence[int] | None = None) -> dict[str, Tally]:
     """Embed shards of a split, all of them by default; what workers tell, by backbone."""
     told = {name: Tally() for name in work.addresses}
+    groups = dict.fromkeys(told, GROUP)
     for number, item in enumerate(items(work)):
         if shards is not None and number not in shards:
             continue
-        rows = decode(pa.Table.from_pylist([item]), store, dict.fromkeys(told, GROUP), 10**8)
-        task = pickle.loads(rows["task"][0].as_py())
-        good = task["rows"]["error"].null_count
-        for name in task["todo"]:
-            part = embedded(task["rows"], np.ones((good, DIM), np.float32), DIM, "fp32")
-            store.write_table(task["places"][name], part)
-            told[name].add(task["shard"], task["content"], failures_of(part))
+        for row in decode(pa.Table.from_pylist([item]), store, groups, 10**8):
+            _write(store, pickle.loads(row["task"][0].as_py()), told)
     return told
+
+
+def _write(store: Store, task: dict, told: dict[str, Tally]) -> None:
+    good = task["rows"]["error"].null_count
+    for name in task["todo"]:
+        part = embedded(task["rows"], np.ones((good, DIM), np.float32), DIM, "fp32")
+        store.write_table(task["places"][name], part)
+        told[name].add(task["shard"], task["content"], failures_of(part))
 
 
 def embed_all(todo: Plan) -> dict[tuple[str, str], dict[str, Tally]]:

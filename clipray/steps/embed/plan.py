@@ -1,7 +1,7 @@
 """Images → embeddings: every image decoded once, cropped once per preprocess group, run through a pool per backbone.
 
-One row of the Ray dataset is one shard of images, so an image's batch never depends on the cluster, a shard's files
-are written whole, and nothing has to be regrouped. Each pool writes its shard's file itself. Killing the job at any
+What passes the pools is one shard of images, so an image's batch never depends on the cluster, a shard's files are
+written whole, and nothing has to be regrouped. Each pool writes its shard's file itself. Killing the job at any
 moment therefore loses at most the shards in flight.
 """
 
@@ -10,34 +10,42 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from clipray import images
+from clipray.artefacts.bundles import bundles
 from clipray.artefacts.embeddings import Work
 from clipray.config import Backbone, Campaign, Pool
 from clipray.encoding import column
-from clipray.steps.crews import Member, chained, manned
-from clipray.steps.embed.decode import decode
+from clipray.steps.crews import Member, chained, manned, streamed
+from clipray.steps.embed.decode import decode, tasks_of
 from clipray.store import Store
 
 TOLD = ("dataset", "split", "shard", "content", "broken", "errors")
 SPENT = ("spent", "read", "written")  # see `steps.spent`
 
 
+def tasks(work: Work) -> Iterator[dict]:
+    """Yield what is to be done of each shard that lacks something; its worker looks up its images."""
+    for bundle in _bundles(work):
+        yield from tasks_of(bundle)
+
+
 def items(work: Work) -> Iterator[dict]:
-    """Yield the rows of the Ray dataset: each is a shard that lacks something, whose images its worker looks up."""
-    for shard in work.shards():
-        if work.todo[shard.name]:
-            todo = work.todo[shard.name]
-            task = {
-                "dataset": work.index.dataset,
-                "split": work.index.split,
-                "shard": shard.name,
-                "todo": todo,
-                "broken": {},  # by backbone, why it left no file
-                "errors": {},  # by backbone that left one, its images' errors
-                "places": {name: f"{work.addresses[name]}/{shard.name}" for name in todo},
-                "index": work.index.place,
-                "piece": tuple(shard[1:]),
-            }
-            yield {"task": pickle.dumps(task)}
+    """Yield the rows of the Ray dataset: each is a shard that lacks something, or several of the same row groups."""
+    for bundle in _bundles(work):
+        yield {"task": pickle.dumps(bundle)}
+
+
+def _bundles(work: Work) -> Iterator[dict]:
+    lacking = (shard for shard in work.shards() if work.todo[shard.name])
+    for shards in bundles(work.index, lacking):
+        todo = [tuple(work.todo[shard.name]) for shard in shards]
+        once = {names: names for names in todo}  # equal ones are pickled once
+        yield {
+            "dataset": work.index.dataset,
+            "split": work.index.split,
+            "index": work.index.place,
+            "addresses": work.addresses,
+            "shards": [(*shard, once[names]) for shard, names in zip(shards, todo, strict=True)],
+        }
 
 
 def run(
@@ -85,15 +93,13 @@ def passed(
         decode: makes of each row one or several, as `decode.decode` does of one.
         specs, campaign, cards, pools, device: see `run`.
     """
-    import ray
-
     from clipray.steps.embed.encode import Embedder
 
     if not rows:
         return
     compute, entries = campaign.compute, {spec.name: spec for spec in specs}
     groups = {name: _group(cards[name]) for name in pools}
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    dataset = streamed(rows).map_batches(
         partial(decode, store=store, groups=groups, max_pixels=campaign.max_pixels),
         batch_size=1,
         batch_format="pyarrow",

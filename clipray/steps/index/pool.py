@@ -105,6 +105,7 @@ def _index(train: Index, test: Index, address: str, known: dict[str, Any]) -> In
         of=train,
         apart=test,
         listed=bool(known["unread"]),
+        row_groups=(),
         labels={label: n - out.labels.get(label, 0) for label, n in train.labels.items()},
         remarks=_remarks(out, rows - out.inside),
     )

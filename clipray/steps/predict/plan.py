@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from clipray import catalog, fingerprint, sources
 from clipray.artefacts import predictions
+from clipray.artefacts.bundles import bundles
 from clipray.artefacts.given import Given
 from clipray.artefacts.index import Index, Shard, rows_of, shard_rows
 from clipray.config import Compute, Dataset, names
@@ -307,8 +308,8 @@ def identified(work: Work, compute: Compute) -> Work:
 
 
 def items(work: Work) -> Iterator[dict[str, Any]]:
-    """Yield the shards that lack predictions, by their numbers; a worker looks up their images."""
+    """Yield the shards that lack predictions, or several of the same row groups; a worker looks up their images."""
     wanted = set(work.todo)
-    for shard in work.shards():
-        if shard.name in wanted:
-            yield {"shard": shard.name, "index": work.index.place, "piece": tuple(shard[1:])}
+    lacking = (shard for shard in work.shards() if shard.name in wanted)
+    for shards in bundles(work.index, lacking):
+        yield {"index": work.index.place, "shards": [tuple(shard) for shard in shards]}

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipray import backbones, encoding, images, schema, sources
-from clipray.artefacts import fused_model, index
+from clipray import backbones, encoding, images, schema
+from clipray.artefacts import bundles, fused_model
 from clipray.artefacts.embeddings import embedded
-from clipray.artefacts.found import Finder
 from clipray.config import Compute, Pool
 from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
-from clipray.steps.crews import Member, chained, manned
+from clipray.steps.crews import Member, chained, manned, streamed
 from clipray.steps.survivors import survivors
 from clipray.store import Store
 
@@ -30,34 +29,35 @@ RUNNING = ("image_id", "key", "label")  # what of an index's row a prediction ne
 
 def decode(
     table: pa.Table, store: Store, groups: list[images.Preprocess], max_pixels: int
-) -> pa.Table:
-    """Read one shard, decode it, and crop it for every preprocess group.
+) -> Iterator[pa.Table]:
+    """Read the shards of a bundle, decode them, and crop them for every preprocess group.
 
     Args:
-        table: one row with the pickled `task`.
+        table: one row with the pickled bundle as `task`.
         store: where the index lies.
         groups: those of the backbones that run. max_pixels: larger images are refused before they are decoded.
 
-    Returns:
-        One row: the task with each image's error, and per group the uint8 crops of the readable images as bytes.
+    Yields:
+        For each shard one row: the task with each image's error, and per group the uint8 crops of the readable images
+        as bytes.
     """
-    task = pickle.loads(table["task"][0].as_py())
-    rows, chunks = index.read(store, task["index"], *task["piece"])
-    finder = Finder(store, task["index"], task["piece"], rows)
-    data, known = finder.passing(sources.contents(chunks, finder.rows)), finder.rows["error"]
-    data, known = survivors(data, known.to_pylist(), max_pixels)
-    crops, errors = encoding.cropped(data, known, groups, max_pixels)
-    rows = finder.found()
-    task |= {"rows": rows.select(RUNNING), "errors": errors, "embeddings": {}}
-    task["cropped"] = [row for row, error in enumerate(errors) if error is None]
-    task["stages"] = [None] * len(
-        task["cropped"]
-    )  # of a cascade, the stage at which an image has left
-    columns = {
-        column(group): pa.array([b"".join(parts)], pa.large_binary())
-        for group, parts in crops.items()
-    }
-    return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})
+    bundle = pickle.loads(table["task"][0].as_py())
+    names = [name for name, *_ in bundle["shards"]]
+    shards = bundles.read(store, bundle["index"], [piece for _, *piece in bundle["shards"]])
+    for name, (finder, data) in zip(names, shards, strict=True):
+        known = finder.rows["error"].to_pylist()
+        data, known = survivors(finder.passing(data), known, max_pixels)
+        crops, errors = encoding.cropped(data, known, groups, max_pixels)
+        task = {"shard": name, "rows": finder.found().select(RUNNING), "errors": errors}
+        task["embeddings"] = {}
+        task["cropped"] = [row for row, error in enumerate(errors) if error is None]
+        # of a cascade, the stage at which an image has left
+        task["stages"] = [None] * len(task["cropped"])
+        columns = {
+            column(group): pa.array([b"".join(parts)], pa.large_binary())
+            for group, parts in crops.items()
+        }
+        yield pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})
 
 
 def _with_task(table: pa.Table, task: dict) -> pa.Table:
@@ -216,8 +216,6 @@ def run(
         keep: by the number of a backbone, where its embeddings are kept.
         pools: sizes and resources by backbone. device: "cpu" or "cuda".
     """
-    import ray
-
     rows = [{"task": pickle.dumps(item)} for item in items]
     if not rows:
         return
@@ -225,7 +223,7 @@ def run(
     if not fusion.cascade:  # whose order is that of its stages
         numbers.sort(key=lambda m: (fusion.group(m), m))
     groups = sorted({fusion.group(m) for m in numbers})
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    dataset = streamed(rows).map_batches(
         partial(decode, store=store, groups=groups, max_pixels=fusion.about["max_pixels"]),
         batch_size=1,
         batch_format="pyarrow",

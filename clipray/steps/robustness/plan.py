@@ -181,8 +181,7 @@ def items(parts: list[Part]) -> Iterator[dict]:
     """Yield rows of the Ray dataset: a shard of images, and a task for each variant that lacks something."""
     groups: dict[tuple, list[dict]] = {}
     for part in parts:
-        for item in embed.items(part.work):
-            task = pickle.loads(item["task"])
+        for task in embed.tasks(part.work):
             task |= {"variant": part.variant, "part": part.name}
             groups.setdefault((task["index"], task["piece"]), []).append(task)
     for tasks in groups.values():

@@ -100,8 +100,11 @@ def skimmable(chunks: Sequence[Chunk]) -> bool:
 
 
 def alone(chunks: Sequence[Chunk]) -> bool:
-    """Tell whether one image of chunks can be read without others; a layout where it cannot has `TOGETHER`."""
-    return not any(hasattr(FORMATS[chunk.format], "TOGETHER") for chunk in chunks)
+    """Tell whether one image of chunks can be read without others; a layout where it cannot has `together`."""
+    layouts = [(FORMATS[chunk.format], chunk) for chunk in chunks]
+    return not any(
+        layout.together(chunk) for layout, chunk in layouts if hasattr(layout, "together")
+    )
 
 
 def lenient(chunks: Sequence[Chunk]) -> list[Chunk]:

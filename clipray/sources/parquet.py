@@ -42,7 +42,6 @@ LARGEST = 2**63 - 1  # a label that schema.INDEX can hold
 KEPT = 256 * 2**20
 BUFFER = 2**20  # bytes that are read at a time of a row group that is larger
 BATCH = 32  # rows of it
-TOGETHER = True  # whoever reads an image reads the column of its row group
 NO_WEB = "images at web addresses are not fetched: download them"
 
 DAMAGED = "its row group is damaged"
@@ -76,6 +75,11 @@ def listing(dataset: Dataset, split: str, uri: str) -> list[Chunk]:
             chunk = Chunk("parquet", path, group, count, (), options, state([info]))
             chunks.append(with_targets(chunk, footer))
     return chunks
+
+
+def together(chunk: Chunk) -> bool:
+    """Tell whether whoever reads an image reads all those of its row group: not where files beside it hold them."""
+    return not chunk.options.get("paths")
 
 
 def scan(chunk: Chunk, left: Counter) -> Iterator[Sample]:
@@ -254,7 +258,8 @@ def with_targets(chunk: Chunk, footer: pq.FileMetaData) -> Chunk:
         values = values.field("path")
     paths = [_place(chunk, value) for value in values.to_pylist() if value]
     near = [path for path in paths if not path.startswith(("http://", "https://"))]
-    return chunk._replace(state=f"{chunk.state} {state(targets(near))}")
+    options = chunk.options | {"paths": True}
+    return chunk._replace(state=f"{chunk.state} {state(targets(near))}", options=options)
 
 
 def _read(chunk: Chunk, names: list[str], read_images: bool) -> pa.Table:

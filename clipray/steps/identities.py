@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from clipray.artefacts.embeddings import Work
 from clipray.artefacts.index import Index
+from clipray.errors import ConfigError
 from clipray.progress import say
-from clipray.steps import identify
+from clipray.steps import failures, identify
 from clipray.steps.index.pool import settled
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan
@@ -56,8 +57,11 @@ def _is_ready(work: Work, told: Mapping[str, Tally]) -> bool:
 def _identify(todo: Plan, told: Told, places: list[Place]) -> None:
     with ThreadPoolExecutor(AT_ONCE) as threads:
         every = threads.map(lambda place: _identified(todo, place), places)
-        for place, (index, errors) in zip(places, every, strict=True):
+        for place, (index, errors, reason) in zip(places, every, strict=True):
             work = todo.works[place]
+            if reason:
+                todo.failures.append(failures.failure("read", reason, *place))
+                continue
             for text in set(index.remarks) - set(work.index.remarks):
                 say(f"warning: {index.dataset}: {text}")
             for name, tally in told.get(place, {}).items():
@@ -65,8 +69,12 @@ def _identify(todo: Plan, told: Told, places: list[Place]) -> None:
             todo.works[place] = replace(work, index=index)
 
 
-def _identified(todo: Plan, place: Place) -> tuple[Index, identify.Errors]:
+def _identified(todo: Plan, place: Place) -> tuple[Index, identify.Errors, str]:
+    """Return the index of a split with its ids, the errors of repeated images, and why it cannot be used, if so."""
     index, mapper = todo.works[place].index, todo.looker.mapper
     if not index.of:
-        return identify.embedded(todo.store, index, mapper)
-    return settled(todo.store, replace(index, apart=_tested(todo, place)), mapper)
+        return *identify.embedded(todo.store, index, mapper), ""
+    try:
+        return *settled(todo.store, replace(index, apart=_tested(todo, place)), mapper), ""
+    except ConfigError as error:  # none of its images can be read
+        return index, {}, str(error)

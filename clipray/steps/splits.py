@@ -103,10 +103,9 @@ def _look(looker: Looker, dataset: Dataset) -> Found:
         files = source(store, dataset, split, root, names)
         indices[split] = listed(files, looker.mapper, campaign.limit, drawn)
         remarks += indices[split].remarks
-    works = {"test": embeddings.plan(store, looker.specs, campaign, indices["test"])}
+    works = {split: _work(looker, split, indices, len(names)) for split in indices}
     if "train" in indices:
-        works["train"] = _train(looker, indices["train"], indices["test"], len(names))
-        remarks += set(works["train"].index.remarks) - set(remarks)
+        remarks += [text for text in works["train"].index.remarks if text not in remarks]
     if "train" in indices and campaign.shots:
         labels = works["train"].index.labels
         if not any(index.listed or index.of for index in (*indices.values(), works["train"].index)):
@@ -115,17 +114,17 @@ def _look(looker: Looker, dataset: Dataset) -> Found:
     return Found(prompts, works, [f"{dataset.name}: {text}" for text in remarks])
 
 
-def _train(looker: Looker, train: Index, test: Index, classes: int) -> Work:
-    """Find what a train split lacks; where only support sets are looked at, it is what these may hold.
+def _work(looker: Looker, split: str, indices: dict[str, Index], classes: int) -> Work:
+    """Find what a split lacks; of a train split of which only support sets are looked at, what these may hold.
 
     Where all of its images have been embedded already, that serves.
     """
-    store, campaign = looker.store, looker.campaign
-    if looker.whole:
-        return embeddings.plan(store, looker.specs, campaign, train)
-    if not train.listed and embeddings.is_embedded(store, looker.specs, campaign, train):
-        return embeddings.plan(store, looker.specs, campaign, train)
-    return _pooled(looker, train, test, classes)
+    store, campaign, index = looker.store, looker.campaign, indices[split]
+    if split == "test" or looker.whole:
+        return embeddings.plan(store, looker.specs, campaign, index)
+    if not index.listed and embeddings.is_embedded(store, looker.specs, campaign, index):
+        return embeddings.plan(store, looker.specs, campaign, index)
+    return _pooled(looker, index, indices["test"], classes)
 
 
 def _look_given(looker: Looker, dataset: Dataset) -> Found:

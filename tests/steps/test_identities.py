@@ -15,6 +15,7 @@ from clipray.artefacts import index as parts
 from clipray.artefacts.embeddings import Work
 from clipray.artefacts.index import Index
 from clipray.config import Dataset
+from clipray.errors import ConfigError
 from clipray.numerics import draws
 from clipray.sources import folder as layout
 from clipray.steps import campaign as run
@@ -164,8 +165,6 @@ def test_files_that_were_only_touched_are_not_embedded_again(tmp_path):
 
 
 def test_a_split_of_which_nothing_can_be_read_is_an_error_before_anything_else(tmp_path):
-    from clipray.errors import ConfigError
-
     for number in range(30):
         place = tmp_path / "set" / "test" / f"class {number % 3}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -236,6 +235,27 @@ def embeddings_errors(store: Store, index: Index) -> set[str]:
     above = f"embeddings/{index.dataset}/{index.split}"
     manifests = [store.manifest(f"{above}/{name}") for name in store.names(above)]
     return {image_id for manifest in manifests for image_id in manifest["errors"]}
+
+
+def test_a_train_split_of_which_nothing_can_be_read_fails_alone(tmp_path, campaign):
+    for split, cells in (("train", [POINTER] * 9), ("test", [picture(n) for n in range(6)])):
+        table = pa.table({"image": cells, "label": [n % 3 for n in range(len(cells))]})
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    entry = f"name: set\nformat: parquet\nuri: {tmp_path}\nclassnames: [x, y, z]\n"
+    (tmp_path / "set.yaml").write_text(entry + 'templates: ["a {c}"]\n')
+    given = {"datasets": [str(tmp_path / "set.yaml")], "shots": [1], "seeds": 1}
+    todo = run.plan(campaign(**given))
+    told = workers.embed_all(todo)
+    changed = identities.found(todo, told)
+    run._settle(todo, {}, told)
+    assert not run._grow(todo, changed)
+    (row,) = todo.failed
+    assert (row["dataset"], row["split"], row["backbone"]) == ("set", "train", None)
+    assert "its train split holds no image that can be used" in row["error"]
+    assert "git lfs pull" in row["error"]
+    assert todo.usable("set") == []
+    with pytest.raises(ConfigError, match="its train split holds no image that can be used"):
+        run.plan(campaign(**given))  # which is known from now on
 
 
 def bytes_read() -> int:

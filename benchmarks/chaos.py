@@ -35,6 +35,15 @@ def deadly(file, *args, **kwargs):
     return real(file, *args, **kwargs)
 Image.open = deadly
 """
+SLOW = """
+import time
+from PIL import Image
+real = Image.open
+def slow(*args, **kwargs):
+    time.sleep(0.04)
+    return real(*args, **kwargs)
+Image.open = slow
+"""
 
 
 # Each fault takes the bench and returns the trial that it disturbed, ended.
@@ -60,6 +69,31 @@ def node_swapped(bench: Bench, job: str, when: Callable[[Trial], Callable]) -> T
     trial.times = 1
     trial.end()
     return trial
+
+
+def node_joined(bench: Bench) -> Trial:
+    """No fault: a node less at the start, which joins in the middle; the trial fails unless it works."""
+    trial = bench.prepared("embed")
+    bench.nodes.end()
+    bench.nodes.start(PYTHONPATH=injected(bench, SLOW))  # or all is done before it has joined
+    bench.nodes.remove()
+    trial.begin()
+    trial.until(trial.shards())
+    node = bench.nodes.add()
+    trial.until(lambda: set(rig.below(node)) & {*trial.busy("_map")(), *trial.busy("MapWorker")()})
+    trial.times = 1
+    trial.end()
+    bench.nodes.end()
+    bench.nodes.start()
+    return trial
+
+
+def injected(bench: Bench, code: str) -> str:
+    """Write what every process runs at its start, and return the PYTHONPATH that has it."""
+    inject = bench.folder / "inject"
+    inject.mkdir(exist_ok=True)
+    (inject / "sitecustomize.py").write_text(code)
+    return f"{inject}:{os.environ['PYTHONPATH']}"
 
 
 def driver_killed(bench: Bench, job: str, when: Callable[[Trial], Callable]) -> Trial:
@@ -177,10 +211,7 @@ def deadly_image(bench: Bench) -> Trial:
     if whole.end():
         raise RuntimeError(whole.log.read_text()[-1500:])
     bench.nodes.end()
-    inject = bench.folder / "inject"
-    inject.mkdir(exist_ok=True)
-    (inject / "sitecustomize.py").write_text(INJECTED)
-    bench.nodes.start(PYTHONPATH=f"{inject}:{os.environ['PYTHONPATH']}")
+    bench.nodes.start(PYTHONPATH=injected(bench, INJECTED))
     trial = bench.trial("embed", **changes)
     trial.begin()
     trial.times = 1
@@ -247,6 +278,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[Bench], Trial]]] = {
         "embed",
         lambda b: node_swapped(b, "embed", lambda t: t.shards()),
     ),
+    "node-joins": ("nothing: a node that joins in the middle, and works", "embed", node_joined),
     "driver": (
         "driver killed -9",
         "run",

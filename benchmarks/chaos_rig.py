@@ -85,11 +85,11 @@ class Nodes:
             for _ in range(1 + self.others):
                 self.add()
 
-    def add(self) -> None:
-        """Add one node; the first one is the head."""
+    def add(self):
+        """Add one node and return it; the first one is the head."""
         head = not self.cluster.list_all_nodes()
         self.added += 1
-        self.cluster.add_node(
+        node = self.cluster.add_node(
             wait=False,
             # each unpacks a submission's working directory over what is there: under the feet of another's
             runtime_env_dir_name=f"environments{self.added}",
@@ -105,10 +105,11 @@ class Nodes:
             if time.monotonic() > deadline:
                 raise TimeoutError("a node did not join")
             time.sleep(0.2)
+        return node
 
     def remove(self) -> None:
         """End one node that is not the head, with all of its processes, without notice."""
-        node = max(self.cluster.worker_nodes, key=lambda one: len(_below(one)))
+        node = max(self.cluster.worker_nodes, key=lambda one: len(below(one)))
         self.cluster.remove_node(node, allow_graceful=False)
 
     def end(self) -> None:
@@ -158,7 +159,7 @@ def _ports_at_once() -> None:
     Node.start_raylet = start_raylet
 
 
-def _below(node) -> list[int]:
+def below(node) -> list[int]:
     """Processes of a node's raylet that work: the node that is removed should be a busy one."""
     (raylet,) = node.all_processes["raylet"]
     found = []

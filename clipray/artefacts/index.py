@@ -29,11 +29,8 @@ from clipray.store import Store
 
 PART_ROWS = 8192  # rows that a part has at least, where they are known beforehand
 PART_CHUNKS = 8  # chunks of a part at most, where their rows are not
-SHARD_ROWS, FEW_SHARD_ROWS = (
-    256,
-    64,
-)  # images a shard, where there are more than `FEW_ROWS`, or no more
-FEW_ROWS = 4096
+SHARD_ROWS = 256  # images a shard
+FEW_SHARD_ROWS, FEW_ROWS = 64, 4096  # images a shard, where there are no more than so many
 DIGITS = 32  # of an image's hash; what follows in its id numbers its repeats
 REASONS = 5  # reasons of error rows that are listed; all rows are counted
 TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
@@ -148,7 +145,12 @@ class Index:
             before += length
 
     def table(self, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read all rows, in order; for what looks at a whole split, never for the driver of a campaign."""
+        """Read all rows, in order; for what looks at a whole split, never for the driver of a campaign.
+
+        Raises `ValueError` where ids are asked for that are not known yet.
+        """
+        if self.listed and (columns is None or "image_id" in columns):
+            raise ValueError(f"the images of {self.address} have no ids yet")
         names = [part_name(part) for part in range(len(self.parts))]
         tables = [store.read_table(f"{self.address}/{name}", columns) for name in names]
         return pa.concat_tables(tables)

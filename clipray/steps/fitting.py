@@ -5,6 +5,7 @@ The campaign's machinery indexes and embeds what is missing.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from clipray import backbones, config, fingerprint
@@ -17,7 +18,7 @@ from clipray.errors import ConfigError
 from clipray.numerics import declared
 from clipray.shots import ALL, named
 from clipray.steps import campaign as steps
-from clipray.steps import checks, evaluations
+from clipray.steps import checks, evaluations, identify
 from clipray.steps.evaluate import teach
 from clipray.steps.mappers import in_threads
 from clipray.steps.predict import choose
@@ -92,8 +93,8 @@ def lesson(wanted: Fit, verbose: bool = False) -> tuple[Store, Lesson]:
             raise ConfigError(
                 f"dataset {dataset.name} has no train split to learn from: write `shots: 0` to use its class names only"
             )
+        _read_test(todo, dataset.name)
         tested = _image_ids(todo, dataset.name)
-        todo.works = {key: work for key, work in todo.works.items() if key[1] == "train"}
     steps.prepare(todo)
     steps.embed_images(todo)
     require_all(todo)
@@ -199,6 +200,16 @@ def _train(todo: Plan, dataset: str) -> tuple[str, ...]:
             "its test split too"
         )
     return tuple(work.addresses.values())
+
+
+def _read_test(todo: Plan, dataset: str) -> None:
+    """Read the test split for the ids of its images alone: nothing may learn from them, and nothing is told of them."""
+    work = todo.works[dataset, "test"]
+    index = work.index
+    if index.listed:
+        index = identify.read(todo.store, index, todo.looker.mapper)
+    nothing = {shard: [] for shard in work.todo}
+    todo.works[dataset, "test"] = replace(work, index=index, addresses={}, todo=nothing)
 
 
 def _image_ids(todo: Plan, dataset: str) -> frozenset[str]:

@@ -91,7 +91,7 @@ def test_a_row_group_that_is_too_large_to_hold_passes_once(tmp_path, monkeypatch
     assert _read() - before <= 1.1 * 600 * 20_000
     assert [one if isinstance(one, bytes) else None for one in found] == cells
     # few rows of it, as a pool has them
-    rows = index.table(store).take(pa.array([3, 5, 444, 500, 599]))
+    rows = index.table(store, ["chunk", "row", "error"]).take(pa.array([3, 5, 444, 500, 599]))
     chunks = dict(enumerate(sources.listing(dataset, "test", "")))
     few = list(sources.contents(chunks, rows))
     assert [few[0], *few[2:]] == [cells[row] for row in (3, 444, 500, 599)]

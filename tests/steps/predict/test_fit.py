@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipray import images
+from clipray import images, sources
 from clipray.artefacts import evaluations as evaluate
 from clipray.artefacts import fused_model
 from clipray.config import Backbone, Fuser, Head, parse
@@ -23,6 +23,7 @@ from clipray.steps import fitting as lessons
 from clipray.steps.fitting import check
 from clipray.steps.predict import afford, choose, fit, register, write
 from clipray.steps.predict.lesson import Lesson
+from tests.sources.made import picture
 from tests.steps.worlds import BACKBONES, CLASSES, DIM, World
 
 HEADS = ("zero_shot", "tip_adapter", "linear_probe")
@@ -411,3 +412,26 @@ def test_the_registry_says_what_a_cascade_promises():
     why = "with 90% confidence at most 5.00% of images are right in the full fusion and wrong in the cascade"
     words = register.note(told | {"cascade": {"why": why, "gflops": 0.0432}})
     assert f"A cascade: {why}. Held out, an image takes 0.0432 GFLOPs on average." in words
+
+
+def test_nothing_learns_from_images_of_the_test_split(tmp_path, local_ray):
+    """And none of these is embedded: they are read for what they are, and no more."""
+    for number in range(24):
+        kind = f"class {number % 3}"
+        for split, first in (("train", 0), ("test", 12)):  # half of each split stands in the other
+            place = tmp_path / "set" / split / kind / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(picture(first + number))
+    (tmp_path / "set" / "zeroshot_classification_templates.txt").write_text("a {c}.\n")
+    values = {"workspace": str(tmp_path / "w"), "dataset": str(tmp_path / "set"), "shots": 4}
+    values |= {"backbones": ["rn-32"], "fuser": "log_avg", "precision": "fp32"}
+    store, told = lessons.lesson(parse(Fit, values, "here"))
+    test = {sources.image_id(picture(number)) for number in range(12, 36)}
+    assert set(told.test_ids) == test
+    rows = store.tables(told.train[0], store.manifest(told.train[0])["shards"])
+    train = {sources.image_id(picture(number)) for number in range(24)}
+    seen = set(rows["image_id"].to_pylist())
+    assert seen <= train
+    # four of each class are left to learn from, once those that stand in both are known
+    assert len(seen - test) == 12
+    assert store.names("embeddings/set") == {"train"}

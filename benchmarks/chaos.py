@@ -40,7 +40,7 @@ import time
 from PIL import Image
 real = Image.open
 def slow(*args, **kwargs):
-    time.sleep(0.04)
+    time.sleep(0.15)
     return real(*args, **kwargs)
 Image.open = slow
 """

@@ -5,13 +5,15 @@
     python benchmarks/scale.py sets 100
     python benchmarks/scale.py s3 1000
     python benchmarks/scale.py evaluate 100000
+    python benchmarks/scale.py report 1000
 
 `plan`: a test split of tiny "images" in Parquet files and nine backbones: the first plan, which makes the index, the
 same once all is embedded (manifests are written, no model runs), and declaring it so; then the weight of the largest
 task. `sets`: datasets of ten images and ten backbones, all embedded: a plan with nothing to do. Requests are files that
 the store and the sources' storage are asked for. `s3`: the same with the workspace on an S3 server, which is another
 process on this machine and takes its share of the cores; requests are those that S3 answers. `evaluate`: what
-`evaluate.py` beside this file says of test images of three backbones and 1,000 classes.
+`evaluate.py` beside this file says of test images of three backbones and 1,000 classes. `report`: ranks and the page of
+a campaign over that many datasets, of made-up scores as the tests of the report have them (178 rows a dataset).
 """
 
 import json
@@ -31,21 +33,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from clipray import snapshot
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the tests make up
+
+from clipray import schema, snapshot
 from clipray.config import CONFIGS, Campaign
 from clipray.progress import hush
+from clipray.report import files
 from clipray.sources import storage
 from clipray.steps import campaign as run
 from clipray.steps import identities
 from clipray.steps.embed import plan as embed
+from clipray.steps.publish.standings import standings
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan
 from clipray.store import Store
+from tests.report import made_scores
 
 FILE, GROUP = 50_000, 5_000  # rows of a file and of a row group
 SIZES = (("plan", 10**4), ("plan", 10**5), ("plan", 10**6))
 SETS = (("sets", 10), ("sets", 100), ("sets", 1000), ("s3", 10), ("s3", 100), ("s3", 1000))
 TESTS = (("evaluate", 10**4), ("evaluate", 10**5))
+REPORTS = (("report", 10), ("report", 100), ("report", 1000))
 CALLS = ("read", "read_many", "write", "names", "exists")
 
 
@@ -183,16 +191,34 @@ def measure(kind: str, count: int) -> dict:
     return facts
 
 
+def report(sets: int) -> dict:
+    """The figures of a report over some datasets."""
+    own = made_scores.campaign(1)
+    names = [[f"set{number}"] * len(own) for number in range(sets)]
+    scores = pa.concat_tables(own.set_column(0, "dataset", [name]) for name in names)
+    facts = {"kind": "report", "count": sets, "rows": len(scores)}
+    with tempfile.TemporaryDirectory() as folder:
+        ranked = timed("standings", facts, lambda: standings(scores))
+        none, store = schema.FAILURES.empty_table(), Store(folder)
+        about = {"name": "scale"}
+        made = timed("page", facts, lambda: files.write(store, "x", scores, none, about, ranked))
+        facts["page_mb"] = round(Path(made["report"]).stat().st_size / 1e6, 2)
+    return facts
+
+
 def main() -> None:
     """Measure one size here, or each in a process of its own."""
     if sys.argv[1:2] == ["evaluate"]:
         size = [sys.argv[2], "3", "1000", "64"]
         subprocess.run([sys.executable, Path(__file__).parent / "evaluate.py", *size], check=True)
         return
+    if sys.argv[1:2] == ["report"]:
+        print(json.dumps(report(int(sys.argv[2]))))
+        return
     if len(sys.argv) == 3:
         print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
         return
-    for kind, count in (*SIZES, *SETS, *TESTS):
+    for kind, count in (*SIZES, *SETS, *TESTS, *REPORTS):
         command = [sys.executable, __file__, kind, str(count)]
         print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 

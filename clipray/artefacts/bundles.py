@@ -16,9 +16,8 @@ from clipray.artefacts.found import Finder
 from clipray.artefacts.index import Index, Place, Shard
 from clipray.store import Store
 
-GROUPS = (
-    8  # row groups of a bundle, where its end is in the middle of one: one of so many is read twice
-)
+# row groups of a bundle whose end is in the middle of one: one of so many is read twice
+GROUPS = 8
 SHARDS = 64  # of a bundle at most, so that its task is small
 
 

@@ -86,11 +86,14 @@ def number(store: Store, index: Index, mapper: Mapper, others: Sequence[str] = (
 
 
 def _unfinished(store: Store, index: Index) -> Iterator[str]:
-    """Yield the addresses of embeddings of a split that are not complete, whichever run began them."""
+    """Yield the addresses of embeddings of a split that are not complete, whichever run began them.
+
+    A pool's embeddings have a manifest of the time before it grew.
+    """
     above = f"embeddings/{index.dataset}/{index.split}"
     folders = [f"{above}/{name}" for name in store.names(above)]
     for folder, manifest in zip(folders, store.manifests(folders), strict=True):
-        if manifest is None:
+        if manifest is None or manifest["what"].get("images") == index.identity:
             yield folder
 
 
@@ -121,8 +124,9 @@ def _renumbered(store: Store, path: str, ids: pa.ChunkedArray) -> dict[str, str]
         return {}
     if not parts.plain(table["image_id"]).equals(parts.plain(ids)):
         return {}  # embeddings of other images
-    table = table.set_column(0, table.schema.field(0), ids)
-    store.write_table(path, table)
+    if not table["image_id"].equals(ids):
+        table = table.set_column(0, table.schema.field(0), ids)
+        store.write_table(path, table)
     return failures_of(table)
 
 

@@ -186,10 +186,16 @@ def test_a_pool_that_was_read_while_embedded_draws_as_the_whole_split_does(tmp_p
     usable_set(tmp_path / "set", 300)
     given = {"datasets": [str(tmp_path / "set.yaml")], "shots": [1, 4], "seeds": 2}
     given |= {"compute": {"error_budget": 0.5}}
-    todo = run.plan(campaign(**given))
-    rounds = _embedded(todo)
-    assert rounds > 1  # some images are replaced
+    rounds = _embedded(run.plan(campaign(**given | {"shots": [1]})))
+    todo = run.plan(campaign(**given))  # which grows
+    rounds += _embedded(todo)
+    assert rounds > 2  # some images are replaced
     train, test = (todo.works["set", split].index for split in ("train", "test"))
+    ids = sorted(train.table(todo.store)["image_id"].to_pylist())
+    assert any("." in image_id for image_id in ids)
+    assert len(set(ids)) == len(ids)
+    for place in todo.works["set", "train"].addresses.values():
+        assert embeddings.read(todo.store, place)["image_id"].to_pylist() == ids
     whole = run.plan(campaign(**given, workspace=str(tmp_path / "other")), whole=True)
     _embedded(whole)
     every = whole.works["set", "train"].index

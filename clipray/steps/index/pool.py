@@ -11,7 +11,7 @@ be used, and further ones do not move them.
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipray import sources
 from clipray.artefacts import found, usable
@@ -26,6 +26,34 @@ from clipray.store import Store
 
 # Images a class beyond the shots: two, or a quarter of the shots where that is more.
 SPARE, SHARE = 2, 4
+
+
+class Wanted(NamedTuple):
+    """What support sets may hold.
+
+    Attributes:
+        most: images a class. seeds: number of draws. classes: C.
+        unusable: sorted ids of images of the pool that have no embedding.
+    """
+
+    most: int
+    seeds: int
+    classes: int
+    unusable: list[str]
+
+    @property
+    def key(self) -> list[Any]:
+        """What a manifest tells of it."""
+        return [*self[:3], fingerprint(self.unusable)]
+
+    @property
+    def spare(self) -> int:
+        """Images of each class beyond these that are taken with them."""
+        return max(SPARE, -(-self.most // SHARE))
+
+    def with_spare(self, spare: int) -> tuple[Any, ...]:
+        """Return what `grow.choose` wants to know."""
+        return (self.most, self.most + spare), self.seeds, self.classes, self.unusable
 
 
 def pool(
@@ -53,12 +81,12 @@ def pool(
     """
     address = place(store, train, test)
     known = store.manifest(address) or _nothing()
-    wanted = [max(shots), seeds, classes, fingerprint(sorted(unusable))]
-    if not any(_holds(drawn, wanted) for drawn in known["drawn"]):
+    wanted = Wanted(max(shots), seeds, classes, sorted(unusable))
+    if not any(_holds(drawn, wanted.key) for drawn in known["drawn"]):
         unknown = test.listed or known["unread"]
         grow_by = _grown if (read or _seldom(known)) and not unknown else _joined
-        known = grow_by(store, train, test, known, max(shots), seeds, classes, mapper, unusable)
-        known["drawn"].append(wanted)
+        known = grow_by(store, train, test, known, wanted, mapper)
+        known["drawn"].append(wanted.key)
         _finish(store, train, test, known)
     return _index(train, test, address, known)
 
@@ -112,45 +140,28 @@ def _index(train: Index, test: Index, address: str, known: dict[str, Any]) -> In
 
 
 def _joined(
-    store: Store,
-    train: Index,
-    test: Index,
-    known: dict[str, Any],
-    most: int,
-    seeds: int,
-    classes: int,
-    mapper: Mapper,
-    unusable: Collection[str],
+    store: Store, train: Index, test: Index, known: dict[str, Any], wanted: Wanted, mapper: Mapper
 ) -> dict[str, Any]:
     """Add what a pool lacks, unread; return what its manifest has to tell."""
-    address, spare = place(store, train, test), _spare(most)
-    train = replace(train, labels={})
-    item = (store, train, address, known, (most, most + spare), seeds, classes)
-    (lacking,) = mapper(grow.choose, [(*item, sorted(unusable))])
+    address, train = place(store, train, test), replace(train, labels={})
+    item = (store, train, address, known, *wanted.with_spare(wanted.spare))
+    (lacking,) = mapper(grow.choose, [item])
     return grow.join(store, train, address, known, lacking)
 
 
 def _grown(
-    store: Store,
-    train: Index,
-    test: Index,
-    known: dict[str, Any],
-    most: int,
-    seeds: int,
-    classes: int,
-    mapper: Mapper,
-    unusable: Collection[str],
+    store: Store, train: Index, test: Index, known: dict[str, Any], wanted: Wanted, mapper: Mapper
 ) -> dict[str, Any]:
     """Read and add what a pool lacks; return what its manifest has to tell.
 
     A spare of each class is read with the others, so that few images that cannot be used cost no second round; each
     further round takes a spare twice as large.
     """
-    address, spare = place(store, train, test), _spare(most)
+    address, spare = place(store, train, test), wanted.spare
     train, test = (replace(split, labels={}) for split in (train, test))  # no worker looks at them
     while True:
-        item = (store, train, address, known, (most, most + spare), seeds, classes)
-        (lacking,) = mapper(grow.choose, [(*item, sorted(unusable))])
+        item = (store, train, address, known, *wanted.with_spare(spare))
+        (lacking,) = mapper(grow.choose, [item])
         if not lacking:
             return known
         list(mapper(grow.read, [(store, train, address, *own) for own in lacking]))
@@ -165,13 +176,8 @@ def _grown(
 def _seldom(known: dict[str, Any]) -> bool:
     """Tell whether fewer than half of the images that were drawn so far can be used."""
     out = outcast(known)
-    return 2 * sum(out.labels.values()) > sum(known["parts"]) - out.inside + sum(
-        out.labels.values()
-    )
-
-
-def _spare(most: int) -> int:
-    return max(SPARE, -(-most // SHARE))
+    unusable = sum(out.labels.values())
+    return unusable > sum(known["parts"]) - out.inside
 
 
 def what(train: Index, test: Index) -> dict[str, Any]:

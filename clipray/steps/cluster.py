@@ -318,6 +318,13 @@ def largest_memory() -> int:
     return int(max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]))
 
 
+def node_cpus() -> list[float]:
+    """Return the CPUs of each node that is there."""
+    import ray
+
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
 def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
     """Make the options of Ray Data's `map_batches` for a pool of actors that grows as its config says.
 

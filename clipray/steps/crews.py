@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from clipray.config import Compute, Pool
 from clipray.steps import cluster
-from clipray.steps.pools import cost_of, share_processes
+from clipray.steps.pools import cost_of, placed, share_processes
 
 if TYPE_CHECKING:
     import ray.data
@@ -99,7 +99,8 @@ def chained(
     Ray Data has no tee, so the pools are a chain.
     """
     read = [{member.column for member in members} - {None} for members, _ in crews]
-    for position, (members, pool) in enumerate(crews):
+    own = placed([pool for _, pool in crews], cluster.node_cpus(), compute.decode_cpus)
+    for position, ((members, _), pool) in enumerate(zip(crews, own, strict=True)):
         dropped = read[position].difference(*read[position + 1 :])
         dataset = dataset.map_batches(
             Crew,

@@ -12,9 +12,8 @@ BUSY = 0.9  # of its time that a GPU works, at least, where seats can be made sm
 SEATS = 16  # actors on one GPU at most: each has a copy of its weights, and a process
 WEIGHTS = 3.0  # memory that an actor takes, in sizes of its weights: activations and workspace beside them
 PROCESS = 1000.0  # 10⁶ bytes of a GPU that each process takes for itself
-THREADED = (
-    0.75  # of the speed of as many processes that a process with several threads reaches, at least
-)
+# of the speed of as many processes that a process with several threads reaches, at least
+THREADED = 0.75
 NAMED = 8  # models that embed class names on one GPU at a time; what finds no room is tried alone
 FOR_GPUS = 0.25  # of a cluster's CPUs at most that actors on GPUs hold; the others decode
 
@@ -111,6 +110,38 @@ def share_processes(
     shared = [tuple(names) for _, names in groupby(order, key=lambda name: seat.get(name, name))]
     threads = _threads(cpus, seats)
     return [Process(names, _together([pools[name] for name in names], threads)) for names in shared]
+
+
+def placed(pools: Sequence[Pool], nodes: Sequence[float], decode: float) -> list[Pool]:
+    """Let actors ask for less than they were given where they would fill every node, and leave no decoding task room.
+
+    The sums of a cluster do not tell whether each actor finds a node, and a decoding task a place beside them: two
+    nodes of one CPU hold two actors of three quarters, and then nothing of a half. It concerns single actors alone, and
+    not where each takes one CPU: what takes whole ones leaves whole ones.
+
+    Args:
+        nodes: CPUs of each. decode: CPUs of a decoding task.
+    """
+    parts = [pool for pool in pools if pool.size == 1 and not pool.num_gpus]
+    if len(nodes) < 2 or all(pool.num_cpus in (0, 1) for pool in parts):
+        return list(pools)
+    most = max(pool.num_cpus for pool in parts)
+    room = [node - decode for node in nodes if node > decode] or list(nodes)
+    # a size at which some node holds one actor more
+    sizes = {free / count for free in room for count in range(1, len(parts) + 1)}
+    fits = [size for size in {most, *sizes} if size <= most and _seats(room, size) >= len(parts)]
+    scale = max(fits, default=most) / most
+    return [
+        pool.model_copy(update={"num_cpus": math.floor(1e4 * pool.num_cpus * scale) / 1e4})
+        if pool in parts
+        else pool
+        for pool in pools
+    ]
+
+
+def _seats(room: Sequence[float], size: float) -> int:
+    """Count the actors that nodes hold beside a decoding task on each; more than these find no place without one."""
+    return sum(int(free / size + 1e-9) for free in room)
 
 
 def _seated(names: Sequence[str], seconds: Mapping[str, float], seats: int) -> dict[str, int]:

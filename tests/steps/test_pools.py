@@ -6,7 +6,7 @@ from scipy.optimize import linprog
 
 from clipray.config import Compute, Pool
 from clipray.errors import ConfigError
-from clipray.steps.pools import Cost, apportion, busy, share, share_processes
+from clipray.steps.pools import Cost, apportion, busy, placed, share, share_processes
 
 # GFLOPs of an image and 10⁶ bytes of half-precision weights: the nine backbones of the paper
 NINE = {
@@ -50,6 +50,35 @@ def test_where_cores_are_fewer_than_backbones_they_share_processes(cpus, process
     assert held == pytest.approx(sum(pool.num_cpus for pool in pools.values()))
     loads = [sum(seconds[name] for name in crew.names) for crew in crews]
     assert max(loads) - min(loads) <= max(seconds.values())
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_actors_find_a_node_each_and_decoding_a_place_wherever_they_are_put(seed):
+    random = np.random.default_rng(seed)
+    nodes = random.choice([1.0, 2.0, 3.0, 4.0], random.integers(2, 6)).tolist()
+    seconds = {f"b{m}": float(random.uniform(1, 5)) for m in range(random.integers(1, 12))}
+    compute = Compute(decode_cpus=float(random.choice([0.25, 0.5, 1.0])))
+    pools = share({k: Cost(v) for k, v in seconds.items()}, sum(nodes), 0, compute)
+    crews = [crew.pool for crew in share_processes(list(seconds), pools, seconds)]
+    own = placed(crews, nodes, compute.decode_cpus)
+    assert all(a.num_cpus <= b.num_cpus for a, b in zip(own, crews, strict=True))
+    for _ in range(30):  # nodes as the worst scheduler fills them
+        free = list(nodes)
+        for size in random.permutation([pool.num_cpus for pool in own for _ in range(pool.size)]):
+            fits = [node for node, left in enumerate(free) if left >= size - 1e-9]
+            assert fits, (nodes, crews, own)
+            free[random.choice(fits)] -= size
+        if compute.decode_cpus < max(nodes):
+            assert max(free) >= compute.decode_cpus - 1e-9, (nodes, crews, own)
+
+
+def test_actors_keep_what_they_have_where_nothing_is_in_the_way():
+    crews = [Pool(size=1, num_cpus=0.75), Pool(size=1, num_cpus=0.75)]
+    assert placed(crews, [2.0], 0.5) == crews
+    assert placed(crews, [2.0, 2.0], 0.5) == crews
+    assert [pool.num_cpus for pool in placed(crews, [1.0, 1.0], 0.5)] == [0.5, 0.5]
+    whole = [Pool(size=3, num_cpus=1), Pool(size=1, num_cpus=1)]
+    assert placed(whole, [3.0, 2.0], 0.5) == whole
 
 
 def test_one_process_has_both_cores_where_two_would_wait_for_each_other():

@@ -24,6 +24,7 @@ from torch import Tensor
 from clipray.numerics.blocks import Lazy, narrow, spans
 from clipray.numerics.contracts import BySums, Fuser, State, Support, unit
 from clipray.numerics.fusers.present import Present, present
+from clipray.numerics.solvers.softmax import log_softmax
 
 _TINY = 1e-12
 _ELEMENTS = 2**24  # of a matrix over a block's images and the classes: 64 MiB in float32
@@ -183,7 +184,7 @@ def answers(
     says_NC = x_ND @ scaled_CD.T - length_C / 2 + mixture.log_share_C
     says_NC = says_NC - says_NC.gather(1, start_NC.argmax(1, keepdim=True))
     moved_NC = trust * bound * torch.tanh(says_NC / bound)
-    return torch.log_softmax(start_NC + moved_NC.to(start_NC), dim=1)
+    return log_softmax(start_NC + moved_NC.to(start_NC))
 
 
 class Look(NamedTuple):

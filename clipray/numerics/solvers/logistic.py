@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from clipray.numerics.solvers.softmax import log_softmax, softmax
+
 _ROUGH = 1e-2  # the tolerance that is enough to rank penalties
 _BLOCK = 2**24  # logits of all problems that are looked at together
-_LARGE = 1_000_000  # features of all problems, from which on there is nothing to gain in solving them at once
+_LARGE = 500_000  # features of the problems that are solved at once: more leave a core's cache
 
 
 def rotate(x_SKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +76,7 @@ def solve(
     own = labels_SK[:, :, None, None].expand(-1, -1, variants, 1)
     z = (x_SKR @ v.flatten(2)).view(sets, images, variants, classes)
     z = z if offset_SKC is None else z + offset_SKC[:, :, None].to(v)
-    p = torch.softmax(z, dim=3)
+    p = softmax(z)
     spread = [_sum(weight[:, rows] * p[:, rows] * (1 - p[:, rows])) for rows in _blocks(z)]
     share = sum(spread[1:], spread[0]) / (_sum(weight) * max(1, classes - 1)).clamp_min(1e-9)
     curvature = share.clamp_min(0.1 / classes) * lengths_SR[:, :, None, None].to(v) + penalty
@@ -162,7 +164,7 @@ def _search(
             found, length, torch.where((newton > low) & (newton < high), newton, middle)
         )
         for rows in _blocks(z):
-            p[:, rows] = torch.softmax(z[:, rows] + length * d[:, rows], dim=3)
+            p[:, rows] = softmax(z[:, rows] + length * d[:, rows])
         mean, square_mean = _pulled(p, d)
         first = _sum(weight * mean) + rest + length * square
         low, high = torch.where(first < 0, length, low), torch.where(first > 0, length, high)
@@ -212,8 +214,10 @@ def fit_path(
         W_SDC in float64 and the chosen penalty_S.
     """
     if len(x_SKD) > 1 and x_SKD.numel() > _LARGE:
-        offsets = [None] * len(x_SKD) if offset_SKC is None else offset_SKC.split(1)
-        every = zip(x_SKD.split(1), labels_SK.split(1), folds_SK.split(1), offsets, strict=True)
+        some = max(1, _LARGE * len(x_SKD) // x_SKD.numel())
+        parts = [whole.split(some) for whole in (x_SKD, labels_SK, folds_SK)]
+        offsets = [None] * len(parts[0]) if offset_SKC is None else offset_SKC.split(some)
+        every = zip(*parts, offsets, strict=True)
         each = [
             fit_path(x, y, f, penalties_G, fallback, classes, z, shape_C, tolerance)
             for x, y, f, z in every
@@ -237,7 +241,7 @@ def fit_path(
             z = (x @ v.flatten(2)).view(*held_SKF.shape, classes)
             z = z if offset_SKC is None else z + offset_SKC[:, :, None].to(z)
             own = labels_SK[:, :, None, None].expand(-1, -1, count, 1)
-            loss_SKF = -torch.log_softmax(z, dim=3).gather(3, own)[..., 0]
+            loss_SKF = -log_softmax(z).gather(3, own)[..., 0]
             loss_SG[:, g] = (loss_SKF * held_SKF).sum((1, 2))
         chosen_S = penalties_G[loss_SG.argmin(1)].double()
     penalty = chosen_S[:, None, None, None] * shape.double()

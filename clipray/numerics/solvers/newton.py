@@ -7,8 +7,10 @@ from itertools import starmap
 import torch
 from torch import Tensor
 
-_CHUNK = (
-    100_000  # logits solved at once, where there are several problems: what a core's cache holds
+from clipray.numerics.solvers.softmax import softmax
+
+CHUNK = (
+    200_000  # logits solved at once, where there are several problems: what a core's cache holds
 )
 _BLOCK = 2**23  # logits of one problem that are looked at together
 _PATIENCE = 20  # steps of Newton that need not shrink: far from the minimum they have length 1, and it takes a few
@@ -49,18 +51,8 @@ def inverse_temperatures(
     sets, images, backbones, _ = logits_SKMC.shape
     if images == 0:
         return torch.ones(sets, backbones, dtype=torch.float64).clamp(low, high)
-    if sets * backbones > 1 and logits_SKMC.numel() > _CHUNK:
-        halves = (
-            logits_SKMC.split(1, dim=0) if sets > 1 else logits_SKMC.split(1, dim=2),
-            0 if sets > 1 else 1,
-        )
-        parts = [
-            inverse_temperatures(
-                part, labels_SK[i : i + 1] if sets > 1 else labels_SK, prior_count, low, high, steps
-            )
-            for i, part in enumerate(halves[0])
-        ]
-        return torch.cat(parts, dim=halves[1])
+    if sets * backbones > 1 and logits_SKMC.numel() > CHUNK:
+        return _in_chunks(logits_SKMC, labels_SK, prior_count, low, high, steps)
     size = max(1, _BLOCK // max(1, logits_SKMC[:, :1].numel()))
     blocks = [*zip(logits_SKMC.split(size, 1), labels_SK.split(size, 1), strict=True)]
     whole = [_margin(*blocks[0])] if len(blocks) == 1 else None
@@ -69,6 +61,18 @@ def inverse_temperatures(
         return whole or starmap(_margin, blocks)
 
     return _solve(margins, (sets, backbones), prior_count, low, high, steps).exp()
+
+
+def _in_chunks(logits_SKMC: Tensor, labels_SK: Tensor, *how: float) -> Tensor:
+    """`inverse_temperatures` of some problems after others, as many at once as a chunk holds: sets, or backbones."""
+    sets, _, backbones, _ = logits_SKMC.shape
+    many = sets if sets > 1 else backbones
+    at_once = max(1, CHUNK * many // logits_SKMC.numel())
+    if sets == 1:
+        parts = logits_SKMC.split(at_once, dim=2)
+        return torch.cat([inverse_temperatures(z, labels_SK, *how) for z in parts], dim=1)
+    every = zip(logits_SKMC.split(at_once), labels_SK.split(at_once), strict=True)
+    return torch.cat([inverse_temperatures(z, y, *how) for z, y in every])
 
 
 def _margin(logits_SKMC: Tensor, labels_SK: Tensor) -> Tensor:
@@ -80,7 +84,7 @@ def _margin(logits_SKMC: Tensor, labels_SK: Tensor) -> Tensor:
 
 def _moments(margin_SMKC: Tensor, beta_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over images of E[m], E[m]² and E[m²], for each problem; E is the mean under softmax(β m)."""
-    p = torch.softmax(margin_SMKC * beta_SM[..., None, None], dim=3)
+    p = softmax(margin_SMKC * beta_SM[..., None, None])
     pulled = p.mul_(margin_SMKC)
     mean_SMK = pulled.sum(3)
     square = torch.linalg.vecdot(pulled.flatten(2), margin_SMKC.flatten(2))

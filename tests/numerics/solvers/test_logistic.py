@@ -97,7 +97,8 @@ def test_the_penalty_is_the_one_that_scikit_learns_cross_validation_prefers():
     assert chosen.item() == pytest.approx(grid[int(np.argmin(losses))].item())
 
 
-def test_large_problems_one_by_one_equal_those_solved_at_once(monkeypatch):
+@pytest.mark.parametrize("features", [100, 1000])  # of 480 a problem: one or two at a time
+def test_large_problems_some_at_a_time_equal_those_solved_at_once(monkeypatch, features):
     some = [problem(images=60, dims=(8,), noise=3.0, seed=seed) for seed in range(3)]
     x, y, text = (
         torch.stack(part)
@@ -105,7 +106,7 @@ def test_large_problems_one_by_one_equal_those_solved_at_once(monkeypatch):
     )
     split = torch.stack([folds(one, 3) for one in y])
     at_once = fit_path(x, y, split, torch.tensor([0.01, 1.0]), 1.0, 4, text)
-    monkeypatch.setattr(logistic, "_LARGE", 100)
+    monkeypatch.setattr(logistic, "_LARGE", features)
     for one, other in zip(
         fit_path(x, y, split, torch.tensor([0.01, 1.0]), 1.0, 4, text), at_once, strict=True
     ):

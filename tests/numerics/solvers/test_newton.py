@@ -65,6 +65,16 @@ def test_blocks_of_images_change_no_temperature(monkeypatch):
     torch.testing.assert_close(parts, whole, atol=0.0, rtol=1e-9)
 
 
+@pytest.mark.parametrize("problems", [1, 2, 5])
+def test_problems_solved_some_at_a_time_equal_those_solved_at_once(monkeypatch, problems):
+    cases = [problem(images=20, seed=s, noise=2.0) for s in range(3)]
+    z, y = torch.stack([c[0] for c in cases]), torch.stack([c[2] for c in cases])
+    whole = inverse_temperatures(z, y, 1.0, 1e-3, 1e3)
+    monkeypatch.setattr(newton, "CHUNK", problems * z[0, :, 0].numel())
+    parts = inverse_temperatures(z, y, 1.0, 1e-3, 1e3)
+    torch.testing.assert_close(parts, whole, atol=0.0, rtol=1e-9)
+
+
 def test_no_images_leave_the_temperature_at_one():
     assert (
         inverse_temperatures(

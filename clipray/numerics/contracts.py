@@ -18,6 +18,8 @@ class Support:
         labels_K: int64 classes.
         seed: number of the support set; the only source of chance of a fit.
         borrowed: the logits are zero-shot ones in place of a head's that are unlike them (`heads.cross_fit.borrowed`).
+        known: a few numbers that one fuser has computed of the set and others need too, such as temperatures, by what
+            they are and how they were computed. A set made of this one by `take` or `replace` begins without any.
     """
 
     logits_KMC: Tensor
@@ -25,6 +27,9 @@ class Support:
     labels_K: Tensor
     seed: int = 0
     borrowed: bool = False
+    known: dict[Any, Any] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         images, backbones, classes = self.logits_KMC.shape

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipray.numerics.blocks import by_block
 from clipray.numerics.contracts import State, Support, alike, stacked
-from clipray.numerics.solvers.newton import inverse_temperatures
+from clipray.numerics.solvers.newton import CHUNK, inverse_temperatures
 from clipray.numerics.ties import level
 
 
@@ -130,18 +130,27 @@ def _by_confidence(log_p_NMC: Tensor) -> Tensor:
 
 def fit_calibrated(supports: Sequence[Support], settings: Calibrated) -> list[State]:
     """Fit a temperature per support set and backbone by NLL; `tensors["beta_M"]` holds 1/T in float64."""
-    states: dict[int, State] = {}
-    for group in alike(supports):
-        logits_SKMC = stacked([supports[i].logits_KMC for i in group])
-        labels_SK = torch.stack([supports[i].labels_K for i in group])
+    _know_temperatures(supports, settings)
+    states = []
+    for support in supports:
+        beta_M = support.known["beta_M", settings]
+        numbers = {"temperatures": (1 / beta_M).tolist()}
+        states.append(State(settings, {"beta_M": beta_M.clone()}, numbers))
+    return states
+
+
+def _know_temperatures(supports: Sequence[Support], settings: Calibrated) -> None:
+    """Let each support set know its backbones' 1/T; those of one shape are fitted in one tensor program."""
+    key = ("beta_M", settings)
+    new = [support for support in supports if key not in support.known]
+    for group in alike(new):
+        logits_SKMC = stacked([new[i].logits_KMC for i in group])
+        labels_SK = torch.stack([new[i].labels_K for i in group])
         beta_SM = inverse_temperatures(
             logits_SKMC, labels_SK, settings.prior_count, settings.low, settings.high
         )
         for i, beta_M in zip(group, beta_SM, strict=True):
-            states[i] = State(
-                settings, {"beta_M": beta_M.clone()}, {"temperatures": (1 / beta_M).tolist()}
-            )
-    return [states[i] for i in range(len(supports))]
+            new[i].known[key] = beta_M.clone()
 
 
 def calibrate(state: State, logits_NMC: Tensor) -> Tensor:
@@ -154,12 +163,22 @@ def fit_twice_calibrated(supports: Sequence[Support], settings: Calibrated) -> l
 
     Backbones that err apart leave a mean that is less sure than it should be.
     """
-    states, count = fit_calibrated(supports, settings), settings.prior_count
-    for state, s in zip(states, supports, strict=True):
-        mean_KC = mean_calibrated(state, s.logits_KMC)
-        low, high = settings.low, settings.high
-        sure_11 = inverse_temperatures(mean_KC[None, :, None], s.labels_K[None], count, low, high)
-        state.tensors["sure_1"] = sure_11[0]
+    states, key = fit_calibrated(supports, settings), ("sure_1", settings)
+    new = [i for i, support in enumerate(supports) if key not in support.known]
+    for group in alike([supports[i] for i in new]):
+        images, _, classes = supports[new[group[0]]].logits_KMC.shape
+        at_once = max(1, CHUNK // max(1, images * classes))
+        for start in range(0, len(group), at_once):
+            own = [new[position] for position in group[start : start + at_once]]
+            means = [mean_calibrated(states[i], supports[i].logits_KMC)[:, None] for i in own]
+            labels_SK = torch.stack([supports[i].labels_K for i in own])
+            sure_S1 = inverse_temperatures(
+                stacked(means), labels_SK, settings.prior_count, settings.low, settings.high
+            )
+            for i, sure_1 in zip(own, sure_S1, strict=True):
+                supports[i].known[key] = sure_1.clone()
+    for state, support in zip(states, supports, strict=True):
+        state.tensors["sure_1"] = support.known[key].clone()
     return states
 
 

@@ -41,6 +41,26 @@ def test_the_probe_minimises_its_objective_as_scipys_solver_does(penalty):
     np.testing.assert_allclose(state.tensors["w_DC"].numpy().ravel(), expected, atol=2e-3)
 
 
+def test_temperatures_are_fitted_once_and_a_part_of_a_support_set_has_its_own():
+    s, test = support(seed=1, images=24), problem(seed=2)
+    before = averages.fit_twice_calibrated([s], averages.CALIBRATED)[0]
+    again = averages.fit_twice_calibrated([s], averages.CALIBRATED)[0]
+    assert again.tensors.keys() == {"beta_M", "sure_1"}
+    assert all(torch.equal(again.tensors[name], t) for name, t in before.tensors.items())
+    again.tensors["beta_M"].zero_()  # a state belongs to whoever asked for it
+    assert torch.equal(fitted(s).tensors["beta_M"], before.tensors["beta_M"])
+    other = averages.Calibrated(prior_count=0.5)
+    assert not torch.equal(
+        averages.fit_calibrated([s], other)[0].tensors["beta_M"], before.tensors["beta_M"]
+    )
+    part = fitted(s.take(torch.arange(12)))
+    fresh = Support(s.logits_KMC[:12], tuple(e[:12] for e in s.embeddings), s.labels_K[:12])
+    torch.testing.assert_close(
+        anchored.apply(part, *test[:2]), anchored.apply(fitted(fresh), *test[:2])
+    )
+    assert not torch.equal(part.tensors["beta_M"], before.tensors["beta_M"])
+
+
 def test_under_a_heavy_penalty_it_says_what_text_says():
     s, test = support(seed=1), problem(seed=2)
     state = fitted(s, penalty=1e9)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from clipray.numerics.contracts import State, Support, alike, stacked, unit
-from clipray.numerics.solvers.adam import Adam, Decay, minimise, shuffled
+from clipray.numerics.fusers import lone_gate
+from clipray.numerics.solvers.adam import Adam, Decay, by_autograd, minimise, shuffled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,23 +182,31 @@ def _training(
     ]
     parameters = [torch.stack(p) for p in zip(*starts, strict=True)]
 
+    def some(rows_Sb: Tensor) -> tuple[Tensor, ...]:
+        every = x_SKD, logits_SKMC, labels_SK
+        if rows_Sb.shape[1] == images:
+            return every
+        return tuple(_rows(whole, rows_Sb) for whole in every)
+
     def loss(leaves: Sequence[Tensor], rows_Sb: Tensor) -> Tensor:
-        x, z, y = x_SKD, logits_SKMC, labels_SK
-        if rows_Sb.shape[1] != images:
-            x, z, y = (_rows(whole, rows_Sb) for whole in (x, z, y))
+        x, z, y = some(rows_Sb)
         fused = fuse(weights(leaves, x, how), z, how.combine)
         return (
             torch.nn.functional.nll_loss(fused.flatten(0, 1), y.flatten(), reduction="sum")
             / y.shape[1]
         )
 
+    def lone(now: Sequence[Tensor], rows_Sb: Tensor) -> list[Tensor]:
+        x, z, y = some(rows_Sb)
+        return lone_gate.gradient(now, x, z[:, :, 0], y, how)
+
     optimiser = Adam(
         parameters, [g.rate for g in settings], [g.weight_decay for g in settings], how.decay
     )
     batches = shuffled(images, seeds, how.batch, how.epochs, how.max_steps) if images else []
     for part in range(parts):
-        some = batches[len(batches) * part // parts : len(batches) * (part + 1) // parts]
-        minimise(loss, parameters, optimiser, some)
+        own = batches[len(batches) * part // parts : len(batches) * (part + 1) // parts]
+        minimise(lone if backbones == 1 else by_autograd(loss), parameters, optimiser, own)
         yield parameters
 
 

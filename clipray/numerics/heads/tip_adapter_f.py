@@ -8,7 +8,7 @@ import torch
 from clipray.numerics.contracts import Head, Shots, State, unit
 from clipray.numerics.heads.tip_adapter import tip_adapter
 from clipray.numerics.heads.zero_shot import zero_shot
-from clipray.numerics.solvers.adam import Adam, minimise, shuffled
+from clipray.numerics.solvers.adam import Adam, by_autograd, minimise, shuffled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def fit_tip_adapter_f(problems: Sequence[Shots], settings: TipTrained) -> list[S
                 keys, settings.rate, settings.weight_decay, "decoupled", eps=1e-4
             )  # the authors' eps
             minimise(
-                loss,
+                by_autograd(loss),
                 keys,
                 adam,
                 shuffled(

@@ -85,17 +85,26 @@ class Adam:
             )  # fmt: skip
 
 
+Gradient = Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]]
+"""Gives the gradient by the parameters of the sum of the problems' mean losses on a batch: (parameters, batch)."""
+
+
 def minimise(
-    loss: Callable[[Sequence[Tensor], Tensor], Tensor],
-    parameters: Sequence[Tensor],
-    optimiser: Adam,
-    batches: Sequence[Tensor],
+    gradient: Gradient, parameters: Sequence[Tensor], optimiser: Adam, batches: Sequence[Tensor]
 ) -> None:
-    """Run `optimiser` over `batches`; `loss(parameters, batch)` is the sum of the problems' mean losses."""
+    """Run `optimiser` over `batches`."""
     for batch in batches:
+        optimiser.step(gradient(parameters, batch))
+
+
+def by_autograd(loss: Callable[[Sequence[Tensor], Tensor], Tensor]) -> Gradient:
+    """Let PyTorch find the gradient of `loss(parameters, batch)`, the sum of the problems' mean losses."""
+
+    def gradient(parameters: Sequence[Tensor], batch: Tensor) -> Sequence[Tensor]:
         leaves = [p.detach().requires_grad_(True) for p in parameters]
-        gradients = torch.autograd.grad(loss(leaves, batch), leaves)
-        optimiser.step(gradients)
+        return torch.autograd.grad(loss(leaves, batch), leaves)
+
+    return gradient
 
 
 def shuffled(images: int, seeds: Sequence[int], batch: int, epochs: int, most: int) -> list[Tensor]:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from clipray.numerics.fusers import nlc
+from clipray.numerics.fusers import lone_gate, nlc
 from clipray.numerics.fusers.nlc import Gate
 from clipray.numerics.solvers.adam import Adam, shuffled
 from tests.numerics.made import problem, support
@@ -70,6 +70,29 @@ def test_equals_a_plain_torch_module_trained_by_torch_optim(weight_map, init):
     torch.testing.assert_close(
         nlc.apply(state, s.logits_KMC, s.embeddings), theirs, atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("weight_map", ["linear", "softplus", "exp", "softmax"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_the_gradient_over_one_backbone_is_the_one_that_pytorch_finds(
+    weight_map, activation, hidden
+):
+    how = Gate(hidden=hidden, weight_map=weight_map, activation=activation, init="torch")
+    supports = [support(seed=seed, images=9, dims=(5,)) for seed in range(2)]
+    x, z = (
+        torch.stack(part).double()
+        for part in ([s.embeddings[0] for s in supports], [s.logits_KMC for s in supports])
+    )
+    y = torch.stack([s.labels_K for s in supports])
+    starts = [nlc.initial(5, 1, how, seed) for seed in range(2)]
+    leaves = [torch.stack(p).double().requires_grad_(True) for p in zip(*starts, strict=True)]
+    fused = nlc.fuse(nlc.weights(leaves, x, how), z, "logits")
+    loss = torch.nn.functional.nll_loss(fused.flatten(0, 1), y.flatten(), reduction="sum") / 9
+    plain = [leaf.detach() for leaf in leaves]
+    ours = lone_gate.gradient(plain, x, z[:, :, 0], y, how)
+    for mine, theirs in zip(ours, torch.autograd.grad(loss, leaves), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("weight_map", ["linear", "softplus", "exp", "softmax"])

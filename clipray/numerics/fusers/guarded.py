@@ -97,8 +97,8 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
     whole, partial = {}, {}
     for name in settings.candidates if labelled else ():
         fuser = _candidate(fusers, name)
-        whole[name] = fuser.fit(labelled, fuser.settings)
-        partial[name] = fuser.fit(parts, fuser.settings) if parts else []
+        states = fuser.fit([*labelled, *parts], fuser.settings)
+        whole[name], partial[name] = states[: len(labelled)], states[len(labelled) :]
     made, at = [], 0
     for i, (s, fold_K) in enumerate(zip(labelled, splits, strict=True)):
         count = len(_counted(fold_K))

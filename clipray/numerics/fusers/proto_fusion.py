@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipray.numerics.blocks import blocks
-from clipray.numerics.contracts import State, Support, unit
+from clipray.numerics.contracts import State, Support, alike, stacked, unit
 from clipray.numerics.fewshot.prototypes import class_means
 from clipray.numerics.fusers.averages import (
     CALIBRATED,
@@ -17,7 +18,8 @@ from clipray.numerics.fusers.averages import (
     fit_twice_calibrated,
     twice_calibrated,
 )
-from clipray.numerics.solvers.newton import inverse_temperatures
+from clipray.numerics.solvers.newton import CHUNK, inverse_temperatures
+from clipray.numerics.solvers.positive import positive_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,38 +49,99 @@ class ProtoFusion:
     temperatures: Calibrated = CALIBRATED
 
 
+class _Prepared(NamedTuple):
+    """What the temperatures of one support set's prototypes are fitted on.
+
+    Attributes:
+        tensors: class means, centres and σ of the backbones, by name.
+        prior_M: γ_m as the prior has it. scaled_PMC: prototype logits under it of the P images that are not alone in
+            their class. paired_K: which these are. labels_P: their classes.
+    """
+
+    tensors: dict[str, Tensor]
+    prior_M: Tensor
+    scaled_PMC: Tensor
+    paired_K: Tensor
+    labels_P: Tensor
+
+
 def fit(supports: Sequence[Support], settings: ProtoFusion) -> list[State]:
-    """Fit temperatures of both experts of every backbone, then the weights of text and prototypes."""
+    """Fit temperatures of both experts of every backbone, then the weights of text and prototypes.
+
+    Support sets of one shape are fitted in one tensor program, as many as a cache holds.
+    """
     calibrated = fit_twice_calibrated(supports, settings.temperatures)
-    return [_fit_one(s, c, settings) for s, c in zip(supports, calibrated, strict=True)]
+    states: dict[int, State] = {}
+    for group in _alike(supports):
+        at_once = max(1, CHUNK // max(1, supports[group[0]].logits_KMC.numel()))
+        for start in range(0, len(group), at_once):
+            own = group[start : start + at_once]
+            some = [supports[i] for i in own]
+            fitted = _fit_some(some, [calibrated[i] for i in own], settings)
+            states.update(zip(own, fitted, strict=True))
+    return [states[i] for i in range(len(supports))]
 
 
-def _fit_one(s: Support, calibrated: State, settings: ProtoFusion) -> State:
-    """Fit one support set whose zero-shot logits are calibrated."""
-    classes = s.logits_KMC.shape[2]
-    count_C = torch.bincount(s.labels_K, minlength=classes)
-    seen_C = count_C > 0
-    # An image that is alone in its class has no mean without it, so nothing is fitted on it.
-    paired_K = count_C[s.labels_K] > 1
-    labels = s.labels_K[paired_K]
-    prototypes, spread_M, cosine_KMC = _prototypes(s, count_C, paired_K, settings.centre)
-    prior_M = settings.d_prime / spread_M
-    scaled_KMC = neutral(cosine_KMC * prior_M[:, None], seen_C)
+def _alike(supports: Sequence[Support]) -> list[list[int]]:
+    """Positions of support sets of one shape, of which as many images are not alone in their class."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, group in enumerate(alike(supports)):
+        for i in group:
+            paired = int(_paired(supports[i]).sum())
+            found.setdefault((number, paired), []).append(i)
+    return list(found.values())
+
+
+def _paired(s: Support) -> Tensor:
+    """Which images are not alone in their class: one that is has no mean without it, so nothing is fitted on it."""
+    return torch.bincount(s.labels_K, minlength=s.logits_KMC.shape[2])[s.labels_K] > 1
+
+
+def _fit_some(
+    supports: Sequence[Support], calibrated: Sequence[State], settings: ProtoFusion
+) -> list[State]:
+    """Fit support sets of one shape whose zero-shot logits are calibrated."""
+    ready = [_prepared(s, settings) for s in supports]
+    scaled_SPMC = stacked([one.scaled_PMC for one in ready])
+    labels_SP = torch.stack([one.labels_P for one in ready])
     bounds = settings.temperatures.low, settings.temperatures.high
-    (ratio_M,) = inverse_temperatures(scaled_KMC[None], labels[None], settings.prior_count, *bounds)
-    proto_KMC = scaled_KMC.double() * ratio_M[:, None]
+    ratio_SM = inverse_temperatures(scaled_SPMC, labels_SP, settings.prior_count, *bounds)
+    proto_SPMC = scaled_SPMC.double() * ratio_SM[:, None, :, None]
+    texts = [
+        twice_calibrated(c, s.logits_KMC[one.paired_K].double())
+        for s, c, one in zip(supports, calibrated, ready, strict=True)
+    ]
+    balance_SP2C = torch.stack([torch.stack(texts), proto_SPMC.mean(2)], dim=2)
+    weight_S2 = positive_weights(balance_SP2C, labels_SP, settings.balance_count)
+    every = zip(supports, calibrated, ready, ratio_SM, proto_SPMC, weight_S2, strict=True)
+    return [_state(settings, *one) for one in every]
 
-    text_KC = twice_calibrated(calibrated, s.logits_KMC[paired_K].double())
-    balance_K2C = torch.stack([text_KC, proto_KMC.mean(1)], 1)
-    weight_2 = positive_weights(balance_K2C, labels, settings.balance_count)
 
-    said = [_text_evidence(s, calibrated), evidence(proto_KMC, labels)]
+def _prepared(s: Support, settings: ProtoFusion) -> _Prepared:
+    count_C = torch.bincount(s.labels_K, minlength=s.logits_KMC.shape[2])
+    paired_K = _paired(s)
+    prototypes, spread_M, cosine_PMC = _prototypes(s, count_C, paired_K, settings.centre)
+    prior_M = settings.d_prime / spread_M
+    scaled_PMC = neutral(cosine_PMC * prior_M[:, None], count_C > 0)
+    tensors = prototypes | {"seen_C": count_C > 0}
+    return _Prepared(tensors, prior_M, scaled_PMC, paired_K, s.labels_K[paired_K])
+
+
+def _state(
+    settings: ProtoFusion,
+    s: Support,
+    calibrated: State,
+    ready: _Prepared,
+    ratio_M: Tensor,
+    proto_PMC: Tensor,
+    weight_2: Tensor,
+) -> State:
+    said = [_text_evidence(s, calibrated), evidence(proto_PMC, ready.labels_P)]
     tensors = {
         **calibrated.tensors,
-        **prototypes,
-        "seen_C": seen_C,
-        "gamma_M": prior_M.double() * ratio_M,
-        "weight_2": weight_2,
+        **ready.tensors,
+        "gamma_M": ready.prior_M.double() * ratio_M,
+        "weight_2": weight_2.clone(),
         "evidence_E3": torch.cat(said).float(),
     }
     return State(settings, tensors, {"text": float(weight_2[0]), "prototypes": float(weight_2[1])})
@@ -165,48 +228,6 @@ def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
     seen = logits_NMC * seen_C
     mean = seen.sum(2, keepdim=True) / seen_C.sum().clamp_min(1)
     return torch.where(seen_C, logits_NMC, mean)
-
-
-def positive_weights(
-    logits_KJC: Tensor, labels_K: Tensor, prior_count: float, steps: int = 60
-) -> Tensor:
-    """Find w_J > 0 minimising Σ_k −log softmax(Σ_j w_j z_kj)[y_k] + prior_count · Σ_j (w_j − log w_j).
-
-    Convex; the prior's mode is 1 for every weight, which is also the answer without images. Damped Newton.
-
-    >>> positive_weights(torch.zeros(0, 2, 3), torch.zeros(0, dtype=torch.int64), 1.0)
-    tensor([1., 1.], dtype=torch.float64)
-    """
-    z = logits_KJC.double()
-    z = z - z.gather(2, labels_K[:, None, None].expand(-1, z.shape[1], 1))
-
-    def value(w: Tensor) -> Tensor:
-        return (
-            torch.einsum("j,kjc->kc", w, z).logsumexp(1).sum() + prior_count * (w - w.log()).sum()
-        )
-
-    w = torch.ones(z.shape[1], dtype=torch.float64)
-    for _ in range(steps):
-        p = torch.softmax(torch.einsum("j,kjc->kc", w, z), dim=1)
-        mean = torch.einsum("kc,kjc->kj", p, z)
-        first = mean.sum(0) + prior_count * (1 - 1 / w)
-        second = (
-            torch.einsum("kc,kjc,kic->ji", p, z, z)
-            - mean.T @ mean
-            + torch.diag(prior_count / w.square())
-        )
-        along = torch.linalg.solve(second, first)
-        decrease, length = (
-            float(first @ along),
-            min(1.0, 0.99 / max(0.99, float((along / w).max()))),
-        )
-        if decrease < 1e-12:
-            break
-        now = value(w)
-        while value(w - length * along) > now - 1e-4 * length * decrease and length > 1e-9:
-            length /= 2
-        w = w - length * along
-    return w
 
 
 def _text_evidence(s: Support, calibrated: State) -> Tensor:

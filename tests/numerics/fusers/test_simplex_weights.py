@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from clipray.numerics.fusers import FUSERS, settings_of
 from clipray.numerics.fusers.averages import calibrate, fit_calibrated
 from clipray.numerics.fusers.convex import CALIBRATED, simplex_weights
-from clipray.numerics.fusers.proto_fusion import positive_weights
 from clipray.numerics.fusers.singles import accuracies
+from clipray.numerics.solvers.positive import positive_weights
 from tests.numerics.made import problem, support
 
 
@@ -64,8 +64,12 @@ def test_positive_weights_equal_scipys_minimum_and_stay_at_one_under_a_strong_pr
         ).sum()
 
     theirs = np.exp(minimize(value, np.zeros(3), method="BFGS", options={"gtol": 1e-9}).x)
-    np.testing.assert_allclose(positive_weights(z, y, 2.0), theirs, rtol=1e-4)
-    np.testing.assert_allclose(positive_weights(z, y, 1e7), np.ones(3), rtol=1e-4)
+    ours = positive_weights(z[None], y[None], 2.0)
+    np.testing.assert_allclose(ours[0], theirs, rtol=1e-4)
+    np.testing.assert_allclose(positive_weights(z[None], y[None], 1e7)[0], np.ones(3), rtol=1e-4)
+    other, _, labels = problem(seed=4, noise=0.1, scale=100.0)  # takes more steps
+    together = positive_weights(torch.stack([other, z]), torch.stack([labels, y]), 2.0)
+    torch.testing.assert_close(together[1], ours[0], atol=0.0, rtol=1e-9)
 
 
 def test_greedy_equals_a_plain_loop():

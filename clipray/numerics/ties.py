@@ -24,6 +24,8 @@ from torch import Tensor
 from clipray.numerics.blocks import Lazy, blocks, by_block, spans, wide
 from clipray.numerics.contracts import Fuser, Head, State, Support, unit
 
+_SHORT = 256  # bytes of a column up to which it is its own key; a digest of a longer one takes less memory
+
 
 def exact_fuser(fuser: Fuser) -> Fuser:
     """The same fuser, with equal outputs for classes that it cannot tell apart, applied block by block."""
@@ -206,10 +208,22 @@ def first_alike(columns_XC: Tensor) -> Tensor:
     >>> first_alike(torch.tensor([[2.0, 1.0, 2.0], [0.0, 0.0, 0.0]]))
     tensor([0, 1, 0])
     """
+    if len(columns_XC) and _distinct(columns_XC[0]):
+        return torch.arange(columns_XC.shape[1])
     rows_CX = (columns_XC + 0).T.contiguous().numpy(force=True)  # + 0: −0 is 0
     first: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(row_X, digest_size=16).digest() for row_X in rows_CX)
-    return torch.tensor([first.setdefault(digest, c) for c, digest in enumerate(digests)])
+    if rows_CX[:1].nbytes <= _SHORT:
+        keys = (row_X.tobytes() for row_X in rows_CX)
+    else:
+        keys = (hashlib.blake2b(row_X, digest_size=16).digest() for row_X in rows_CX)
+    return torch.tensor([first.setdefault(key, c) for c, key in enumerate(keys)])
+
+
+def _distinct(values_C: Tensor) -> bool:
+    """Tell whether all are numbers and no two are equal, so that nothing else has to be looked at."""
+    sorted_C = np.sort(values_C.numpy(force=True))
+    numbers = sorted_C.dtype.kind != "f" or not np.isnan(sorted_C[-1:]).any()  # nan comes last
+    return bool(numbers and (sorted_C[1:] != sorted_C[:-1]).all())
 
 
 def _alike_too(first_C: Tensor, columns_XC: Tensor) -> Tensor:

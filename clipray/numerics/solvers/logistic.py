@@ -180,14 +180,13 @@ def folds(labels_K: Tensor, most: int) -> Tensor:
     >>> folds(torch.tensor([0, 0, 0, 1]), most=2)
     tensor([0, 1, 0, 1])
     """
-    place, seen = [], {}
-    for rank, label in enumerate(labels_K.tolist()):
-        seen.setdefault(label, []).append(rank)
-        place.append(
-            len(seen[label]) - 1 + label
-        )  # + label: classes of one image do not all share fold 0
-    count = max(1, min(most, max((len(ranks) for ranks in seen.values()), default=1)))
-    return torch.tensor(place, dtype=torch.int64) % count
+    count_C = labels_K.bincount()
+    order_K = labels_K.argsort(stable=True)
+    first_C = count_C.cumsum(0) - count_C
+    place_K = torch.empty_like(labels_K)
+    place_K[order_K] = torch.arange(len(labels_K)) - first_C[labels_K[order_K]]
+    most = max(1, min(most, int(count_C.max()) if len(labels_K) else 1))
+    return (place_K + labels_K) % most  # + label: classes of one image do not all share fold 0
 
 
 def fit_path(

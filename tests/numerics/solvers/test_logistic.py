@@ -131,6 +131,18 @@ def test_folds_spread_every_class_and_leave_one_shot_whole():
     assert folds(torch.arange(7), 5).max() == 0
 
 
+def test_folds_are_an_images_place_within_its_class_as_a_plain_loop_counts_it():
+    y = torch.randint(0, 5, (40,), generator=torch.Generator().manual_seed(0)) + 1
+    seen, places = {}, []
+    for label in y.tolist():
+        places.append(seen.get(label, 0) + label)
+        seen[label] = seen.get(label, 0) + 1
+    for most in (1, 3, 100):
+        count = min(most, max(seen.values()))
+        assert folds(y, most).tolist() == [place % count for place in places]
+    assert folds(y[:0], 3).tolist() == []
+
+
 def test_probes_of_different_supports_equal_scikit_learn_on_each():
     problems = [problem(images=n, dims=(8,), seed=s) for s, n in enumerate((4, 4, 24))]
     xs = [torch.nn.functional.normalize(p[1][0], dim=1) for p in problems]

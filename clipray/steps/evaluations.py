@@ -71,10 +71,10 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
     missing = [task for task in every if places[task.dataset] not in done]
     if missing:
         compute = todo.campaign.compute
-        cluster.connect(compute, todo.verbose)
+        cpus = cluster.connect(compute, todo.verbose).get("CPU", 0)
         # the longest first, or one long evaluation begun last would keep a single worker busy at the end
         missing.sort(key=lambda task: -_size(todo, task))
-        failed = _evaluate(todo, missing, places)
+        failed = _evaluate(todo, missing, places, parts.few(len(missing), cpus))
         record(todo, "evaluate", failed)
         places = {name: place for name, place in places.items() if name not in failed}
     if not places:
@@ -82,11 +82,13 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
     return places
 
 
-def _evaluate(todo: Plan, missing: list[Task], places: dict[str, str]) -> dict[str, str]:
-    """Run the evaluations, large ones in parts; by dataset that failed, the reason."""
+def _evaluate(
+    todo: Plan, missing: list[Task], places: dict[str, str], halved: bool
+) -> dict[str, str]:
+    """Run the evaluations, large ones in parts, small ones `halved` if asked; by dataset that failed, the reason."""
     retries, dims = todo.campaign.compute.max_retries, _dims(todo, missing)
     classes = {task.dataset: len(todo.prompts[task.dataset]["classnames"]) for task in missing}
-    cut = {task.dataset: parts.parts(task, classes[task.dataset]) for task in missing}
+    cut = {task.dataset: parts.parts(task, classes[task.dataset], halved) for task in missing}
     jobs = [(task, part) for task in missing for part in cut[task.dataset]]
     items = [(todo.store, task, places[task.dataset], part) for task, part in jobs]
     memory = [

@@ -1,7 +1,8 @@
 """How the evaluation of a dataset is cut into tasks, and what memory each takes.
 
 A small dataset is one task. A large one is a task for each head and number of shots, so that it uses a whole cluster;
-their tables are then joined.
+their tables are then joined. Where there are few datasets for the CPUs, a small one is two tasks a head, or a CPU would
+wait for another one's last dataset.
 """
 
 import sys
@@ -13,6 +14,7 @@ from clipray.numerics import declared
 from clipray.steps.checks import named_heads
 
 LARGE = 10**8  # logits of the test images from which on a dataset is evaluated in parts
+EACH = 4  # datasets a CPU, from which on each is one task where it is small
 FLOAT = 4  # bytes
 PROCESS = 1500 * 10**6  # bytes of a worker with its libraries, and of a span of images
 MATRICES = 2  # N×C matrices that are held at once: where a fuser starts that the images teach
@@ -52,16 +54,29 @@ def large(task: Task, classes: int) -> bool:
     return task.expected * len(task.backbones) * classes >= LARGE
 
 
-def parts(task: Task, classes: int) -> list[Part]:
+def few(datasets: int, cpus: float) -> bool:
+    """Tell whether so few datasets are to be evaluated that some of the CPUs would have long nothing to do at the end.
+
+    >>> few(6, 2), few(100, 2)
+    (True, False)
+    """
+    return datasets < EACH * cpus
+
+
+def parts(task: Task, classes: int, halved: bool = False) -> list[Part]:
     """List the parts that a dataset is evaluated in.
 
     Args:
-        classes: C.
+        classes: C. halved: whether a small dataset is cut too. Its most shots take about as long as all others.
     """
-    if not large(task, classes):
-        return [whole(task)]
     heads = [head.name for head in named_heads(task.heads)]
-    return [Part(head, (shots,)) for head in heads for shots in (0, *task.shots)]
+    if large(task, classes):
+        return [Part(head, (shots,)) for head in heads for shots in (0, *task.shots)]
+    if not halved or len(task.shots) < 2:
+        return [whole(task)]
+    most = max(task.shots)
+    rest = tuple(shots for shots in task.shots if shots != most)
+    return [Part(head, own) for head in heads for own in ((0, *rest), (most,))]
 
 
 def memory(

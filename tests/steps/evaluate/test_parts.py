@@ -59,6 +59,20 @@ def test_parts_have_the_rows_of_the_whole(tmp_path, monkeypatch):
     assert not [path for path, *_ in world.store.files() if "/parts/" in path]
 
 
+def test_halves_of_a_small_dataset_have_the_rows_of_the_whole(tmp_path):
+    world = World(tmp_path)
+    asked = task(world)
+    every = parts.parts(asked, CLASSES, halved=True)
+    assert [part.shots for part in every] == [(0, *asked.shots[:-1]), asked.shots[-1:]] * 2
+    plan.evaluate(world.store, asked, "whole")
+    joined(world, asked, "joined", every)
+    for name in (evaluations.SCORES, evaluations.OUTCOMES):
+        one, several = rows(world, "whole", name), rows(world, "joined", name)
+        pd.testing.assert_frame_equal(several, one, rtol=1e-5, atol=1e-6)
+    one_shot = dataclasses.replace(asked, shots=(1,))
+    assert parts.parts(one_shot, CLASSES, halved=True) == [parts.whole(one_shot)]
+
+
 def test_spans_of_images_have_the_rows_of_all_at_once(tmp_path, monkeypatch):
     world = World(tmp_path)
     fusers = ("log_avg", "nlc", "guarded", "ot")

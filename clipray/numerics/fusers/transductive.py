@@ -109,11 +109,10 @@ def added(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     >>> added([(torch.tensor(1.0),), (torch.tensor(2.0),)])
     (tensor(3.),)
     """
-    total, like = None, None
-    for part in parts:
-        wide = tuple(t.double() for t in part)
-        total = wide if total is None else tuple(a + b for a, b in zip(total, wide, strict=True))
-        like = like or part
+    rest = iter(parts)
+    total = like = next(rest)  # a single block, as of most datasets, is its own sum
+    for part in rest:
+        total = tuple(a.double() + b.double() for a, b in zip(total, part, strict=True))
     return tuple(t.to(own) for t, own in zip(total, like, strict=True))
 
 

@@ -71,19 +71,32 @@ def node_swapped(bench: Bench, job: str, when: Callable[[Trial], Callable]) -> T
     return trial
 
 
+def node_gone(bench: Bench) -> Trial:
+    """A node goes in the middle, and none comes in its place: what is left has to do all."""
+    trial = bench.prepared("embed")
+    trial.begin()
+    trial.until(trial.busy("MapWorker"))
+    bench.nodes.remove()
+    trial.times = 1
+    trial.end()
+    bench.nodes.add()
+    return trial
+
+
 def node_joined(bench: Bench) -> Trial:
     """No fault: a node less at the start, which joins in the middle; the trial fails unless it works."""
     trial = bench.prepared("embed")
     bench.nodes.end()
+    bench.nodes.others -= 1
     bench.nodes.start(PYTHONPATH=injected(bench, SLOW))  # or all is done before it has joined
-    bench.nodes.remove()
     trial.begin()
-    trial.until(trial.shards())
+    trial.until(trial.busy("_map"))
     node = bench.nodes.add()
-    trial.until(lambda: set(rig.below(node)) & {*trial.busy("_map")(), *trial.busy("MapWorker")()})
+    trial.until(lambda: bench.nodes.works(node))
     trial.times = 1
     trial.end()
     bench.nodes.end()
+    bench.nodes.others += 1
     bench.nodes.start()
     return trial
 
@@ -278,6 +291,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[Bench], Trial]]] = {
         "embed",
         lambda b: node_swapped(b, "embed", lambda t: t.shards()),
     ),
+    "node-gone": ("a node removed, and no other added", "embed", node_gone),
     "node-joins": ("nothing: a node that joins in the middle, and works", "embed", node_joined),
     "driver": (
         "driver killed -9",

@@ -107,9 +107,14 @@ class Nodes:
             time.sleep(0.2)
         return node
 
+    def works(self, node) -> bool:
+        """Tell whether something of a node's CPUs is taken."""
+        left = self.cluster.global_state.available_resources_per_node().get(node.node_id, {})
+        return left.get("CPU", 0) < self.cpus
+
     def remove(self) -> None:
         """End one node that is not the head, with all of its processes, without notice."""
-        node = max(self.cluster.worker_nodes, key=lambda one: len(below(one)))
+        node = max(self.cluster.worker_nodes, key=lambda one: len(_below(one)))
         self.cluster.remove_node(node, allow_graceful=False)
 
     def end(self) -> None:
@@ -159,7 +164,7 @@ def _ports_at_once() -> None:
     Node.start_raylet = start_raylet
 
 
-def below(node) -> list[int]:
+def _below(node) -> list[int]:
     """Processes of a node's raylet that work: the node that is removed should be a busy one."""
     (raylet,) = node.all_processes["raylet"]
     found = []

@@ -85,6 +85,17 @@ def lacking(store: Store, index: Index, addresses: dict[str, str], whats: dict[s
     return Work(index, addresses, whats, todo, done)
 
 
+def still_lacking(store: Store, work: Work) -> Work:
+    """Look again which files of those that a split lacked are not there yet."""
+    names = {name for wanted in work.todo.values() for name in wanted}
+    there = {name: store.names(work.addresses[name]) for name in names}
+    todo = {
+        shard: [name for name in wanted if shard not in there[name]]
+        for shard, wanted in work.todo.items()
+    }
+    return replace(work, todo=todo)
+
+
 def is_embedded(store: Store, specs: Sequence[Backbone], campaign: Campaign, index: Index) -> bool:
     """Tell whether all backbones have embedded a split; after the first one that has not, no other is asked for."""
     for spec in specs:

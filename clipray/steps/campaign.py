@@ -1,13 +1,14 @@
 """The campaign: index, classifiers, embeddings, evaluations, report, in order, skipping what is done."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from clipray import backbones, catalog, snapshot
 from clipray.artefacts import cards, classifiers
-from clipray.artefacts.embeddings import Work
+from clipray.artefacts.embeddings import Work, still_lacking
 from clipray.artefacts.given import Given
-from clipray.config import Backbone, Campaign, Dataset
+from clipray.config import Backbone, Campaign, Dataset, Pool
 from clipray.config import names as config_names
 from clipray.errors import ConfigError
 from clipray.progress import progress, say
@@ -20,6 +21,7 @@ from clipray.steps.mappers import in_threads, reader
 from clipray.steps.pools import turns
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Looker, Plan, classifier_place, known_cards
+from clipray.steps.watch import shared_out
 from clipray.store import Store
 
 AT_ONCE = 16  # splits that are declared complete together
@@ -312,10 +314,14 @@ def _embed(todo: Plan, taken: spent.Spent) -> tuple[dict, dict]:
     told: dict[tuple[str, str], dict[str, Tally]] = {}
     if not own:
         return broken, told
-    pools, device = resources.pools(own, compute, todo.verbose)
-    taken.begin(pools)
+
+    def work(pools: dict[str, Pool], device: str) -> Iterator[dict]:
+        taken.begin(pools)
+        lacking = [still_lacking(todo.store, one) for one in works]
+        return embed.run(todo.store, lacking, todo.specs, todo.campaign, known, pools, device)
+
     with progress("images", sum(work.images for work in works), "images") as advance:
-        for done in embed.run(todo.store, works, todo.specs, todo.campaign, known, pools, device):
+        for done in shared_out(own, compute, todo.verbose, work):
             place = done["dataset"], done["split"]
             broken.setdefault(place, {}).update(done["broken"])
             for backbone, errors in done["errors"].items():

@@ -1,22 +1,23 @@
 """A fused model over a collection: fetch the model, plan, label what is missing, count."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from clipray.artefacts import embeddings, fused_model
-from clipray.config import Compute, Tracking
+from clipray.config import Compute, Pool, Tracking
 from clipray.config.predict import Predict
 from clipray.errors import ClipRayError, ConfigError
 from clipray.numerics import declared
 from clipray.progress import progress
-from clipray.steps import failures, resources
+from clipray.steps import failures
 from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
 from clipray.steps.predict import collection
 from clipray.steps.predict import plan as plans
+from clipray.steps.watch import shared_out
 from clipray.store import Store
 from clipray.tracking import models
 
@@ -172,11 +173,15 @@ def _embed_all(
     if missing:
         cards = dict(zip(fusion.backbones, fusion.cards, strict=True))
         own = {name: cards[name] for name in missing}
-        pools, device = resources.pools(own, compute, verbose)
         precision, most = fusion.about["precision"], fusion.about["max_pixels"]
         like = SimpleNamespace(precision=precision, max_pixels=most, compute=compute)
+
+        def run(pools: dict[str, Pool], device: str) -> Iterator[dict]:
+            left = embeddings.still_lacking(store, work)
+            return embed.run(store, [left], specs, like, cards, pools, device)
+
         with progress("images", work.images, "images") as advance:
-            for told in embed.run(store, [work], specs, like, cards, pools, device):
+            for told in shared_out(own, compute, verbose, run):
                 broken |= told["broken"]
                 advance(told["images"])
     if broken:
@@ -218,20 +223,14 @@ def _run(job: Job, work: plans.Work, kept: embeddings.Work | None, verbose: bool
     fusion.specs  # noqa: B018 - other weights than the model's are told before Ray starts
     used = fusion.stages[-1].backbones
     own = {fusion.backbones[m]: fusion.cards[m] for m in used}
-    pools, device = resources.pools(own, compute, verbose)
     keep = {m: kept.addresses[fusion.backbones[m]] for m in used} if kept is not None else {}
+    places, finished = (work.store, work.address, work.targets, keep), set()
+
+    def run(pools: dict[str, Pool], device: str) -> Iterator[dict]:
+        left = plans.only(work, set(work.todo) - finished)
+        return write.run(plans.items(left), job.model, fusion, *places, compute, pools, device)
+
     with progress("images", work.images, "images") as advance:
-        done = write.run(
-            plans.items(work),
-            job.model,
-            fusion,
-            work.store,
-            work.address,
-            work.targets,
-            keep,
-            compute,
-            pools,
-            device,
-        )
-        for one in done:
-            advance(one["images"])
+        for told in shared_out(own, compute, verbose, run):
+            finished.add(told["shard"])
+            advance(told["images"])

@@ -7,24 +7,25 @@ its variants, so that an image is decoded once for all of them.
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipray import fingerprint, perturbations
 from clipray.artefacts import embeddings
 from clipray.artefacts.embeddings import Work
 from clipray.artefacts.index import Index
-from clipray.config import Backbone, Dataset, unknown
+from clipray.config import Backbone, Dataset, Pool, unknown
 from clipray.config.robustness import Robustness
 from clipray.errors import ConfigError
 from clipray.perturbations import CLEAN, PERTURBATIONS
 from clipray.progress import doing, progress
 from clipray.sources.storage import entries, is_folder, join, resolve, shown
-from clipray.steps import failures, resources
+from clipray.steps import failures
 from clipray.steps.embed import plan as embed
 from clipray.steps.indices import index
 from clipray.steps.mappers import in_threads, reader
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan, known_cards
+from clipray.steps.watch import shared_out
 
 GIVEN = "given-"  # before the name of a corruption whose copies lie in a folder
 
@@ -217,11 +218,23 @@ def _embedded(todo: Plan, campaign: Robustness, parts: list[Part]) -> Iterator[d
     compute, known = campaign.compute, known_cards(todo)
     names = [spec.name for spec in todo.specs if spec.name in busy]
     own = {name: known[name] for name in names}
-    pools, device = resources.pools(own, compute, todo.verbose)
-    rows = list(items(parts))
-    yield from embed.passed(
-        todo.store, rows, decode_variants, todo.specs, campaign, known, pools, device
-    )
+
+    def work(pools: dict[str, Pool], device: str) -> Iterator[dict]:
+        left = [
+            replace(part, work=embeddings.still_lacking(todo.store, part.work)) for part in parts
+        ]
+        return embed.passed(
+            todo.store,
+            list(items(left)),
+            decode_variants,
+            todo.specs,
+            campaign,
+            known,
+            pools,
+            device,
+        )
+
+    yield from shared_out(own, compute, todo.verbose, work)
 
 
 def _settle(

@@ -1,0 +1,109 @@
+"""A run that waits for a node that is gone goes on with what is left; one that waits for other things waits on."""
+
+import queue
+import signal
+import threading
+import time
+
+import pytest
+
+from clipray.config import Compute, Pool
+from clipray.steps import watch
+from clipray.steps.watch import SIGNAL, Shrunk, Watch
+
+
+class Cluster:
+    """What a cluster has, and work that comes through a queue, as Ray Data's results do."""
+
+    def __init__(self):
+        self.now = {"CPU": 3.0, "GPU": 1.0}
+        self.done: queue.Queue = queue.Queue()
+
+    def results(self):
+        while (item := self.done.get()) is not None:
+            yield item
+
+    def later(self, seconds: float, step) -> None:
+        threading.Timer(seconds, step).start()
+
+
+@pytest.fixture
+def cluster():
+    return Cluster()
+
+
+def watched(cluster: Cluster, patience: float = 0.3) -> list:
+    with Watch(lambda: cluster.now, patience, every=0.05) as one:
+        return list(one.passed(cluster.results()))
+
+
+def test_a_smaller_cluster_on_which_nothing_moves_is_told(cluster):
+    cluster.done.put("first")
+    cluster.later(0.2, lambda: cluster.now.update(CPU=2.0))
+    before, start = signal.getsignal(SIGNAL), time.monotonic()
+    with pytest.raises(Shrunk, match="nothing moves, and the cluster has 2 of 3 CPUs left"):
+        watched(cluster)
+    assert 0.2 < time.monotonic() - start < 5
+    assert signal.getsignal(SIGNAL) == before
+
+
+def test_slow_work_is_waited_for_where_the_cluster_has_all_that_it_had(cluster):
+    cluster.later(1.0, lambda: cluster.done.put("late"))
+    cluster.later(1.0, lambda: cluster.done.put(None))
+    cluster.now["CPU"] = 2.0  # from the beginning
+    assert watched(cluster) == ["late"]
+
+
+def test_work_goes_on_where_something_comes_from_what_is_left(cluster):
+    for number in range(8):
+        cluster.later(0.15 * number, lambda number=number: cluster.done.put(number))
+    cluster.later(0.1, lambda: cluster.now.update(CPU=2.0))
+    cluster.later(1.2, lambda: cluster.done.put(None))
+    assert watched(cluster) == list(range(8))
+
+
+def test_the_consumer_may_take_its_time(cluster):
+    for item in ("first", "second", None):
+        cluster.done.put(item)
+    with Watch(lambda: cluster.now, 0.1, every=0.02) as one:
+        for _ in one.passed(cluster.results()):
+            cluster.now["CPU"] = 1.0
+            time.sleep(0.4)  # what the consumer does is not interrupted
+
+
+def test_another_thread_waits_without_a_watch(cluster):
+    cluster.later(0.5, lambda: cluster.done.put(None))
+    found = []
+
+    def run() -> None:
+        cluster.now["CPU"] = 1.0
+        found.append(watched(cluster, 0.1))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [[]]
+
+
+def test_what_is_left_is_shared_out(cluster, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster.now)
+    monkeypatch.setattr(watch, "Watch", lambda look: Watch(look, 0.3, every=0.05))
+    shares = []
+
+    def pools(cards, compute, verbose):
+        shares.append(dict(cluster.now))
+        return {"a": Pool(size=int(cluster.now["CPU"]), num_cpus=1)}, "cpu"
+
+    monkeypatch.setattr(watch.resources, "pools", pools)
+
+    def work(own, device):
+        if len(shares) == 1:
+            yield "one shard"
+            cluster.now["CPU"] = 2.0
+            cluster.done.get()  # for ever
+        yield from (f"shard {number} of {own['a'].size}" for number in range(2))
+
+    found = list(watch.shared_out({"a": {}}, Compute(), False, work))
+    assert found == ["one shard", "shard 0 of 2", "shard 1 of 2"]
+    assert [share["CPU"] for share in shares] == [3.0, 2.0]

@@ -35,15 +35,6 @@ def deadly(file, *args, **kwargs):
     return real(file, *args, **kwargs)
 Image.open = deadly
 """
-SLOW = """
-import time
-from PIL import Image
-real = Image.open
-def slow(*args, **kwargs):
-    time.sleep(0.15)
-    return real(*args, **kwargs)
-Image.open = slow
-"""
 
 
 # Each fault takes the bench and returns the trial that it disturbed, ended.
@@ -81,32 +72,6 @@ def node_gone(bench: Bench) -> Trial:
     trial.end()
     bench.nodes.add()
     return trial
-
-
-def node_joined(bench: Bench) -> Trial:
-    """No fault: a node less at the start, which joins in the middle; the trial fails unless it works."""
-    trial = bench.prepared("embed")
-    bench.nodes.end()
-    bench.nodes.others -= 1
-    bench.nodes.start(PYTHONPATH=injected(bench, SLOW))  # or all is done before it has joined
-    trial.begin()
-    trial.until(trial.busy("_map"))
-    node = bench.nodes.add()
-    trial.until(lambda: bench.nodes.works(node))
-    trial.times = 1
-    trial.end()
-    bench.nodes.end()
-    bench.nodes.others += 1
-    bench.nodes.start()
-    return trial
-
-
-def injected(bench: Bench, code: str) -> str:
-    """Write what every process runs at its start, and return the PYTHONPATH that has it."""
-    inject = bench.folder / "inject"
-    inject.mkdir(exist_ok=True)
-    (inject / "sitecustomize.py").write_text(code)
-    return f"{inject}:{os.environ['PYTHONPATH']}"
 
 
 def driver_killed(bench: Bench, job: str, when: Callable[[Trial], Callable]) -> Trial:
@@ -224,7 +189,10 @@ def deadly_image(bench: Bench) -> Trial:
     if whole.end():
         raise RuntimeError(whole.log.read_text()[-1500:])
     bench.nodes.end()
-    bench.nodes.start(PYTHONPATH=injected(bench, INJECTED))
+    inject = bench.folder / "inject"
+    inject.mkdir(exist_ok=True)
+    (inject / "sitecustomize.py").write_text(INJECTED)
+    bench.nodes.start(PYTHONPATH=f"{inject}:{os.environ['PYTHONPATH']}")
     trial = bench.trial("embed", **changes)
     trial.begin()
     trial.times = 1
@@ -292,7 +260,6 @@ FAULTS: dict[str, tuple[str, str, Callable[[Bench], Trial]]] = {
         lambda b: node_swapped(b, "embed", lambda t: t.shards()),
     ),
     "node-gone": ("a node removed, and no other added", "embed", node_gone),
-    "node-joins": ("nothing: a node that joins in the middle, and works", "embed", node_joined),
     "driver": (
         "driver killed -9",
         "run",

@@ -85,11 +85,11 @@ class Nodes:
             for _ in range(1 + self.others):
                 self.add()
 
-    def add(self):
-        """Add one node and return it; the first one is the head."""
+    def add(self) -> None:
+        """Add one node; the first one is the head."""
         head = not self.cluster.list_all_nodes()
         self.added += 1
-        node = self.cluster.add_node(
+        self.cluster.add_node(
             wait=False,
             # each unpacks a submission's working directory over what is there: under the feet of another's
             runtime_env_dir_name=f"environments{self.added}",
@@ -105,12 +105,6 @@ class Nodes:
             if time.monotonic() > deadline:
                 raise TimeoutError("a node did not join")
             time.sleep(0.2)
-        return node
-
-    def works(self, node) -> bool:
-        """Tell whether something of a node's CPUs is taken."""
-        left = self.cluster.global_state.available_resources_per_node().get(node.node_id, {})
-        return left.get("CPU", 0) < self.cpus
 
     def remove(self) -> None:
         """End one node that is not the head, with all of its processes, without notice."""

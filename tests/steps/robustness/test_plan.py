@@ -60,7 +60,7 @@ def test_parts_are_what_is_asked_for(given):
     assert not set(places) & set(todo.works["zoo", "test"].addresses.values())
     few = plan.plan(*given(sample=4))
     assert [len(part.work.index) for part in few] == [4, 4, 4]
-    ids = set(todo.works["zoo", "test"].index.table(todo.store)["image_id"].to_pylist())
+    ids = set(parts[0].work.index.table(todo.store)["image_id"].to_pylist())
     assert set(few[0].work.index.table(todo.store)["image_id"].to_pylist()) < ids
 
 
@@ -86,7 +86,8 @@ def test_an_unknown_perturbation_is_told_with_the_nearest():
 
 def test_a_worker_decodes_once_and_crops_every_variant(given, monkeypatch):
     todo, campaign = given()
-    (row,) = plan.items(plan.plan(todo, campaign))
+    parts = plan.plan(todo, campaign)
+    (row,) = plan.items(parts)
     groups = {"vit-p6-36": images.Preprocess((36, 36)), "rn-32": images.Preprocess((32, 32))}
     decoded = []
     real = images.decode
@@ -94,7 +95,7 @@ def test_a_worker_decodes_once_and_crops_every_variant(given, monkeypatch):
     table = pa.table({"task": pa.array([row["task"]], pa.large_binary())})
     found = list(decode_variants(table, todo.store, groups, 10**6))
     assert len(decoded) == 9, "each file once, for three variants and two backbones"
-    table = todo.works["zoo", "test"].index.table(todo.store)
+    table = parts[0].work.index.table(todo.store)
     assert len(found) == 3
     for made, (name, severity) in zip(
         found, [("rotation", 1), ("rotation", 5), ("invert", 1)], strict=True

@@ -1,7 +1,8 @@
 """Shards that a worker reads one after another, because they lie in the same row groups.
 
 A row group is the least that can be read of a Parquet file. Two workers that read two shards of it would both read it
-whole. Of other layouts each shard is a bundle of its own.
+whole. Row groups of more than a thousand rows are read by several all the same: one worker alone would decode all of
+it. Of other layouts each shard is a bundle of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from clipray.store import Store
 
 # row groups of a bundle whose end is in the middle of one: one of so many is read twice
 GROUPS = 8
-SHARDS = 64  # of a bundle at most, so that its task is small
+MOST = 1024  # rows of a bundle at most: others decode beside it
 
 
 def bundles(index: Index, shards: Iterable[Shard]) -> Iterator[list[Shard]]:
@@ -27,13 +28,14 @@ def bundles(index: Index, shards: Iterable[Shard]) -> Iterator[list[Shard]]:
     Args:
         shards: some of the index, in order.
     """
-    ends, most = set(accumulate(index.row_groups)), GROUPS * max(index.row_groups, default=0)
+    ends = set(accumulate(index.row_groups))
+    most = min(MOST, GROUPS * max(index.row_groups, default=0))
     bundle: list[Shard] = []
     rows = following = 0
     for shard in shards:
         first = int(shard.name.partition(".")[0])
         apart = first != following or first in ends
-        if bundle and (apart or rows >= most or len(bundle) == SHARDS):
+        if bundle and (apart or rows >= most):
             yield bundle
             bundle, rows = [], 0
         bundle.append(shard)

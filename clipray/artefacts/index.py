@@ -11,6 +11,7 @@ files lie, but a worker has to know where to read.
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray import fingerprint, sources
+from clipray.artefacts.shards import Shard, cut
 from clipray.config import Dataset
 from clipray.numerics import draws
 from clipray.store import Store
@@ -35,16 +37,6 @@ DIGITS = 32  # of an image's hash; what follows in its id numbers its repeats
 REASONS = 5  # reasons of error rows that are listed; all rows are counted
 TEXTS = ("classnames", "templates")  # of a dataset: no image or label depends on them
 CACHED = 4  # parts that a worker remembers: neighbouring shards come one after another
-
-
-class Shard(NamedTuple):
-    """Some consecutive rows of a part, which are embedded together and lie in one file."""
-
-    name: str  # of its file
-    part: int
-    chunk_part: int  # the part whose chunks its rows lie in
-    start: int  # within the part
-    rows: int
 
 
 class Place(NamedTuple):
@@ -135,14 +127,10 @@ class Index:
         return Place(self.address, self.chunks_at, self.location, self.listed)
 
     def shards(self, rows: int) -> Iterator[Shard]:
-        """Yield deterministic pieces of at most `rows` rows; none reaches over the end of a part."""
-        before = 0
-        for part, length in enumerate(self.parts):
-            for start in range(0, length, rows):
-                name = f"{before + start:09d}.parquet"
-                piece = min(rows, length - start)
-                yield Shard(name, part, self.chunk_parts[part], start, piece)
-            before += length
+        """Yield deterministic pieces of at most `rows` rows; none reaches over the end of a part or large row group."""
+        ends = zip(itertools.accumulate(self.row_groups), self.row_groups, strict=True)
+        large = [end for end, group in ends if group >= rows]
+        return cut(self.parts, self.chunk_parts, large, rows)
 
     def table(self, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows, in order; for what looks at a whole split, never for the driver of a campaign.

@@ -45,18 +45,37 @@ def reads(index: Index, made: list) -> np.ndarray:
     return count
 
 
-@pytest.mark.parametrize("group", [1, 20, 64, 100, 256, 500, 1000, 3000, 5000, 9000])
+@pytest.mark.parametrize("group", [1, 20, 64, 100, 200, 256, 300, 500, 1000, 3000, 5000, 9000])
 def test_row_groups_are_read_once_or_few_of_them_twice(group):
     index = split([group] * (40_000 // group) + [7])
     shards = list(index.shards(256))
     made = list(bundles.bundles(index, shards))
     assert [shard for bundle in made for shard in bundle] == shards
-    assert max(map(len, made)) <= bundles.SHARDS
+    assert max(sum(shard.rows for shard in bundle) for bundle in made) <= bundles.MOST
     count = reads(index, made)
     assert count.min() == 1
-    assert count.sum() <= 1.2 * len(count) + 1
-    if group >= 1024:  # a part is eight of them or less
+    if group <= bundles.MOST:
+        assert count.sum() <= 1.2 * len(count) + 1
+    if 256 <= group <= bundles.MOST:  # no shard is of two of them
         assert count.max() == 1
+    assert count.max() <= max(2, -(-group // bundles.MOST))
+
+
+@pytest.mark.parametrize("rows", [64, 256])
+def test_shards_cover_every_row_and_none_is_of_two_large_row_groups(rows):
+    random = np.random.default_rng(rows)
+    index = split(random.integers(1, 1500, 60).tolist(), 3000)
+    shards = list(index.shards(rows))
+    places = [int(shard.name.partition(".")[0]) for shard in shards]
+    assert places == np.cumsum([0, *(shard.rows for shard in shards)])[:-1].tolist()
+    assert sum(shard.rows for shard in shards) == len(index)
+    starts = np.cumsum([0, *index.parts])
+    assert [starts[shard.part] + shard.start for shard in shards] == places
+    assert all(1 <= shard.rows <= rows for shard in shards)
+    ends = np.cumsum(index.row_groups)
+    large = ends[np.array(index.row_groups) >= rows]
+    for place, shard in zip(places, shards, strict=True):
+        assert not np.any((large > place) & (large < place + shard.rows))
 
 
 def test_other_layouts_and_what_is_done_already_have_bundles_of_their_own():
@@ -64,7 +83,7 @@ def test_other_layouts_and_what_is_done_already_have_bundles_of_their_own():
     alone = replace(index, row_groups=())
     shards = list(index.shards(256))
     assert [len(bundle) for bundle in bundles.bundles(alone, shards)] == [1] * len(shards)
-    some = [*shards[:3], *shards[5:7]]
+    some = [*shards[:3], *shards[5:7]]  # of the first row group, and of the second one
     assert [len(bundle) for bundle in bundles.bundles(index, some)] == [3, 2]
     assert list(bundles.bundles(index, [])) == []
 

@@ -176,7 +176,7 @@ def test_a_task_carries_numbers_whatever_the_size_of_the_index(tmp_path, campaig
     addresses = {f"{number:030d}": "embeddings/many/test/" + "b" * 60 for number in range(50)}
     todo = {shard.name: list(addresses) for shard in found.shards(256)}
     items = list(embed.items(embeddings.Work(found, addresses, {}, todo, {})))
-    assert len(items) == 2  # of a part's row groups each
+    assert len(items) == 20  # of a quarter of a row group each
     assert max(len(item["task"]) for item in items) < 10_000
     tasks = [task for item in items for task in tasks_of(pickle.loads(item["task"]))]
     assert sum(task["piece"][-1] for task in tasks) == 20_000

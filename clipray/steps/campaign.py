@@ -315,9 +315,9 @@ def _embed(todo: Plan, taken: spent.Spent) -> tuple[dict, dict]:
     if not own:
         return broken, told
 
-    def work(pools: dict[str, Pool], device: str) -> Iterator[dict]:
+    def work(pools: dict[str, Pool], device: str, again: bool) -> Iterator[dict]:
         taken.begin(pools)
-        lacking = [still_lacking(todo.store, one) for one in works]
+        lacking = [still_lacking(todo.store, one) for one in works] if again else works
         return embed.run(todo.store, lacking, todo.specs, todo.campaign, known, pools, device)
 
     with progress("images", sum(work.images for work in works), "images") as advance:

@@ -176,8 +176,8 @@ def _embed_all(
         precision, most = fusion.about["precision"], fusion.about["max_pixels"]
         like = SimpleNamespace(precision=precision, max_pixels=most, compute=compute)
 
-        def run(pools: dict[str, Pool], device: str) -> Iterator[dict]:
-            left = embeddings.still_lacking(store, work)
+        def run(pools: dict[str, Pool], device: str, again: bool) -> Iterator[dict]:
+            left = embeddings.still_lacking(store, work) if again else work
             return embed.run(store, [left], specs, like, cards, pools, device)
 
         with progress("images", work.images, "images") as advance:
@@ -226,7 +226,7 @@ def _run(job: Job, work: plans.Work, kept: embeddings.Work | None, verbose: bool
     keep = {m: kept.addresses[fusion.backbones[m]] for m in used} if kept is not None else {}
     places, finished = (work.store, work.address, work.targets, keep), set()
 
-    def run(pools: dict[str, Pool], device: str) -> Iterator[dict]:
+    def run(pools: dict[str, Pool], device: str, _again: bool) -> Iterator[dict]:
         left = plans.only(work, set(work.todo) - finished)
         return write.run(plans.items(left), job.model, fusion, *places, compute, pools, device)
 

@@ -28,24 +28,27 @@ def shared_out(
     cards: Mapping[str, dict],
     compute: Compute,
     verbose: bool,
-    work: Callable[[dict[str, Pool], str], Iterator[Item]],
+    work: Callable[[dict[str, Pool], str, bool], Iterator[Item]],
 ) -> Iterator[Item]:
     """Share the cluster out among pools and yield what they do; share it anew where it has become smaller and waits.
 
     Args:
         cards: of each backbone that has work to do.
-        work: does what is still to be done, with the pools by backbone and the device, whenever it is called.
+        work: does what is to be done, with the pools by backbone and the device; where it is called again, which it is
+            told, what is still to be done.
     """
     import ray
 
+    again = False
     while True:
         pools, device = resources.pools(cards, compute, verbose)
         try:
             with Watch(ray.cluster_resources) as watch:
-                yield from watch.passed(work(pools, device))
+                yield from watch.passed(work(pools, device, again))
             return
         except Shrunk as less:
             say(f"{less}: sharing out what is left")
+            again = True
 
 
 class Watch:

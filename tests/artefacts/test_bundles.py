@@ -18,6 +18,7 @@ from clipray.sources import parquet
 from clipray.steps.indices import listed, source
 from clipray.steps.mappers import in_threads
 from clipray.store import Store
+from tests.sources.made import bytes_read
 
 
 def split(row_groups: list[int], rows: int = parts.PART_ROWS) -> Index:
@@ -100,14 +101,14 @@ def test_a_row_group_that_is_too_large_to_hold_passes_once(tmp_path, monkeypatch
     store = Store(str(tmp_path / "w"))
     index = listed(source(store, dataset, "test", ""), in_threads)
     assert index.row_groups == (500, 100)
-    before = _read()
+    before = bytes_read()
     found = []
     for bundle in bundles.bundles(index, index.shards(64)):
         place = pickle.loads(pickle.dumps(index.place))
         for finder, data in bundles.read(store, place, [shard[1:] for shard in bundle]):
             assert len(finder.rows) <= 64
             found += data
-    assert _read() - before <= 1.1 * 600 * 20_000
+    assert bytes_read() - before <= 1.1 * 600 * 20_000
     assert [one if isinstance(one, bytes) else None for one in found] == cells
     # few rows of it, as a pool has them
     rows = index.table(store, ["chunk", "row", "error"]).take(pa.array([3, 5, 444, 500, 599]))
@@ -115,8 +116,3 @@ def test_a_row_group_that_is_too_large_to_hold_passes_once(tmp_path, monkeypatch
     few = list(sources.contents(chunks, rows))
     assert [few[0], *few[2:]] == [cells[row] for row in (3, 444, 500, 599)]
     assert isinstance(few[1], Exception)
-
-
-def _read() -> int:
-    with open("/proc/self/io") as file:
-        return int(file.readline().split()[1])

@@ -23,7 +23,7 @@ from clipray.steps import failures, identify, identities
 from clipray.steps.indices import index, listed, source
 from clipray.steps.mappers import in_threads
 from clipray.store import Store
-from tests.sources.made import picture
+from tests.sources.made import bytes_read, picture
 from tests.steps import workers
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 9\n"
@@ -262,11 +262,6 @@ def test_a_train_split_of_which_nothing_can_be_read_fails_alone(tmp_path, campai
     assert todo.usable("set") == []
     with pytest.raises(ConfigError, match="its train split holds no image that can be used"):
         run.plan(campaign(**given))  # which is known from now on
-
-
-def bytes_read() -> int:
-    with open("/proc/self/io") as file:
-        return int(file.readline().split()[1])
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="no /proc/self/io")

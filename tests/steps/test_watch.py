@@ -97,8 +97,9 @@ def test_what_is_left_is_shared_out(cluster, monkeypatch):
 
     monkeypatch.setattr(watch.resources, "pools", pools)
 
-    def work(own, device):
-        if len(shares) == 1:
+    def work(own, device, again):
+        assert again == (len(shares) > 1)
+        if not again:
             yield "one shard"
             cluster.now["CPU"] = 2.0
             cluster.done.get()  # for ever

@@ -219,10 +219,11 @@ def _embedded(todo: Plan, campaign: Robustness, parts: list[Part]) -> Iterator[d
     names = [spec.name for spec in todo.specs if spec.name in busy]
     own = {name: known[name] for name in names}
 
-    def work(pools: dict[str, Pool], device: str) -> Iterator[dict]:
-        left = [
-            replace(part, work=embeddings.still_lacking(todo.store, part.work)) for part in parts
-        ]
+    def work(pools: dict[str, Pool], device: str, again: bool) -> Iterator[dict]:
+        left = parts
+        if again:
+            lacking = [embeddings.still_lacking(todo.store, part.work) for part in parts]
+            left = [replace(part, work=one) for part, one in zip(parts, lacking, strict=True)]
         return embed.passed(
             todo.store,
             list(items(left)),

@@ -27,6 +27,7 @@ from clipray.steps.mappers import in_threads
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan
 from clipray.store import Store
+from tests.sources.made import bytes_read
 
 CLASSES = 10
 
@@ -256,11 +257,6 @@ def usable_of(store: Store, whole: Index) -> Index:
     good = table.filter(pa.compute.is_null(table["error"]))
     store.write_table(f"usable/{parts.part_name(0)}", good)
     return replace(whole, address="usable", parts=(len(good),))
-
-
-def bytes_read() -> int:
-    with open("/proc/self/io") as file:
-        return int(file.readline().split()[1])
 
 
 def large(layout: str, root: Path, images: int, size: int) -> Dataset:

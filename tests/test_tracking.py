@@ -415,6 +415,16 @@ def test_a_good_place_passes_the_check(tmp_path, workspace):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_database_that_is_yet_to_be_made_is_checked_without_loading_mlflow(tmp_path):
+    code = (
+        "import sys; from clipray import tracking; from clipray.config import Tracking\n"
+        f"tracking.check('c', {str(tmp_path)!r}, Tracking()); assert 'mlflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    made = tracking.record("c", str(tmp_path), Tracking(), Record({"p": 1}))
+    assert client(made).get_run(made["run_id"]).data.params == {"p": "1"}
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_database_that_may_not_be_written(workspace):
     Path(workspace[0], tracking.DATABASE).chmod(0o400)

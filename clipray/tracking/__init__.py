@@ -200,7 +200,9 @@ def origin(job: str, known: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check(name: str, workspace: str, tracking: Tracking) -> None:
-    """Look before work starts whether the runs can be written; it takes seconds, and loads MLflow.
+    """Look before work starts whether the runs can be written.
+
+    It takes seconds, and loads MLflow, save for a database that MLflow has yet to make: that has only to be writable.
 
     Args:
         name: the campaign. workspace: where it writes to. tracking: the server and the experiment.
@@ -214,6 +216,8 @@ def check(name: str, workspace: str, tracking: Tracking) -> None:
     check_experiment(tracking)
     store = Store(workspace)
     try:
+        if client.is_new(name, store, tracking):
+            return
         with client.opened(name, store, tracking, client.CHECKING):
             return
     except Exception as error:

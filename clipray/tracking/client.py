@@ -150,6 +150,24 @@ def _reach(uri: str) -> None:
     socket.create_connection((parts.hostname, port), timeout=CHECKING.timeout).close()
 
 
+def is_new(name: str, store: Store, tracking: Tracking) -> bool:
+    """Tell whether MLflow has yet to make its tables in an sqlite file, which can be written.
+
+    Raises:
+        sqlite3.Error, OSError: it cannot be.
+    """
+    if not tracking.uri and not store.local:
+        return not store.exists(database(name, store))
+    uri = tracking.uri or f"sqlite:///{store.place(DATABASE)}"
+    file = file_of(uri)
+    if file is None:
+        return False
+    with locked(uri):
+        _write_to(file)
+        with contextlib.closing(sqlite3.connect(file, timeout=20)) as own:
+            return own.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+
 def _write_to(file: Path) -> None:
     """Raise what sqlite says of a file that cannot be written, is no database or stays locked."""
     with contextlib.closing(sqlite3.connect(file, timeout=20, isolation_level=None)) as database:

@@ -7,7 +7,9 @@ so that no writer is in both.
 import io
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import distribution
 
+import numpy as np
 import pyarrow as pa
 
 from clipray.config import Dataset
@@ -64,16 +66,15 @@ def _key(number: int) -> str:
     return f"digits/{number}"
 
 
-def _digits() -> tuple:
-    from sklearn.datasets import load_digits  # takes a second, and only this set needs it
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Read scikit-learn's file of ink and digits without importing scikit-learn, which takes a second."""
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    rows = np.loadtxt(str(file), delimiter=",", dtype=np.uint8)
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
 
-    digits = load_digits()
-    return digits.images, digits.target
 
-
-def _png(ink: object) -> bytes:
+def _png(ink: np.ndarray) -> bytes:
     """An 8×8 image of ink 0..16 as white on black, as MNIST has it."""
-    import numpy as np
     from PIL import Image
 
     file = io.BytesIO()

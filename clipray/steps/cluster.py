@@ -20,6 +20,7 @@ from clipray.steps.lasting import lasting
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
 STARTS, WAIT = 3, 120  # attempts to start a local Ray; seconds more for its raylet at each
 RAYLET_WAIT = "RAY_raylet_start_wait_time_s"  # Ray reads it in just this spelling
+KEPT = "RAY_idle_worker_killing_time_threshold_ms"  # of processes that are more than the cores
 PROBE_SECONDS = 5.0
 REASON = 2000  # characters of an error of ours that a record keeps
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
@@ -31,8 +32,6 @@ ADDRESSES = (
     "unset RAY_ADDRESS if it is gone (or `ray stop` to forget it), give that of one that runs (host:port) as "
     "compute.address,\n  or start a Ray of this job's own with --set compute.address=local"
 )
-
-
 HANDED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT")
 
 
@@ -114,7 +113,8 @@ def _join(compute: Compute, verbose: bool) -> None:
     import ray
 
     try:
-        _init(compute.address or None, verbose)
+        environment = {"env_vars": handed_on(os.environ)}  # which workers of a local Ray inherit
+        _init(compute.address or None, verbose, runtime_env=environment)
     except Exception as error:  # Ray raises bare ones too
         if (
             not isinstance(error, (ConnectionError, RuntimeError, ray.exceptions.RayError))
@@ -131,9 +131,10 @@ def _start(compute: Compute, verbose: bool) -> None:
     """Start a local Ray; a busy machine may need more than the 30 s that Ray gives it, so it is tried again."""
     import ray
 
+    os.environ.setdefault(KEPT, "60000")  # ms; after one second each step would import torch anew
     for attempt in range(1, STARTS + 1):
         try:
-            _init("local", verbose)
+            _init("local", verbose, include_dashboard=verbose)  # ten processes, 1 GB
             return
         except Exception as error:  # a node that times out is a bare Exception
             ray.shutdown()
@@ -147,15 +148,13 @@ def _start(compute: Compute, verbose: bool) -> None:
             os.environ[RAYLET_WAIT] = str(WAIT * attempt)
 
 
-def _init(address: str | None, verbose: bool) -> None:
+def _init(address: str | None, verbose: bool, **own: Any) -> None:
     import ray
 
-    own = {"include_dashboard": verbose} if address == "local" else {}  # ten processes, 1 GB
     with contextlib.nullcontext() if verbose else hushed():
         ray.init(
             **own,
             address=address,
-            runtime_env={"env_vars": handed_on(os.environ)},
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
@@ -164,7 +163,7 @@ def _init(address: str | None, verbose: bool) -> None:
 def handed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables by which workers reach weights and storage; a cluster's do not inherit the driver's.
 
-    Those that a submitted job was given reach its workers already, and Ray refuses to be told twice.
+    Those that a submitted job was given reach its workers already; Ray refuses to be told twice.
     """
     submitted = json.loads(environment.get(SUBMITTED) or "{}").get("runtime_env") or {}
     known = (submitted.get("env_vars") or {}).keys()

@@ -32,10 +32,10 @@ class Member(NamedTuple):
 
 
 class Crew:
-    """One actor: its members see each shard in turn. A member on its own is made at once: pools load side by side.
+    """One actor: its members see each shard in turn. The first is made at once, so that pools load side by side.
 
-    Of several, each is made when the first shard reaches it: there are few cores, and the first ones soon work. Several
-    threads may call the actor, each with a shard of its own.
+    Each of the others is made when the first shard reaches it: there are few cores, and the first ones soon work.
+    Several threads may call the actor, each with a shard of its own.
 
     Args:
         makers: of the members. dropped: columns that no later pool reads. threads: that it computes with on CPUs; 0:
@@ -48,10 +48,8 @@ class Crew:
         if threads:
             torch.set_num_threads(threads)
         self.makers, self.dropped = makers, dropped
-        self.members: list[Stage] = []
+        self.members: list[Stage] = [makers[0]()]
         self.making = threading.Lock()
-        if len(makers) == 1:
-            self.members.append(makers[0]())
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Pass one shard through all members."""

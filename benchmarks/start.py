@@ -22,7 +22,8 @@ STAGES = {  # by what the last line of a stage is like
     r"class names: .* in ": "class names embedded",
     r"images: .* in ": "all images embedded",
     r"evaluation: .* in ": "all evaluated",
-    r"report  ": "leaderboard and report",
+    r"writing the report": "leaderboard",
+    r"report  ": "report and records",
 }
 LOOK = 0.1  # seconds between looks for the first file
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from clipray import progress
 from clipray.errors import ClipRayError, ConfigError, ErrorBudget, TrackingError, Worse
-from clipray.progress import say, tell, working
+from clipray.progress import say, tell
 from clipray.secrets import redacted
 from jobs.command import DRY, arguments
 
@@ -113,12 +113,8 @@ def work_alone(workspace: str, name: str) -> None:
     _UNTIL_THE_END.enter_context(held(Store(workspace), f"jobs.{job} {name}"))
 
 
-def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
-    """Evaluate what is embedded, publish it and print the last line; the exit code.
-
-    Args:
-        show: tells a person of the result.
-    """
+def score(todo: Any) -> int:
+    """Evaluate what is embedded, publish it and print the last line; the exit code."""
     from clipray.steps import evaluations
     from clipray.steps.publish import publish
 
@@ -126,15 +122,23 @@ def score(todo: Any, show: Callable[[dict], None] | None = None) -> int:
         places = evaluations.evaluate_datasets(todo)
     except ErrorBudget as error:
         return nothing_left(todo, error)
-    with working("writing the report and MLflow's records"):
-        result = publish.publish(todo, places)
-    if show:
-        show(result)
+    result = publish.publish(todo, places, show)
+    say(f"report  {result['report']}")
+    if not result["changed"]:
+        say("nothing had to be done: all of it was there")
     say_failed(todo)
     code = tracked(result)
     worse = got_worse(result["compared"], todo.campaign.regression.fail)
     finish(result | ({"embedding": todo.spent} if todo.spent else {}))
     return FAILED if todo.failed else worse or code
+
+
+def show(scores: Any, headline: dict) -> None:
+    """Show a person the leaderboard, and what it says."""
+    from clipray.report import console_table
+
+    console(sys.stderr).print(console_table(scores))
+    say("\n".join(headline["text"]) + "\n")
 
 
 def got_worse(compared: dict | None, fail: bool) -> int:

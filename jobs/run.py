@@ -14,9 +14,7 @@ good campaign of the same name is told, and stands in the report and in `changes
 same command accepts what got worse as the new level.
 """
 
-import sys
-
-from jobs import DRY, arguments, console, planned, read_campaign, run, say, score
+from jobs import DRY, arguments, planned, read_campaign, run, score
 
 LIMIT = {"type": int, "metavar": "N", "help": "at most N images of each split"}
 WORSE = {
@@ -38,20 +36,7 @@ def main() -> int:
 
     steps.prepare(todo)
     steps.embed_images(todo)
-    return score(todo, show)
-
-
-def show(result: dict) -> None:
-    """The leaderboard, what it says, and where to look further."""
-    from clipray.report import console_table
-    from clipray.store import Store
-
-    scores = Store(result["workspace"]).read_table(f"reports/{result['name']}/scores.parquet")
-    console(sys.stderr).print(console_table(scores))
-    say("\n".join(result["headline"]["text"]))
-    say(f"\nreport  {result['report']}")
-    if not result["changed"]:
-        say("nothing had to be done: all of it was there")
+    return score(todo)
 
 
 if __name__ == "__main__":

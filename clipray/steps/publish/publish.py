@@ -1,5 +1,7 @@
 """Scores of all datasets → one table, the report, MLflow's runs and the job's result; nothing where nothing changed."""
 
+from collections.abc import Callable
+
 import pyarrow as pa
 
 from clipray import schema, secrets
@@ -7,6 +9,7 @@ from clipray.artefacts import history
 from clipray.artefacts.evaluations import SCORES
 from clipray.config import Campaign
 from clipray.fingerprint import fingerprint
+from clipray.progress import working
 from clipray.report import files
 from clipray.steps import origins, tracked
 from clipray.steps.publish import regressions
@@ -14,12 +17,15 @@ from clipray.steps.publish.standings import standings
 from clipray.steps.todo import Plan
 from clipray.store import Store, provenance
 
+Show = Callable[[pa.Table, dict], None]  # of scores and headline
 
-def publish(todo: Plan, places: dict[str, str]) -> dict:
+
+def publish(todo: Plan, places: dict[str, str], show: Show | None = None) -> dict:
     """Write scores, failures and report, record the runs, and return what the job prints as its last line.
 
     Args:
         places: each dataset's evaluation.
+        show: tells a person of scores and headline, as soon as they are known: report and records take seconds more.
 
     Returns:
         the addresses (`scores`, `failures`, `standings`, `report`, `markdown`, `changes`, `outcomes`), `headline`,
@@ -30,18 +36,31 @@ def publish(todo: Plan, places: dict[str, str]) -> dict:
     folder = f"{files.FOLDER}/{campaign.name}"
     mark = fingerprint([places, todo.failures, settings(campaign), seen(todo)])
     before = store.read_json(f"{folder}/{files.MARK}") or {}
+    show = show or (lambda scores, numbers: None)
     if before.get("mark") == mark and tracked.kept(campaign):
+        show(store.read_table(f"{folder}/{SCORES}"), before["result"]["headline"])
         if not todo.failed and not campaign.regression.fail:
             history.accept_last(store, folder)
         mlflow = tracked.again(campaign)
         written = mlflow.pop("written")
         return _located(store, before["result"]) | {"mlflow": mlflow, "changed": written}
     scores = pa.concat_tables(store.read_table(f"{place}/{SCORES}") for place in places.values())
+    numbers = headline(todo, scores)
+    show(scores, numbers)
+    with working("writing the report and MLflow's records"):
+        return _written(todo, places, mark, scores, numbers)
+
+
+def _written(
+    todo: Plan, places: dict[str, str], mark: str, scores: pa.Table, numbers: dict
+) -> dict:
+    """Write and record what is new; return as `publish` does."""
+    store, campaign = todo.store, todo.campaign
+    folder = f"{files.FOLDER}/{campaign.name}"
     failures = pa.Table.from_pylist(secrets.clean(todo.failures), schema=schema.FAILURES)
     stands = standings(scores)
     against, changes = regressions.since_last(store, folder, scores, places, campaign.regression)
     told = changed(campaign.name, against, changes)
-    numbers = headline(todo, scores)
     store.write_json(f"{folder}/{files.DETAILS}", looked_at(todo, places, numbers))
     made = files.write(store, campaign.name, scores, failures, about(todo) | told, stands)
     if told:

@@ -70,10 +70,7 @@ def evaluate_datasets(todo: Plan) -> dict[str, str]:
     done = snapshot.complete(todo.store, places.values())
     missing = [task for task in every if places[task.dataset] not in done]
     if missing:
-        compute = todo.campaign.compute
         cpus = cluster.connect(compute, todo.verbose).get("CPU", 0)
-        # the longest first, or one long evaluation begun last would keep a single worker busy at the end
-        missing.sort(key=lambda task: -_size(todo, task))
         failed = _evaluate(todo, missing, places, parts.few(len(missing), cpus))
         record(todo, "evaluate", failed)
         places = {name: place for name, place in places.items() if name not in failed}
@@ -90,6 +87,8 @@ def _evaluate(
     classes = {task.dataset: len(todo.prompts[task.dataset]["classnames"]) for task in missing}
     cut = {task.dataset: parts.parts(task, classes[task.dataset], halved) for task in missing}
     jobs = [(task, part) for task in missing for part in cut[task.dataset]]
+    # the longest first, or a long one begun last would keep a single worker busy at the end
+    jobs.sort(key=lambda job: -_size(classes[job[0].dataset], _labelled(todo, job[0]), job[1]))
     items = [(todo.store, task, places[task.dataset], part) for task, part in jobs]
     memory = [
         parts.memory(task, part, classes[task.dataset], dims[task.dataset], _labelled(todo, task))
@@ -134,8 +133,7 @@ def _labelled(todo: Plan, task: Task) -> int:
     return len(train.index) if train else 0
 
 
-def _size(todo: Plan, task: Task) -> int:
-    """Estimate how long an evaluation takes: support images × classes, because every logit is computed."""
-    classes = len(todo.prompts[task.dataset]["classnames"])
-    support = min(_labelled(todo, task), classes * max(task.shots, default=0))
+def _size(classes: int, labelled: int, part: parts.Part) -> int:
+    """Estimate how long a part takes: support images × classes, because every logit is computed."""
+    support = min(labelled, classes * max(part.shots, default=0))
     return (support + 1) * classes

@@ -12,6 +12,7 @@ from clipray.steps import failures, identify
 from clipray.steps.index.pool import settled
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan
+from clipray.store import Store
 
 AT_ONCE = 16  # splits: most of it is waiting for storage
 Place = tuple[str, str]  # dataset and split
@@ -28,7 +29,8 @@ def found(todo: Plan, told: Told) -> set[str]:
     Returns:
         the datasets in whose pools some images turned out not to be drawn.
     """
-    places = [place for place, work in todo.works.items() if _is_ready(work, told.get(place, {}))]
+    store, works = todo.store, todo.works.items()
+    places = [place for place, work in works if _is_ready(store, work, told.get(place, {}))]
     pools = [place for place in places if todo.works[place].index.of]
     _identify(todo, told, [place for place in places if place not in pools])
     before = {name: todo.works[name, "train"].index.labels for name, _ in pools}
@@ -43,13 +45,17 @@ def _tested(todo: Plan, place: Place) -> Index:
     return todo.works[place[0], "test"].index
 
 
-def _is_ready(work: Work, told: Mapping[str, Tally]) -> bool:
-    """Tell whether a split lacks ids, and some backbone has left the files of all of its shards."""
+def _is_ready(store: Store, work: Work, told: Mapping[str, Tally]) -> bool:
+    """Tell whether a split lacks ids, and some backbone has left the files of all of its shards.
+
+    What was on its way when a run shared its cluster out anew is there, and nobody has told of it.
+    """
     if not work.index.listed:
         return False
-    for name in work.addresses:
+    for name, address in work.addresses.items():
         lacking = {shard for shard, wanted in work.todo.items() if name in wanted}
-        if lacking <= told.get(name, Tally()).shards:
+        lacking -= told.get(name, Tally()).shards
+        if not lacking or lacking <= set(store.names(address)):
             return True
     return False
 

@@ -208,6 +208,24 @@ def test_a_pool_that_was_read_while_embedded_draws_as_the_whole_split_does(tmp_p
     assert sum(work.images for work in again.works.values()) == 0
 
 
+def test_files_of_which_nobody_has_told_are_found(tmp_path, campaign, monkeypatch):
+    monkeypatch.setattr(parts, "FEW_SHARD_ROWS", 10)
+    usable_set(tmp_path / "set", 60)
+    given = {"datasets": [str(tmp_path / "set.yaml")], "shots": [1], "seeds": 1}
+    given |= {"compute": {"error_budget": 0.5}}
+    todo = run.plan(campaign(**given))
+    test = todo.works["set", "test"]
+    told = workers.embed_all(todo)
+    assert all(len(tally.shards) > 2 for tally in told["set", "test"].values())
+    # the others were on their way when the cluster was shared out anew
+    told["set", "test"] = workers.embed(todo.store, test, range(2))
+    identities.found(todo, told)
+    run._settle(todo, {}, told)
+    assert not todo.failed
+    assert not any(work.index.listed for work in todo.works.values())
+    assert run.plan(campaign(**given)).works["set", "test"].images == 0
+
+
 def _embedded(todo) -> int:
     """Embed all of a plan as the campaign does; the number of its rounds."""
     rounds = 0

@@ -35,6 +35,11 @@ class Work:
         """Images in shards with something to do."""
         return sum(shard.rows for shard in self.shards() if self.todo[shard.name])
 
+    @property
+    def lacking(self) -> int:
+        """Shards with something to do."""
+        return sum(1 for names in self.todo.values() if names)
+
     def without(self, names: Collection[str]) -> "Work":
         """Return the same with nothing to do for some backbones."""
         todo = {

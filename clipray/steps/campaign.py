@@ -321,7 +321,8 @@ def _embed(todo: Plan, taken: spent.Spent) -> tuple[dict, dict]:
         return embed.run(todo.store, lacking, todo.specs, todo.campaign, known, pools, device)
 
     with progress("images", sum(work.images for work in works), "images") as advance:
-        for done in shared_out(own, compute, todo.verbose, work):
+        shards = sum(work.lacking for work in works)
+        for done in shared_out(own, compute, todo.verbose, shards, work):
             place = done["dataset"], done["split"]
             broken.setdefault(place, {}).update(done["broken"])
             for backbone, errors in done["errors"].items():

@@ -181,7 +181,7 @@ def _embed_all(
             return embed.run(store, [left], specs, like, cards, pools, device)
 
         with progress("images", work.images, "images") as advance:
-            for told in shared_out(own, compute, verbose, run):
+            for told in shared_out(own, compute, verbose, work.lacking, run):
                 broken |= told["broken"]
                 advance(told["images"])
     if broken:
@@ -231,6 +231,6 @@ def _run(job: Job, work: plans.Work, kept: embeddings.Work | None, verbose: bool
         return write.run(plans.items(left), job.model, fusion, *places, compute, pools, device)
 
     with progress("images", work.images, "images") as advance:
-        for told in shared_out(own, compute, verbose, run):
+        for told in shared_out(own, compute, verbose, len(work.todo), run):
             finished.add(told["shard"])
             advance(told["images"])

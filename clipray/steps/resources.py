@@ -61,10 +61,21 @@ def obtain(compute: Compute, verbose: bool, cpus: float = 1.0, gpus: float = 0.0
     return Resources(device, own["CPU"], gpu, max(own["CPU"], most["CPU"]), max(gpu, most["GPU"]))
 
 
-def pools(
-    cards: Mapping[str, dict], compute: Compute, verbose: bool
-) -> tuple[dict[str, Pool], str]:
-    """Obtain an actor of each backbone and a decoder, and share them out: pools by backbone, and the device.
+class Shared(NamedTuple):
+    """How a cluster is shared out.
+
+    Attributes:
+        pools: by backbone. device: "cuda" or "cpu".
+        most: by resource, how much of it the pools can grow to.
+    """
+
+    pools: dict[str, Pool]
+    device: str
+    most: dict[str, float]
+
+
+def pools(cards: Mapping[str, dict], compute: Compute, verbose: bool) -> Shared:
+    """Obtain an actor of each backbone and a decoder, and share them out.
 
     Args:
         cards: of each backbone that has work to do.
@@ -72,7 +83,7 @@ def pools(
     costs = {name: cost_of(card) for name, card in cards.items()}
     own = obtain(compute, verbose, len(costs) + 1, len(costs))
     shared = share(costs, own.cpus, own.gpus, compute, own.most_cpus, own.most_gpus)
-    return shared, own.device
+    return Shared(shared, own.device, {"CPU": own.most_cpus, "GPU": own.most_gpus})
 
 
 def _at_most(wanted: float, most: float) -> float:

@@ -9,7 +9,8 @@ import pytest
 
 from clipray.config import Compute, Pool
 from clipray.steps import watch
-from clipray.steps.watch import SIGNAL, Shrunk, Watch
+from clipray.steps.resources import Shared
+from clipray.steps.watch import SIGNAL, Grown, Growth, Shrunk, Watch
 
 
 class Cluster:
@@ -93,7 +94,8 @@ def test_what_is_left_is_shared_out(cluster, monkeypatch):
 
     def pools(cards, compute, verbose):
         shares.append(dict(cluster.now))
-        return {"a": Pool(size=int(cluster.now["CPU"]), num_cpus=1)}, "cpu"
+        size = int(cluster.now["CPU"])
+        return Shared({"a": Pool(size=size, num_cpus=1)}, "cpu", dict(cluster.now))
 
     monkeypatch.setattr(watch.resources, "pools", pools)
 
@@ -105,6 +107,62 @@ def test_what_is_left_is_shared_out(cluster, monkeypatch):
             cluster.done.get()  # for ever
         yield from (f"shard {number} of {own['a'].size}" for number in range(2))
 
-    found = list(watch.shared_out({"a": {}}, Compute(), False, work))
+    found = list(watch.shared_out({"a": {}}, Compute(), False, 3, work))
     assert found == ["one shard", "shard 0 of 2", "shard 1 of 2"]
     assert [share["CPU"] for share in shares] == [3.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "left", "named", "shares"),
+    [
+        (8.0, 1000, False, [3.0, 8.0]),
+        (4.0, 1000, False, [3.0]),  # one more is not worth loading all models again
+        (8.0, 60, False, [3.0]),  # there is too little left
+        (8.0, 1000, True, [3.0]),  # the config says how large the pools are
+    ],
+)
+def test_a_larger_cluster_is_shared_out_anew(cluster, monkeypatch, cpus, left, named, shares):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster.now)
+    limits = {"every": 0.02, "settled": 0.2, "worth": 1.0}
+    monkeypatch.setattr(watch, "Growth", lambda *given: Growth(*given, **limits))
+    seen, closed, done = [], [], []
+
+    def pools(cards, compute, verbose):
+        seen.append(cluster.now["CPU"])
+        return Shared({"a": Pool(size=1, num_cpus=1)}, "cpu", {"CPU": cluster.now["CPU"]})
+
+    monkeypatch.setattr(watch.resources, "pools", pools)
+
+    def work(own, device, again):
+        try:
+            for number in range(len(done), 60):  # 0.6 s, and the others nobody waits for
+                time.sleep(0.01)
+                if number == 10:
+                    cluster.now["CPU"] = cpus
+                done.append(number)
+                yield number
+        finally:
+            closed.append(again)
+
+    compute = Compute(pools={"a": Pool(size=1)}) if named else Compute()
+    found = list(watch.shared_out({"a": {}}, compute, False, left, work))
+    assert found == list(range(60))  # nothing is done twice, and nothing is lost
+    assert seen == shares
+    assert closed == [False, True][: len(shares)]
+
+
+def test_a_cluster_that_still_grows_is_waited_for():
+    own = {"GPU": 2.0}
+    growth = Growth("GPU", 2.0, 10**6, every=0.0, settled=0.3, worth=0.0)
+    start = time.monotonic()
+
+    def work() -> None:
+        while True:
+            time.sleep(0.02)
+            own["GPU"] = min(10.0, 2.0 + (time.monotonic() - start) // 0.1)
+            growth.look(lambda: own)
+
+    with pytest.raises(Grown, match="the cluster has 10 GPUs, and was shared out with 2"):
+        work()
+    assert time.monotonic() - start > 0.8 + 0.3

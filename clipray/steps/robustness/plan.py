@@ -235,7 +235,8 @@ def _embedded(todo: Plan, campaign: Robustness, parts: list[Part]) -> Iterator[d
             device,
         )
 
-    yield from shared_out(own, compute, todo.verbose, work)
+    shards = sum(part.work.lacking for part in parts)
+    yield from shared_out(own, compute, todo.verbose, shards, work)
 
 
 def _settle(

@@ -7,6 +7,7 @@ folder as it is, so nothing is pickled. The package's source goes along: a serve
 import contextlib
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,6 +159,7 @@ def download(uri: str, tracking_uri: str = "") -> str:
 
             return mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target)
     except Exception as error:  # of MLflow, its store or the network
+        shutil.rmtree(target, ignore_errors=True)
         where = f" at {redacted(tracking_uri)}" if tracking_uri else ""
         raise ConfigError(
             f"{uri}{where} cannot be fetched ({client.reason(error, tracking_uri)}): see the registered names and "

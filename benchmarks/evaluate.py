@@ -2,6 +2,7 @@
 
     python benchmarks/evaluate.py 50000 9 1000 512              images, backbones, classes, dimensions
     python benchmarks/evaluate.py 5000 5 20000 64 --shots 0
+    python benchmarks/evaluate.py 50000 9 1000 512 --device cuda    heads and fusers are applied on a GPU
 
 Images lie around their class's text vector, so that text is right of many and `guarded` learns from the batch. One
 part after another is scored as a worker scores it, in a process of its own: without labels, and with one image a class.
@@ -81,17 +82,20 @@ def asked(images: int, backbones: int, alone: bool = True) -> Task:
     )
 
 
-def measure(root: str, size: tuple[int, ...], shots: tuple[int, ...], alone: bool) -> dict:
+def measure(
+    root: str, size: tuple[int, ...], shots: tuple[int, ...], alone: bool, device: str
+) -> dict:
     """Score the parts of some numbers of shots; seconds, peak memory, and what each asked for."""
     from clipray.steps.evaluate import parts, score
 
     images, backbones, classes, dim = size
     task, store = asked(images, backbones, alone), Store(root)
     facts = {"images": images, "backbones": backbones, "classes": classes, "dim": dim}
+    facts["device"] = device
     for k in shots:
         used = time.process_time()
         part, start = parts.Part("zero_shot", (k,)), time.perf_counter()
-        _, tables = score.score_part(store, task, "e", part)
+        _, tables = score.score_part(store, task, "e", part, device)
         rows = tables["scores.parquet"].to_pandas()
         top1 = rows[rows["metric"] == "top1"].set_index("method")["value"].round(4)
         facts[f"shots_{k}"] = {
@@ -114,6 +118,7 @@ def main() -> None:
         "--train", type=int, help="images of the train split; one a class where left out"
     )
     parser.add_argument("--no-alone", action="store_true", help="no fuser on one backbone")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp16", choices=["fp16", "fp32"])
     told = parser.parse_args()
     size = (told.images, told.backbones, told.classes, told.dim)
@@ -124,9 +129,8 @@ def main() -> None:
         maker.start()
         maker.join()
         with own.Pool(1) as pool:
-            print(
-                json.dumps(pool.apply(measure, (root, size, tuple(told.shots), not told.no_alone)))
-            )
+            how = tuple(told.shots), not told.no_alone, told.device
+            print(json.dumps(pool.apply(measure, (root, size, *how))))
 
 
 if __name__ == "__main__":

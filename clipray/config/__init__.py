@@ -248,6 +248,7 @@ class Compute(Strict):
     decode_cpus: float = Field(0.5, gt=0)
     decode_memory: int = Field(512 * 2**20, ge=1)  # bytes of heap that a decoding task may take
     gpu_memory: int = Field(16 * 2**30, ge=1)  # bytes of each GPU: how many models may share one
+    evaluate_gpus: float = Field(0, ge=0)  # part of a GPU for each evaluation, to apply fusers on
     max_retries: int = Field(2, ge=0)
     error_budget: float = Field(0.1, ge=0)  # < 1: a fraction of a split's images; else a count
 

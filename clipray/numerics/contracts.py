@@ -63,6 +63,11 @@ class State:
     tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def to(self, device: torch.device | str) -> "State":
+        """Return the same on a device."""
+        own = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return dataclasses.replace(self, tensors=own)
+
 
 class Fuser(NamedTuple):
     """One way to fuse.
@@ -179,9 +184,9 @@ def unit(embeddings_ND: Tensor) -> Tensor:
 
 
 def nothing(logits_NMC: Tensor, embeddings: tuple[Tensor, ...]) -> Support:
-    """Make an empty support set: what a label-free fuser is given to fit."""
-    none = tuple(e_ND[:0] for e_ND in embeddings)
-    return Support(logits_NMC[:0], none, torch.zeros(0, dtype=torch.int64))
+    """Make an empty support set: what a label-free fuser is given to fit, on the CPU as all support sets."""
+    none = tuple(e_ND[:0].cpu() for e_ND in embeddings)
+    return Support(logits_NMC[:0].cpu(), none, torch.zeros(0, dtype=torch.int64))
 
 
 class Shots(NamedTuple):

@@ -236,7 +236,10 @@ def _alike_too(first_C: Tensor, columns_XC: Tensor) -> Tensor:
 
 
 def _has_ties(logits_NC: Tensor) -> Tensor:
-    """Tell which rows hold a number twice; NumPy sorts several times as fast as PyTorch."""
+    """Tell which rows hold a number twice; NumPy sorts several times as fast as PyTorch does on a CPU."""
+    if logits_NC.device.type != "cpu":
+        sorted_NC = logits_NC.sort(dim=1).values
+        return (sorted_NC[:, 1:] == sorted_NC[:, :-1]).any(dim=1)
     sorted_NC = np.sort(logits_NC.detach().numpy(force=True), axis=1)
     return torch.from_numpy((sorted_NC[:, 1:] == sorted_NC[:, :-1]).any(axis=1))
 

@@ -5,7 +5,7 @@ from clipray.artefacts import cards
 from clipray.artefacts.evaluations import Task, address
 from clipray.errors import ErrorBudget
 from clipray.progress import progress
-from clipray.steps import cluster, metrics
+from clipray.steps import cluster, metrics, resources
 from clipray.steps.embed import given as brought
 from clipray.steps.evaluate import parts
 from clipray.steps.evaluate import plan as evaluate
@@ -84,20 +84,23 @@ def _evaluate(
 ) -> dict[str, str]:
     """Run the evaluations, large ones in parts, small ones `halved` if asked; by dataset that failed, the reason."""
     retries, dims = todo.campaign.compute.max_retries, _dims(todo, missing)
+    gpus, device = _gpus(todo)
     classes = {task.dataset: len(todo.prompts[task.dataset]["classnames"]) for task in missing}
     cut = {task.dataset: parts.parts(task, classes[task.dataset], halved) for task in missing}
     jobs = [(task, part) for task in missing for part in cut[task.dataset]]
     # the longest first, or a long one begun last would keep a single worker busy at the end
     jobs.sort(key=lambda job: -_size(classes[job[0].dataset], _labelled(todo, job[0]), job[1]))
-    items = [(todo.store, task, places[task.dataset], part) for task, part in jobs]
+    items = [(todo.store, task, places[task.dataset], part, device) for task, part in jobs]
+    more = parts.CUDA if gpus else 0
     memory = [
-        parts.memory(task, part, classes[task.dataset], dims[task.dataset], _labelled(todo, task))
+        more
+        + parts.memory(task, part, classes[task.dataset], dims[task.dataset], _labelled(todo, task))
         for task, part in jobs
     ]
     failed: dict[str, str] = {}
     facts: dict[str, dict] = {}
     with progress("evaluation", len(items), "tasks") as advance:
-        attempts = cluster.attempts(evaluate.evaluate, items, 1, 0, retries, memory)
+        attempts = cluster.attempts(evaluate.evaluate, items, 1, gpus, retries, memory)
         for position, told, error in attempts:
             name = jobs[position][0].dataset
             facts[name] = told
@@ -115,6 +118,15 @@ def _evaluate(
         if error is not None:
             failed[joins[position][1].dataset] = cluster.reason(error)
     return failed
+
+
+def _gpus(todo: Plan) -> tuple[float, str]:
+    """Return the part of a GPU that each evaluation has, and the device that it applies fusers on."""
+    part = todo.campaign.compute.evaluate_gpus
+    if not part:
+        return 0.0, "cpu"
+    device = resources.obtain(todo.campaign.compute, todo.verbose).device
+    return (part if device == "cuda" else 0.0), device
 
 
 def _dims(todo: Plan, every: list[Task]) -> dict[str, list[int]]:

@@ -50,16 +50,17 @@ class Quality:
 
     def __init__(self, labels_N: Tensor) -> None:
         self.labels_N = labels_N
-        self.right_N = torch.empty(len(labels_N), dtype=torch.bool)
-        self.own_N = torch.empty(len(labels_N), dtype=torch.float64)
+        self.right_N = labels_N.new_empty(len(labels_N), dtype=torch.bool)
+        self.own_N = labels_N.new_empty(len(labels_N), dtype=torch.float64)
 
     def update(self, logits_BC: Tensor, rows: slice) -> None:
         """Add these images."""
         for block in blocks(logits_BC):
             part_BC = logits_BC[block]
             own = slice(rows.start + block.start, rows.start + block.stop)
-            self.right_N[own] = part_BC.argmax(1) == self.labels_N[own]
-            self.own_N[own] = _own(part_BC[:, None].double(), self.labels_N[own])[:, 0]
+            labels_B = self.labels_N[own].to(part_BC.device)
+            self.right_N[own] = (part_BC.argmax(1) == labels_B).to(self.right_N.device)
+            self.own_N[own] = _own(part_BC[:, None].double(), labels_B)[:, 0].to(self.own_N.device)
 
     def compute(self) -> tuple[float, float]:
         """Return accuracy and the mean log p of the label; (0, 0) without images."""

@@ -36,6 +36,11 @@ class View(NamedTuple):
     embeddings_ND: Tensor
     cost: Mapping[str, float] = {}
 
+    def to(self, device: torch.device | str) -> "View":
+        """Return the same on a device."""
+        classifier_CD, embeddings_ND = self.classifier_CD.to(device), self.embeddings_ND.to(device)
+        return self._replace(classifier_CD=classifier_CD, embeddings_ND=embeddings_ND)
+
 
 def shots_of(views: Sequence[View], labels_N: Tensor, rows_K: Tensor, seed: int) -> list[Shots]:
     """List what each backbone's head may learn from in one support set.

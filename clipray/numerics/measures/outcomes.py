@@ -174,19 +174,19 @@ class Outcomes:
     def __init__(self, labels_N: Tensor) -> None:
         images = len(labels_N)
         self.labels_N = labels_N
-        self.values = {name: torch.empty(images, dtype=torch.float64) for name in PER_IMAGE}
-        self.prediction_N = torch.empty(images, dtype=torch.int64)
+        self.values = {name: labels_N.new_empty(images, dtype=torch.float64) for name in PER_IMAGE}
+        self.prediction_N = labels_N.new_empty(images)
         self.log_p_N: Tensor | None = None
 
     def update(self, log_probs_BC: Tensor, rows: slice) -> None:
-        """Add what a method says of these images."""
+        """Add what a method says of these images, on whatever device it does."""
         if self.log_p_N is None:
-            self.log_p_N = log_probs_BC.new_empty(len(self.labels_N))
+            self.log_p_N = self.labels_N.new_empty(len(self.labels_N), dtype=log_probs_BC.dtype)
         for block in blocks(log_probs_BC):
             part_BC = log_probs_BC[block]
             own = slice(rows.start + block.start, rows.start + block.stop)
             for name, metric in PER_IMAGE.items():
-                self.values[name][own] = metric(part_BC, self.labels_N[own])
+                self.values[name][own] = metric(part_BC, self.labels_N[own].to(part_BC.device))
             self.log_p_N[own], self.prediction_N[own] = part_BC.max(1)
 
     def compute(self) -> dict[str, tuple[float, ...]]:

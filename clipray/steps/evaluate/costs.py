@@ -7,17 +7,16 @@ and `choice/<backbone>/…` the subset of its size that a support set, and no te
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from clipray.numerics.cascade import curve, search
 from clipray.numerics.contracts import Support
 from clipray.numerics.draws import Draw
+from clipray.numerics.fusers.unlabelled import Images
 from clipray.numerics.heads.cross_fit import View
 from clipray.steps.evaluate.rows import Place, Scores
 
 
 def score_costs(
-    scores: Scores, where: tuple[str, int, int], test: Sequence[View], logits_NMC: Tensor
+    scores: Scores, where: tuple[str, int, int], test: Sequence[View], batch: Images
 ) -> None:
     """Add `top1` and `gflops` of subsets and cascades at (head, shots, seed); of one support set at each shots.
 
@@ -27,7 +26,9 @@ def score_costs(
     gflops_M = [view.cost.get("gflops") for view in test]
     if seed or len(gflops_M) < 2 or None in gflops_M:
         return
-    for point in curve.curve(logits_NMC, scores.labels_N, gflops_M):
+    with batch.here:
+        points = curve.curve(batch.logits_NMC, scores.labels_N.to(batch.device), gflops_M)
+    for point in points:
         if point.kind != "single":
             here = Place(head, _name(point, [view.name for view in test]), shots, seed)
             scores.interval(here, "measure", "top1", point.accuracy)

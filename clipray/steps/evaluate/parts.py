@@ -17,6 +17,7 @@ LARGE = 10**8  # logits of the test images from which on a dataset is evaluated 
 EACH = 4  # datasets a CPU, from which on each is one task where it is small
 FLOAT = 4  # bytes
 PROCESS = 1500 * 10**6  # bytes of a worker with its libraries, and of a span of images
+CUDA = 600 * 10**6  # bytes more of a worker that computes on a GPU
 MATRICES = 2  # N×C matrices that are held at once: where a fuser starts that the images teach
 WHOLE = 8  # N×C matrices beside three times the logits, where a fuser has to see all images at once
 SOLVING = 8  # K×C matrices while a probe is fitted

@@ -7,11 +7,14 @@ from clipray.steps.evaluate.parts import Part, whole
 from clipray.store import Store
 
 
-def evaluate(store: Store, task: Task, place: str, part: Part | None = None) -> dict:
+def evaluate(
+    store: Store, task: Task, place: str, part: Part | None = None, device: str = "cpu"
+) -> dict:
     """Score heads and fusers on one dataset: all of them, or a part.
 
     Args:
         place: the task's `address`, as the caller knows it.
+        device: "cuda" where the task has a part of a GPU.
 
     Returns:
         what `join` has to know of a part.
@@ -19,11 +22,11 @@ def evaluate(store: Store, task: Task, place: str, part: Part | None = None) -> 
     from clipray.steps.evaluate import score
 
     if part is None or part == whole(task):
-        score.evaluate(store, task, place, what(task))
+        score.evaluate(store, task, place, what(task), device)
         return {}
     done = f"{place}/{part.folder}/facts.json"
     if not store.exists(done):
-        facts, tables = score.score_part(store, task, place, part)
+        facts, tables = score.score_part(store, task, place, part, device)
         for name, table in tables.items():
             store.write_table(f"{place}/{part.folder}/{name}", table)
         store.write_json(done, facts)

@@ -6,12 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch import Tensor
 
 from clipray.artefacts import support_sets
 from clipray.artefacts.evaluations import OUTCOMES, SCORES, Task
 from clipray.config import Fuser, Head
-from clipray.numerics.blocks import Lazy
 from clipray.numerics.contracts import Head as FittedHead
 from clipray.numerics.contracts import State, Support, nothing
 from clipray.numerics.draws import Draw
@@ -35,24 +33,27 @@ from clipray.store import Store
 States = dict[str, State]  # fitted fusers of one support set, by their entries' names
 
 
-def evaluate(store: Store, task: Task, place: str, what: dict) -> None:
+def evaluate(store: Store, task: Task, place: str, what: dict, device: str = "cpu") -> None:
     """Score every head and fuser on one dataset, and write scores and outcomes.
 
     Args:
-        place: the task's address. what: what the address is made of.
+        place: the task's address. what: what the address is made of. device: as in `score_part`.
     """
-    facts, tables = score_part(store, task, place, whole(task))
+    facts, tables = score_part(store, task, place, whole(task), device)
     for name, table in tables.items():
         store.write_table(f"{place}/{name}", table)
     store.finish(place, what, rows=len(tables[SCORES]), **facts)
 
 
 def score_part(
-    store: Store, task: Task, place: str, part: Part
+    store: Store, task: Task, place: str, part: Part, device: str = "cpu"
 ) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     """Score some heads on support sets of some sizes; the facts of the support sets, and outcomes and scores by file.
 
     Of a part without shots 0, the bounds that its fusers are compared with are scored again and not kept.
+
+    Args:
+        device: where heads and fusers are applied to test images; they are fitted on the CPU.
     """
     weights = read.read_classifiers(store, task)
     classes = len(weights[0])
@@ -65,7 +66,7 @@ def score_part(
         drawn = [draw for draw in sets.draws if draw.shots in part.shots]
         facts = {"support_sets": sets.address} | support_sets.facts(sets.draws)
         views = read.views_of(task, weights, train)
-        pool = views if asks_for_pool(task) else None
+        pool = [view.to(device) for view in views] if asks_for_pool(task) else None
         problems = [
             cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed) for draw in drawn
         ]
@@ -77,6 +78,7 @@ def score_part(
         score_support(scores, drawn, task.seeds)
         if label_free and task.spaces:
             score_spaces(scores, test)
+    test = [view.to(device) for view in test]
     for head in heads:
         if part.head in ("", head.name):
             fitted = score_head(scores, head, task, drawn, problems, test, pool, label_free)
@@ -211,7 +213,7 @@ def score_images(
     if bounds:
         score_limits(scores, where, bounds)
     if bounds and bounds.every:
-        score_bounds(scores, where, test, batch.logits_NMC, bounds)
+        score_bounds(scores, where, test, batch, bounds)
     for one in fused:
         score_fuser(scores, where, test, one)
     head, shots, seed = where
@@ -237,9 +239,12 @@ def _images(
 
 
 def seen(head: FittedHead, states: Sequence[State], views: Sequence[View]) -> Images:
-    """Return images as fusers see them under a fitted head."""
-    logits = cross_fit.lazy(head, states, views).at_hand()
-    return Images(logits, tuple(view.embeddings_ND for view in views))
+    """Return images as fusers see them under a fitted head, where they lie."""
+    embeddings = tuple(view.embeddings_ND for view in views)
+    states = [state.to(embeddings[0].device) for state in states]
+    images = Images(cross_fit.lazy(head, states, views), embeddings)
+    with images.here:
+        return images._replace(logits_NMC=images.logits_NMC.at_hand())
 
 
 def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[States]:
@@ -350,7 +355,7 @@ def score_bounds(
     scores: Scores,
     where: tuple[str, int, int],
     test: Sequence[View],
-    logits_NMC: Tensor | Lazy,
+    batch: Images,
     bounds: Bounds,
 ) -> None:
     """Score the single backbones, how they complement each other, and what accuracy costs."""
@@ -366,7 +371,7 @@ def score_bounds(
         complementarity.patterns(bounds.right()), names
     ):
         scores.number(Place(head, method, shots, seed), kind, metric, value, samples)
-    costs.score_costs(scores, where, test, logits_NMC)
+    costs.score_costs(scores, where, test, batch)
 
 
 def complementary(patterns: Any, names: tuple[str, ...]) -> Iterator[tuple]:

@@ -63,7 +63,7 @@ class Singly:
     ):
         self.entry, self.own = entry, own
         self.whole = FUSERS[entry.fuser].transductive
-        self.states = taught_alone(entry.fuser, own, batch, pool)
+        self.states = taught_alone(entry.fuser, own, batch, pool)  # where the images lie
         self.outcomes = [Outcomes(labels_N) for _ in self.states]
         self.qualities = [singles.Quality(labels_N) for _ in self.states]
 
@@ -102,7 +102,7 @@ class Bounds:
         for m, outcomes in enumerate(self.singles):
             outcomes.update(singles.single(logits_NMC, m), rows)
             self.qualities[m].update(logits_NMC[:, m], rows)
-        labels_N = self.oracle.labels_N[rows]
+        labels_N = self.oracle.labels_N[rows].to(logits_NMC.device)
         self.oracle.update(singles.oracle(logits_NMC, labels_N), rows)
 
     def best(self) -> Outcomes:
@@ -115,14 +115,15 @@ class Bounds:
 
 
 def stream(batch: Images, each: Sequence[Fused | Singly | Bounds | Weights]) -> None:
-    """Show all of them all images."""
+    """Show all of them all images, on the device that these lie on."""
     by_span = [one for one in each if not one.whole]
-    for rows in spans(batch.logits_NMC) if by_span else ():
-        images = batch.take(rows)
-        for one in by_span:
-            one.update(images, rows)
-        del images  # or two spans are held while the next one is computed
-    rows = slice(0, len(batch.logits_NMC))
-    for one in each:
-        if one.whole:
-            one.update(batch.take(rows), rows)
+    with batch.here:
+        for rows in spans(batch.logits_NMC) if by_span else ():
+            images = batch.take(rows)
+            for one in by_span:
+                one.update(images, rows)
+            del images  # or two spans are held while the next one is computed
+        rows = slice(0, len(batch.logits_NMC))
+        for one in each:
+            if one.whole:
+                one.update(batch.take(rows), rows)

@@ -48,8 +48,12 @@ class Weights:
 
     def update(self, images: Images, rows: slice) -> None:
         """Collect the weights of these images, and which backbone has them right."""
-        self.weights.append(weights_of(FUSERS[self.entry.fuser], self.state, images))
-        self.right.append(images.logits_NMC.argmax(-1) == self.labels_N[rows, None])
+        right_NM = (
+            images.logits_NMC.argmax(-1).to(self.labels_N.device) == self.labels_N[rows, None]
+        )
+        weights_NM = weights_of(FUSERS[self.entry.fuser], self.state, images)
+        self.weights.append(weights_NM.to(right_NM.device))
+        self.right.append(right_NM)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Join them: weights_NM and right_NM."""

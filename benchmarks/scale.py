@@ -41,7 +41,7 @@ from clipray.progress import hush
 from clipray.report import files
 from clipray.sources import storage
 from clipray.steps import campaign as run
-from clipray.steps import identities
+from clipray.steps import campaign_ids
 from clipray.steps.embed import plan as embed
 from clipray.steps.publish.standings import standings
 from clipray.steps.tally import Tally
@@ -126,7 +126,7 @@ def declare(todo: Plan) -> None:
     told = {}
     for place, work in todo.works.items():
         told[place] = dict.fromkeys(work.addresses, Tally(set(work.todo)))
-    identities.found(todo, told)
+    campaign_ids.found(todo, told)
     for place, work in todo.works.items():
         tally = Tally({shard.name for shard in work.shards()}, int(work.index.content, 16))
         told[place] = dict.fromkeys(work.addresses, tally)

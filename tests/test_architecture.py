@@ -221,7 +221,7 @@ ABOVE = (
     "campaign",
     "evaluations",
     "fitting",
-    "identities",
+    "campaign_ids",
     "labelling",
     "outlook",
     "robustness",

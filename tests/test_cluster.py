@@ -20,7 +20,7 @@ from clipray.config import Backbone, Compute, Pool
 from clipray.errors import ConfigError, ErrorBudget, StoreError
 from clipray.images import Preprocess
 from clipray.steps import campaign as run
-from clipray.steps import cluster, failures, identities
+from clipray.steps import campaign_ids, cluster, failures
 from clipray.steps.embed import encode
 from clipray.steps.embed import plan as embed
 from clipray.steps.tally import Tally
@@ -400,7 +400,7 @@ def identify(todo) -> None:
         place: {name: Tally(set(plan.todo)) for name in plan.addresses}
         for place, plan in todo.works.items()
     }
-    identities.found(todo, every)
+    campaign_ids.found(todo, every)
 
 
 def contents(todo, plan) -> list[bytes]:

@@ -12,7 +12,7 @@ from clipray.config import Backbone, Campaign, Dataset, Pool
 from clipray.config import names as config_names
 from clipray.errors import ConfigError
 from clipray.progress import progress, say
-from clipray.steps import checks, cluster, failures, identities, metrics, resources, spent, splits
+from clipray.steps import campaign_ids, checks, cluster, failures, metrics, resources, spent, splits
 from clipray.steps.embed import given as brought
 from clipray.steps.embed import plan as embed
 from clipray.steps.embed import texts
@@ -188,7 +188,7 @@ def embed_images(todo: Plan) -> None:
     while True:
         todo.failures = list(known)
         broken, told = _embed(todo, taken) if todo.images else ({}, {})
-        changed = identities.found(todo, told)
+        changed = campaign_ids.found(todo, told)
         _settle(todo, broken, told)
         if not _grow(todo, changed):
             break
@@ -267,7 +267,7 @@ def recall(todo: Plan) -> None:
         images += work.without(out | set(broken[place])).images
     if untried or images:
         raise ConfigError(f"{images} images and {untried} text classifiers are not embedded yet")
-    identities.found(todo, {})
+    campaign_ids.found(todo, {})
     _settle(todo, broken, {})
 
 

@@ -11,7 +11,7 @@ from clipray import snapshot
 from clipray.artefacts import cards, classifiers
 from clipray.config import Campaign
 from clipray.steps import campaign as steps
-from clipray.steps import failures, identities, outlook
+from clipray.steps import campaign_ids, failures, outlook
 from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan, classifier_place
 
@@ -45,7 +45,7 @@ def declare(todo: Plan) -> None:
         place: dict.fromkeys(work.addresses, Tally(set(work.todo)))
         for place, work in todo.works.items()
     }
-    identities.found(todo, told)
+    campaign_ids.found(todo, told)
     for work in todo.works.values():
         tally = Tally({shard.name for shard in work.shards()}, int(work.index.content, 16))
         failures.finish(store, work, 0, {}, dict.fromkeys(work.addresses, tally))

@@ -19,7 +19,7 @@ from clipray.config import Dataset
 from clipray.errors import ConfigError
 from clipray.numerics import draws
 from clipray.steps import campaign as run
-from clipray.steps import identities, indices
+from clipray.steps import campaign_ids, indices
 from clipray.steps.index import grow
 from clipray.steps.index.pool import pool
 from clipray.steps.indices import index, source
@@ -243,12 +243,12 @@ def test_classes_with_fewer_images_than_shots_are_told_as_far_as_images_were_rea
 
 
 def as_if_embedded(todo: Plan) -> set[str]:
-    """Tell a plan that workers have embedded all, which finds the ids of the images; see `identities.found`."""
+    """Tell a plan that workers have embedded all, which finds the ids of the images; see `campaign_ids.found`."""
     told = {}
     for place, work in todo.works.items():
         told[place] = {name: Tally(set(work.todo)) for name in work.addresses}
         todo.works[place] = replace(work, todo={shard: [] for shard in work.todo})
-    return identities.found(todo, told)
+    return campaign_ids.found(todo, told)
 
 
 def usable_of(store: Store, whole: Index) -> Index:

@@ -19,7 +19,7 @@ from clipray.errors import ConfigError
 from clipray.numerics import draws
 from clipray.sources import folder as layout
 from clipray.steps import campaign as run
-from clipray.steps import failures, identify, identities
+from clipray.steps import campaign_ids, failures, identify
 from clipray.steps.indices import index, listed, source
 from clipray.steps.mappers import in_threads
 from clipray.store import Store
@@ -219,7 +219,7 @@ def test_files_of_which_nobody_has_told_are_found(tmp_path, campaign, monkeypatc
     assert all(len(tally.shards) > 2 for tally in told["set", "test"].values())
     # the others were on their way when the cluster was shared out anew
     told["set", "test"] = workers.embed(todo.store, test, range(2))
-    identities.found(todo, told)
+    campaign_ids.found(todo, told)
     run._settle(todo, {}, told)
     assert not todo.failed
     assert not any(work.index.listed for work in todo.works.values())
@@ -233,7 +233,7 @@ def _embedded(todo) -> int:
         rounds += 1
         todo.failures = []
         told = workers.embed_all(todo)
-        changed = identities.found(todo, told)
+        changed = campaign_ids.found(todo, told)
         run._settle(todo, {}, told)
         assert not todo.failed
         if not run._grow(todo, changed):
@@ -270,7 +270,7 @@ def test_a_train_split_of_which_nothing_can_be_read_fails_alone(tmp_path, campai
     given = {"datasets": [str(tmp_path / "set.yaml")], "shots": [1], "seeds": 1}
     todo = run.plan(campaign(**given))
     told = workers.embed_all(todo)
-    changed = identities.found(todo, told)
+    changed = campaign_ids.found(todo, told)
     run._settle(todo, {}, told)
     assert not run._grow(todo, changed)
     (row,) = todo.failed
@@ -296,7 +296,7 @@ def test_each_image_is_read_once(tmp_path, campaign, kind):
     before = bytes_read()
     todo = run.plan(campaign(**given))
     told = workers.embed_all(todo)
-    identities.found(todo, told)
+    campaign_ids.found(todo, told)
     read = bytes_read() - before
     assert not any(work.index.listed for work in todo.works.values())
     images = 610 * 40_000

@@ -100,11 +100,15 @@ def percentiles(samples_B: Tensor, confidence: float = 0.95) -> tuple[float, flo
 
     >>> percentiles(torch.arange(5.0), 0.5)
     (1.0, 3.0)
+    >>> percentiles(torch.tensor([1.0, 2.0, torch.inf, torch.inf]))
+    (1.0, inf)
     """
     kept = samples_B[~samples_B.isnan()].double().numpy()
     if not len(kept):
         return float("nan"), float("nan")
-    low, high = np.quantile(kept, [(1 - confidence) / 2, (1 + confidence) / 2])
+    # nothing lies between two samples that are infinite, such as ratios to nothing
+    method = "linear" if np.isfinite(kept).all() else "inverted_cdf"
+    low, high = np.quantile(kept, [(1 - confidence) / 2, (1 + confidence) / 2], method=method)
     return float(low), float(high)
 
 

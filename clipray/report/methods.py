@@ -1,6 +1,7 @@
 """Stored scores → what the page says of every method: groups of the leaderboard, all metrics, and what filters need."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ def _by_dataset(scores: pa.Table, metrics: list[str]) -> pd.DataFrame:
 
 
 def _rounded(values: pd.Series) -> list[float | None]:
-    return [None if value != value else round(float(value), 4) for value in values]
+    return [round(float(value), 4) if math.isfinite(value) else None for value in values]
 
 
 def descriptions(rows: list[Row], given: Mapping[str, str]) -> dict[str, About]:

@@ -1,5 +1,6 @@
 """The page is read with the standard library's parsers; what it says is compared with the scores."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -132,6 +133,19 @@ def test_what_failed_as_a_whole_is_listed_apart_from_images():
         assert "svhntestallread9 of 10 images cannot be read" in text
         assert ("3 images could not be read" in text) == (table_of is both)
         assert "Nothing: every image" not in text
+
+
+def test_numbers_without_end_leave_the_data_of_the_filters_readable():
+    made = campaign(3)
+    names = made["dataset"].unique().to_pylist()
+    endless = [row(name, "log_avg", 0, 0, "nll", float("inf")) for name in names]
+    scores = pa.concat_tables([made, table(endless)])
+    text = re.search(r'id="live">(.*?)</script>', render(scores, failures(), ABOUT), re.DOTALL)[1]
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"a browser knows no {word}")
+
+    assert json.loads(text, parse_constant=refuse)["rows"]
 
 
 def test_file_names_cannot_break_it(page):

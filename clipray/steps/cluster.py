@@ -113,8 +113,9 @@ def _join(compute: Compute, verbose: bool) -> None:
     import ray
 
     try:
-        environment = {"env_vars": handed_on(os.environ)}  # which workers of a local Ray inherit
-        _init(compute.address or None, verbose, runtime_env=environment)
+        own = handed_on(os.environ)  # which workers of a local Ray inherit
+        # an empty environment would be another one than that of the workers that wait for tasks
+        _init(compute.address or None, verbose, runtime_env={"env_vars": own} if own else None)
     except Exception as error:  # Ray raises bare ones too
         if (
             not isinstance(error, (ConnectionError, RuntimeError, ray.exceptions.RayError))

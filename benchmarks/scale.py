@@ -18,6 +18,7 @@ a campaign over that many datasets, of made-up scores as the tests of the report
 
 import json
 import os
+import pickle
 import resource
 import socket
 import subprocess
@@ -36,6 +37,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the tests make up
 
 from clipray import schema, snapshot
+from clipray.artefacts.index import Shard
 from clipray.config import CONFIGS, Campaign
 from clipray.progress import hush
 from clipray.report import files
@@ -179,8 +181,8 @@ def measure(kind: str, count: int) -> dict:
         todo = timed("first_plan", facts, lambda: run.plan(campaign, dry=True))
         tasks = [item["task"] for work in todo.works.values() for item in embed.items(work)]
         facts |= {"tasks": len(tasks), "largest_task_bytes": max(map(len, tasks))}
-        told = [task for work in todo.works.values() for task in embed.tasks(work)]
-        facts["images_told"] = sum(task["piece"][-1] for task in told)
+        shards = [shard for task in tasks for shard in pickle.loads(task)["shards"]]
+        facts["images_told"] = sum(Shard(*shard).rows for *shard, _ in shards)
         timed("declare", facts, lambda: declare(todo))
         asked = count_requests(bool(remote))
         again = timed("plan_again", facts, lambda: run.plan(campaign, dry=True))

@@ -22,14 +22,15 @@ GROUPS = 8
 MOST = 1024  # rows of a bundle at most: others decode beside it
 
 
-def bundles(index: Index, shards: Iterable[Shard]) -> Iterator[list[Shard]]:
+def bundles(index: Index, shards: Iterable[Shard], most: int = MOST) -> Iterator[list[Shard]]:
     """Put neighbouring shards together that lie in the same row groups.
 
     Args:
         shards: some of the index, in order.
+        most: rows at which a bundle ends.
     """
     ends = set(accumulate(index.row_groups))
-    most = min(MOST, GROUPS * max(index.row_groups, default=0))
+    most = min(most, GROUPS * max(index.row_groups, default=0))
     bundle: list[Shard] = []
     rows = following = 0
     for shard in shards:

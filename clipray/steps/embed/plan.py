@@ -6,46 +6,41 @@ moment therefore loses at most the shards in flight.
 """
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from clipray import images
 from clipray.artefacts.bundles import bundles
 from clipray.artefacts.embeddings import Work
+from clipray.artefacts.index import Shard
 from clipray.config import Backbone, Campaign, Pool
 from clipray.encoding import column
 from clipray.steps.crews import Member, chained, manned, streamed
-from clipray.steps.embed.decode import decode, tasks_of
+from clipray.steps.embed.decode import decode
 from clipray.store import Store
 
 TOLD = ("dataset", "split", "shard", "content", "broken", "errors")
 SPENT = ("spent", "read", "written")  # see `steps.spent`
 
 
-def tasks(work: Work) -> Iterator[dict]:
-    """Yield what is to be done of each shard that lacks something; its worker looks up its images."""
-    for bundle in _bundles(work):
-        yield from tasks_of(bundle)
-
-
 def items(work: Work) -> Iterator[dict]:
     """Yield the rows of the Ray dataset: each is a shard that lacks something, or several of the same row groups."""
-    for bundle in _bundles(work):
-        yield {"task": pickle.dumps(bundle)}
-
-
-def _bundles(work: Work) -> Iterator[dict]:
     lacking = (shard for shard in work.shards() if work.todo[shard.name])
     for shards in bundles(work.index, lacking):
-        todo = [tuple(work.todo[shard.name]) for shard in shards]
-        once = {names: names for names in todo}  # equal ones are pickled once
-        yield {
-            "dataset": work.index.dataset,
-            "split": work.index.split,
-            "index": work.index.place,
-            "addresses": work.addresses,
-            "shards": [(*shard, once[names]) for shard, names in zip(shards, todo, strict=True)],
-        }
+        yield {"task": pickle.dumps(bundle(work, shards))}
+
+
+def bundle(work: Work, shards: Sequence[Shard]) -> dict:
+    """Tell what is to be done of some shards; their worker looks up their images."""
+    todo = [tuple(work.todo[shard.name]) for shard in shards]
+    once = {names: names for names in todo}  # equal ones are pickled once
+    return {
+        "dataset": work.index.dataset,
+        "split": work.index.split,
+        "index": work.index.place,
+        "addresses": work.addresses,
+        "shards": [(*shard, once[names]) for shard, names in zip(shards, todo, strict=True)],
+    }
 
 
 def run(

@@ -1,16 +1,17 @@
-"""Decodes a shard once and gives its crops under one perturbation after the other."""
+"""Decodes each shard of a bundle once and gives its crops under one perturbation after the other."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipray import images, sources
-from clipray.artefacts import index
+from clipray import images
+from clipray.artefacts import bundles, index
 from clipray.encoding import column
 from clipray.perturbations import CLEAN, PERTURBATIONS, bounded, disturbed
+from clipray.steps.embed.decode import tasks_of
 from clipray.steps.survivors import survivors
 from clipray.store import Store
 
@@ -18,20 +19,43 @@ from clipray.store import Store
 def decode_variants(
     table: pa.Table, store: Store, groups: dict[str, images.Preprocess], max_pixels: int
 ) -> Iterator[pa.Table]:
-    """Decode every image of a shard once; then, for each variant, perturb and crop it.
+    """Decode every image of a shard once; then, for each variant, perturb and crop it; then the bundle's next shard.
 
     Args:
-        table: one row with the pickled tasks of all variants of a shard.
+        table: one row with the pickled bundles of all variants, which are of the same shards.
         store: where the index lies.
         groups: backbone name → preprocess group. max_pixels: larger images are refused before they are decoded.
 
     Yields:
-        for each variant one row, as `decode` of clean images gives.
+        for each shard, for each variant that it lacks, one row, as `decode` of clean images gives.
     """
-    tasks = pickle.loads(table["task"][0].as_py())
-    rows, chunks = index.read(store, tasks[0]["index"], *tasks[0]["piece"])
-    data, known = sources.contents(chunks, rows), rows["error"].to_pylist()
-    data, known = survivors(data, known, max_pixels)
+    tasks = list(zip(*map(_tasks_of, pickle.loads(table["task"][0].as_py())), strict=True))
+    pieces = [own[0]["piece"] for own in tasks]
+    shards = bundles.read(store, tasks[0][0]["index"], pieces)
+    for own, (finder, data) in zip(tasks, shards, strict=True):
+        lacking = [task for task in own if task["todo"]]
+        yield from _disturbed(lacking, finder.rows, data, groups, max_pixels)
+
+
+def _tasks_of(bundle: dict) -> Iterator[dict]:
+    """Yield what is to be done of each shard of one variant's bundle."""
+    for task in tasks_of(bundle):
+        yield task | {"variant": bundle["variant"], "part": bundle["part"]}
+
+
+def _disturbed(
+    tasks: Sequence[dict],
+    rows: pa.Table,
+    data: Iterable[bytes | Exception | None],
+    groups: dict[str, images.Preprocess],
+    max_pixels: int,
+) -> Iterator[pa.Table]:
+    """Yield the row of each variant of a shard.
+
+    Args:
+        tasks: of the variants. rows, data: of the shard, see `bundles.read`.
+    """
+    data, known = survivors(data, rows["error"].to_pylist(), max_pixels)
     decoded = [_decoded(one, error, max_pixels) for one, error in zip(data, known, strict=True)]
     ids = rows["image_id"].to_pylist()
     for task in tasks:

@@ -1,18 +1,19 @@
 """Embeddings of perturbed test images: what there is to make, and making it.
 
 A part is (dataset, "test", perturbation, severity); its embeddings are an artefact like any other, with the
-perturbation in its address, and are resumed shard by shard. One row of the Ray dataset is a shard of images with all
-its variants, so that an image is decoded once for all of them.
+perturbation in its address, and are resumed shard by shard. One row of the Ray dataset is a bundle of shards with all
+their variants, so that an image is read and decoded once for all of them.
 """
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from clipray import fingerprint, perturbations
 from clipray.artefacts import embeddings
+from clipray.artefacts.bundles import MOST, bundles
 from clipray.artefacts.embeddings import Work
-from clipray.artefacts.index import Index
+from clipray.artefacts.index import Index, Place, Shard
 from clipray.config import Backbone, Dataset, Pool, unknown
 from clipray.config.robustness import Robustness
 from clipray.errors import ConfigError
@@ -27,6 +28,8 @@ from clipray.steps.tally import Tally
 from clipray.steps.todo import Plan, known_cards
 from clipray.steps.watch import shared_out
 
+# copies that one worker makes of a bundle: to perturb takes far longer than to read a row group again, so others help
+COPIES = 2**14
 GIVEN = "given-"  # before the name of a corruption whose copies lie in a folder
 
 
@@ -179,14 +182,22 @@ def what(
 
 
 def items(parts: list[Part]) -> Iterator[dict]:
-    """Yield rows of the Ray dataset: a shard of images, and a task for each variant that lacks something."""
-    groups: dict[tuple, list[dict]] = {}
+    """Yield the rows of the Ray dataset: each is a bundle of shards that lack something, for each variant of them."""
+    together: dict[Place, list[Part]] = {}
     for part in parts:
-        for task in embed.tasks(part.work):
-            task |= {"variant": part.variant, "part": part.name}
-            groups.setdefault((task["index"], task["piece"]), []).append(task)
-    for tasks in groups.values():
-        yield {"task": pickle.dumps(tasks)}
+        if any(part.work.todo.values()):
+            together.setdefault(part.work.index.place, []).append(part)
+    for own in together.values():
+        work = own[0].work
+        lacking = (
+            shard for shard in work.shards() if any(part.work.todo[shard.name] for part in own)
+        )
+        for shards in bundles(work.index, lacking, min(MOST, COPIES // len(own))):
+            yield {"task": pickle.dumps([_variant(part, shards) for part in own])}
+
+
+def _variant(part: Part, shards: Sequence[Shard]) -> dict:
+    return embed.bundle(part.work, shards) | {"variant": part.variant, "part": part.name}
 
 
 def embed_parts(todo: Plan, campaign: Robustness, parts: list[Part]) -> int:

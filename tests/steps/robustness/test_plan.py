@@ -1,10 +1,14 @@
 """Perturbed copies are parts of their own: what is asked for, what their addresses hold, what the worker gives."""
 
+import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from clipray import images
@@ -13,9 +17,11 @@ from clipray.config.robustness import Robustness
 from clipray.encoding import column
 from clipray.errors import ConfigError
 from clipray.perturbations import PERTURBATIONS, perturb
+from clipray.sources import parquet
 from clipray.steps import campaign as steps
 from clipray.steps.embed.variants import decode_variants
 from clipray.steps.robustness import plan
+from tests.sources.made import bytes_read, picture
 
 
 @pytest.fixture
@@ -114,6 +120,65 @@ def test_a_worker_decodes_once_and_crops_every_variant(given, monkeypatch):
             with Image.open(f"{campaign.data_root}/zoo/test/{key}") as image:
                 copy = perturb(np.array(image), image_id, name, severity)
             assert (crops[3] == images.crop(Image.fromarray(copy), group)).all()
+
+
+@pytest.fixture
+def many(given, tmp_path):
+    """A plan over 500 images of 20 kB in one row group, one of them broken, and their bytes."""
+    cells = [picture(number) + bytes(20_000) for number in range(500)]
+    cells[70] = b"no image"
+    table = pa.table({"image": cells, "label": [number % 2 for number in range(500)]})
+    pq.write_table(table, tmp_path / "test.parquet", compression="none", use_dictionary=False)
+    entry = {"name": "many", "format": "parquet", "uri": str(tmp_path), "splits": ["test"]}
+    entry |= {"classnames": ["a", "b"], "templates": ["a {c}"]}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(entry))
+    return *given(datasets=[str(tmp_path / "many.yaml")]), sum(map(len, cells))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="no /proc/self/io")
+def test_a_row_group_is_read_once_for_all_its_shards_and_variants(many, monkeypatch):
+    todo, campaign, size = many
+    parts = plan.plan(todo, campaign)
+    shards = [shard.name for shard in parts[0].work.shards()]
+    assert len(shards) > 1
+    # of the first shard only one variant is left to do, as after a run that was stopped
+    for part in parts[1:]:
+        for address in part.work.addresses.values():
+            todo.store.write(f"{address}/{shards[0]}", b"")
+    parts = plan.plan(todo, campaign)
+    groups = {name: images.Preprocess((8, 8)) for name in ("vit-p6-36", "rn-32")}
+    made, before = [], bytes_read()
+    for row in plan.items(parts):
+        monkeypatch.setattr(parquet, "_kept", {})  # each row may go to a worker of its own
+        table = pa.table({"task": pa.array([row["task"]], pa.large_binary())})
+        made += decode_variants(table, todo.store, groups, 10**6)
+    assert bytes_read() - before <= 1.1 * size
+    tasks = [pickle.loads(one["task"][0].as_py()) for one in made]
+    wanted = [(shards[0], parts[0].name)]
+    wanted += [(shard, part.name) for shard in shards[1:] for part in parts]
+    assert [(task["shard"], task["part"]) for task in tasks] == wanted
+    ids = parts[0].work.index.table(todo.store, ["image_id"])["image_id"].to_pylist()
+    rows = pa.concat_tables(task["rows"] for task in tasks if task["part"] == parts[0].name)
+    assert rows["image_id"].to_pylist() == ids
+    assert [row for row, error in enumerate(rows["error"].to_pylist()) if error] == [70]
+
+
+def test_no_worker_makes_too_many_copies_of_a_row_group_alone(many, monkeypatch):
+    todo, campaign, _ = many
+    parts = plan.plan(todo, campaign)
+    assert len(list(plan.items(parts))) == 1
+    assert (
+        list(
+            plan.items(
+                [replace(part, work=part.work.without(("vit-p6-36", "rn-32"))) for part in parts]
+            )
+        )
+        == []
+    )
+    shard = next(parts[0].work.shards()).rows
+    for shards in (1, 3):
+        monkeypatch.setattr(plan, "COPIES", shards * shard * len(parts))
+        assert len(list(plan.items(parts))) == -(-500 // (shards * shard))
 
 
 def copies(root, labels=("ant", "bee", "cow")):

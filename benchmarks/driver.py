@@ -29,8 +29,8 @@ DONE = re.compile(r"images: (\d+)/\d+")
 RESIDENT = re.compile(r"VmRSS:\s+(\d+)")
 
 
-def write_images(folder: Path, count: int) -> None:
-    """Write images of 16×16 pixels, each another one, of two classes."""
+def write_images(folder: Path, count: int, padding: int = 0) -> None:
+    """Write images of 16×16 pixels, each another one, of two classes, with some bytes of noise behind each."""
     noise = np.random.default_rng(0)
     folder.mkdir()
     for first in range(0, count, FILE):
@@ -40,7 +40,7 @@ def write_images(folder: Path, count: int) -> None:
             pixels[0, :4, 0] = list(number.to_bytes(4, "big"))
             sink = io.BytesIO()
             Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
-            data.append(sink.getvalue())
+            data.append(sink.getvalue() + noise.bytes(padding))
         table = pa.table({"image": data, "label": [number % 2 for number in numbers]})
         pq.write_table(table, folder / f"test-{first:09d}.parquet", row_group_size=1024)
 

@@ -6,6 +6,7 @@
     python benchmarks/scale.py s3 1000
     python benchmarks/scale.py evaluate 100000
     python benchmarks/scale.py report 1000
+    python benchmarks/scale.py embed 10000 --shrink 7
 
 `plan`: a test split of tiny "images" in Parquet files and nine backbones: the first plan, which makes the index, the
 same once all is embedded (manifests are written, no model runs), and declaring it so; then the weight of the largest
@@ -14,6 +15,7 @@ the store and the sources' storage are asked for. `s3`: the same with the worksp
 process on this machine and takes its share of the cores; requests are those that S3 answers. `evaluate`: what
 `evaluate.py` beside this file says of test images of three backbones and 1,000 classes. `report`: ranks and the page of
 a campaign over that many datasets, of made-up scores as the tests of the report have them (178 rows a dataset).
+`embed`: what `scale_embed.py` beside this file says of images that nine backbones embed on a made-up GPU.
 """
 
 import json
@@ -56,6 +58,9 @@ SIZES = (("plan", 10**4), ("plan", 10**5), ("plan", 10**6))
 SETS = (("sets", 10), ("sets", 100), ("sets", 1000), ("s3", 10), ("s3", 100), ("s3", 1000))
 TESTS = (("evaluate", 10**4), ("evaluate", 10**5))
 REPORTS = (("report", 10), ("report", 100), ("report", 1000))
+EMBEDDED = (("embed", 10**4, "--shrink", 7), ("embed", 10**5, "--shrink", 7))
+# kinds that files beside this one measure, and what those are told behind the size
+OTHERS = {"evaluate": ("evaluate.py", "3", "1000", "64"), "embed": ("scale_embed.py",)}
 CALLS = ("read", "read_many", "write", "names", "exists")
 
 
@@ -210,9 +215,11 @@ def report(sets: int) -> dict:
 
 def main() -> None:
     """Measure one size here, or each in a process of its own."""
-    if sys.argv[1:2] == ["evaluate"]:
-        size = [sys.argv[2], "3", "1000", "64"]
-        subprocess.run([sys.executable, Path(__file__).parent / "evaluate.py", *size], check=True)
+    if sys.argv[1:2] and sys.argv[1] in OTHERS:
+        _, kind, size, *more = sys.argv
+        file, *own = OTHERS[kind]
+        command = [sys.executable, Path(__file__).parent / file, size, *own, *more]
+        subprocess.run(command, check=True)
         return
     if sys.argv[1:2] == ["report"]:
         print(json.dumps(report(int(sys.argv[2]))))
@@ -220,8 +227,8 @@ def main() -> None:
     if len(sys.argv) == 3:
         print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
         return
-    for kind, count in (*SIZES, *SETS, *TESTS, *REPORTS):
-        command = [sys.executable, __file__, kind, str(count)]
+    for size in (*SIZES, *SETS, *TESTS, *REPORTS, *EMBEDDED):
+        command = [sys.executable, __file__, *map(str, size)]
         print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 

@@ -3,7 +3,8 @@
 What goes wrong with one image is that image's error, and costs no other one.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +92,24 @@ def stored(embeddings_ND: np.ndarray, precision: str) -> tuple[np.ndarray, list[
     errors[~kept] = TOO_LARGE
     errors[~given] = NOT_FINITE
     return np.where(kept[:, None], values, values.dtype.type(0)), errors.tolist()
+
+
+def largest_first(groups: Mapping[str, images.Preprocess]) -> list[str]:
+    """Put backbones in the order in which a chain of them passes the fewest bytes on: large crops are dropped first.
+
+    >>> largest_first({"a": images.Preprocess((224, 224)), "b": images.Preprocess((448, 448))})
+    ['b', 'a']
+    """
+    return sorted(groups, key=lambda name: (-math.prod(groups[name].size), groups[name], name))
+
+
+def crop_bytes(groups: Iterable[images.Preprocess]) -> int:
+    """Count the bytes of an image's crops, one of each group.
+
+    >>> crop_bytes({images.Preprocess((224, 224)), images.Preprocess((448, 448))})
+    752640
+    """
+    return sum(3 * math.prod(group.size) for group in set(groups))
 
 
 def column(group: images.Preprocess) -> str:

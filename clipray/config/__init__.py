@@ -246,7 +246,7 @@ class Compute(Strict):
     compile: bool = False  # image towers by torch.compile: a minute at first, then faster on GPUs
     pools: dict[Name, Pool] = {}  # by backbone name; default: shared out by measured cost
     decode_cpus: float = Field(0.5, gt=0)
-    decode_memory: int = Field(512 * 2**20, ge=1)  # bytes of heap that a decoding task may take
+    decode_memory: int = Field(512 * 2**20, ge=1)  # bytes of a decoding task, beside its crops
     gpu_memory: int = Field(16 * 2**30, ge=1)  # bytes of each GPU: how many models may share one
     evaluate_gpus: float = Field(0, ge=0)  # part of a GPU for each evaluation, to apply fusers on
     max_retries: int = Field(2, ge=0)

@@ -5,13 +5,15 @@ backbones therefore give the first embedding far sooner than a process for each.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from clipray.config import Compute, Pool
+from clipray.images import Preprocess
 from clipray.steps import cluster
+from clipray.steps.crops import decode_memory
 from clipray.steps.pools import cost_of, placed, share_processes
 
 if TYPE_CHECKING:
@@ -87,6 +89,21 @@ def streamed(rows: Sequence[dict]) -> "ray.data.Dataset":
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.target_max_block_size = 1  # byte: a row is more, so it is a block
     return dataset
+
+
+def decoding(compute: Compute, groups: Iterable[Preprocess]) -> dict[str, Any]:
+    """Make the options of Ray Data's `map_batches` for decoding; no node is asked for more memory than any has.
+
+    Args:
+        groups: that images are cropped for.
+    """
+    return {
+        "batch_size": 1,  # bundle of shards
+        "batch_format": "pyarrow",
+        "num_cpus": compute.decode_cpus,
+        "memory": min(decode_memory(compute, groups), cluster.largest_memory()),
+        "max_retries": compute.max_retries,
+    }
 
 
 def chained(

@@ -9,7 +9,8 @@ from clipray import images
 from clipray.artefacts import bundles
 from clipray.artefacts.found import Finder
 from clipray.artefacts.index import content_sum
-from clipray.encoding import column, cropped
+from clipray.encoding import cropped
+from clipray.steps.crops import packed
 from clipray.steps.spent import DECODING, metered, timed
 from clipray.steps.survivors import survivors
 from clipray.store import Store
@@ -65,14 +66,9 @@ def _decoded(
         data = finder.passing(metered(data, task))
         data, known = survivors(data, finder.rows["error"].to_pylist(), max_pixels)
         crops, errors = cropped(data, known, wanted, max_pixels)
+        columns = packed(crops | {group: [] for group in set(groups.values()) - set(wanted)})
         rows = finder.found()
     told = rows.select(["image_id", "label"])
     task["rows"] = told.append_column("error", pa.array(errors, pa.string()))
     task["content"] = content_sum(rows["image_id"], rows["label"])
-    columns = {
-        column(group): pa.array([b"".join(parts)], pa.large_binary())
-        for group, parts in crops.items()
-    }
-    for group in set(groups.values()) - set(wanted):
-        columns[column(group)] = pa.array([b""], pa.large_binary())
     return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})

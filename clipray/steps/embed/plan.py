@@ -6,7 +6,7 @@ moment therefore loses at most the shards in flight.
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from clipray import images
@@ -14,8 +14,8 @@ from clipray.artefacts.bundles import bundles
 from clipray.artefacts.embeddings import Work
 from clipray.artefacts.index import Shard
 from clipray.config import Backbone, Campaign, Pool
-from clipray.encoding import column
-from clipray.steps.crews import Member, chained, manned, streamed
+from clipray.encoding import column, largest_first
+from clipray.steps.crews import Member, chained, decoding, manned, streamed
 from clipray.steps.embed.decode import decode
 from clipray.store import Store
 
@@ -88,31 +88,43 @@ def passed(
         decode: makes of each row one or several, as `decode.decode` does of one.
         specs, campaign, cards, pools, device: see `run`.
     """
-    from clipray.steps.embed.encode import Embedder
-
     if not rows:
         return
-    compute, entries = campaign.compute, {spec.name: spec for spec in specs}
+    compute = campaign.compute
     groups = {name: _group(cards[name]) for name in pools}
     dataset = streamed(rows).map_batches(
         partial(decode, store=store, groups=groups, max_pixels=campaign.max_pixels),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=compute.decode_cpus,
-        memory=compute.decode_memory,
-        max_retries=compute.max_retries,
+        **decoding(compute, groups.values()),
     )
-    order = sorted(pools, key=lambda name: (groups[name], name))
-    how = campaign.precision, device, compute.batch_size
-    members = {}
-    for name in order:
-        crops = column(groups[name])
-        make = partial(Embedder, store, entries[name], *how, crops, compute.compile)
-        members[name] = Member(make, crops)
+    members = members_of(store, specs, campaign, groups, device)
     dataset = chained(dataset, manned(members, pools, cards), compute)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:
             yield pickle.loads(cell.as_py())
+
+
+def members_of(
+    store: Store,
+    specs: Sequence[Backbone],
+    campaign: Campaign,
+    groups: Mapping[str, images.Preprocess],
+    device: str,
+) -> dict[str, Member]:
+    """Tell what the chain's actors do, by backbone, in the order in which a shard passes them.
+
+    Args:
+        groups: preprocess group of each backbone with work to do.
+    """
+    from clipray.steps.embed.encode import Embedder
+
+    compute, entries = campaign.compute, {spec.name: spec for spec in specs}
+    how = campaign.precision, device, compute.batch_size
+    members = {}
+    for name in largest_first(groups):
+        crops = column(groups[name])
+        make = partial(Embedder, store, entries[name], *how, crops, compute.compile)
+        members[name] = Member(make, crops)
+    return members
 
 
 def _group(card: dict) -> images.Preprocess:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from clipray import images
 from clipray.artefacts import bundles, index
-from clipray.encoding import column
 from clipray.perturbations import CLEAN, PERTURBATIONS, bounded, disturbed
+from clipray.steps.crops import packed
 from clipray.steps.embed.decode import tasks_of
 from clipray.steps.survivors import survivors
 from clipray.store import Store
@@ -56,7 +56,9 @@ def _disturbed(
         tasks: of the variants. rows, data: of the shard, see `bundles.read`.
     """
     data, known = survivors(data, rows["error"].to_pylist(), max_pixels)
-    decoded = [_decoded(one, error, max_pixels) for one, error in zip(data, known, strict=True)]
+    whole = any(task["variant"][0] == CLEAN for task in tasks)
+    every = zip(data, known, strict=True)
+    decoded = [_decoded(one, error, max_pixels, whole) for one, error in every]
     ids = rows["image_id"].to_pylist()
     for task in tasks:
         wanted = sorted({groups[name] for name in task["todo"]})
@@ -84,13 +86,18 @@ def perturbed(
 
 
 def _decoded(
-    data: bytes | Exception | None, known: str | None, max_pixels: int
+    data: bytes | Exception | None, known: str | None, max_pixels: int, whole: bool
 ) -> Image.Image | str:
-    """Decode an image, or return why there is none."""
+    """Decode an image, or return why there is none.
+
+    Args:
+        whole: whether large ones are kept as they are; perturbations look at no more than `AREA` pixels.
+    """
     if known or isinstance(data, Exception):
         return known or str(data)
     try:
-        return images.decode(data, max_pixels)
+        image = images.decode(data, max_pixels)
+        return image if whole else bounded(image)
     except images.ImageError as error:
         return str(error)
 
@@ -105,8 +112,5 @@ def _row(
     told = rows.select(["image_id", "label"])
     task = task | {"rows": told.append_column("error", pa.array(errors, pa.string()))}
     task["content"] = index.content_sum(rows["image_id"], rows["label"])
-    columns = {
-        column(group): pa.array([b"".join(crops.get(group, []))], pa.large_binary())
-        for group in sorted(groups)
-    }
+    columns = packed({group: crops.pop(group, []) for group in groups})
     return pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})

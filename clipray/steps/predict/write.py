@@ -20,7 +20,8 @@ from clipray.config import Compute, Pool
 from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
-from clipray.steps.crews import Member, chained, manned, streamed
+from clipray.steps.crews import Member, chained, decoding, manned, streamed
+from clipray.steps.crops import packed
 from clipray.steps.survivors import survivors
 from clipray.store import Store
 
@@ -53,10 +54,7 @@ def decode(
         task["cropped"] = [row for row, error in enumerate(errors) if error is None]
         # of a cascade, the stage at which an image has left
         task["stages"] = [None] * len(task["cropped"])
-        columns = {
-            column(group): pa.array([b"".join(parts)], pa.large_binary())
-            for group, parts in crops.items()
-        }
+        columns = packed(crops)
         yield pa.table({"task": pa.array([pickle.dumps(task)], pa.large_binary()), **columns})
 
 
@@ -221,15 +219,12 @@ def run(
         return
     numbers = list(fusion.stages[-1].backbones)
     if not fusion.cascade:  # whose order is that of its stages
-        numbers.sort(key=lambda m: (fusion.group(m), m))
+        order = encoding.largest_first({fusion.backbones[m]: fusion.group(m) for m in numbers})
+        numbers.sort(key=lambda m: order.index(fusion.backbones[m]))
     groups = sorted({fusion.group(m) for m in numbers})
     dataset = streamed(rows).map_batches(
         partial(decode, store=store, groups=groups, max_pixels=fusion.about["max_pixels"]),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=compute.decode_cpus,
-        memory=compute.decode_memory,
-        max_retries=compute.max_retries,
+        **decoding(compute, groups),
     )
     members = {}
     for m in numbers:

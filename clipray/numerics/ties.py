@@ -156,7 +156,11 @@ def _level(
 ) -> Tensor:
     """`level`, where `known` gives what the fuser knows of each class, as `kinds` does."""
     images, _, classes = logits_NMC.shape
-    if not images or not bool(_has_ties(logits_NMC[:, 0]).any()):
+    some_first = (
+        slice(1),
+        slice(1, None),
+    )  # names that are one text are tied in the first image already
+    if not any(bool(_has_ties(logits_NMC[rows, 0]).any()) for rows in some_first):
         return values_NC  # one backbone that tells all classes apart is enough
     kind_C = known()
     if _distinct(kind_C):  # what a fuser has learned of each class tells all apart

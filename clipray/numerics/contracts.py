@@ -1,6 +1,7 @@
 """What every fuser is fitted on, what fitting gives, and the pair of functions that makes a fuser."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -162,6 +163,28 @@ def alike(supports: Sequence[Support]) -> list[list[int]]:
         shape = (*support.logits_KMC.shape, *(tuple(e.shape) for e in support.embeddings))
         groups.setdefault(shape, []).append(position)
     return list(groups.values())
+
+
+def distinct(supports: Sequence[Support]) -> tuple[list[Support], list[int]]:
+    """Leave out support sets that are equal to an earlier one; return the others, and which of them each set is.
+
+    >>> one = Support(torch.zeros(2, 1, 3), (torch.ones(2, 4),), torch.tensor([0, 1]))
+    >>> distinct([one, dataclasses.replace(one, seed=1), one.take(torch.tensor([0, 1]))])[1]
+    [0, 1, 0]
+    """
+    kept: list[Support] = []
+    places: dict[bytes, int] = {}
+    place_of = []
+    for support in supports:
+        seen = hashlib.blake2b(repr((support.seed, support.borrowed)).encode(), digest_size=16)
+        for tensor in (support.labels_K, support.logits_KMC, *support.embeddings):
+            seen.update(repr((tensor.shape, tensor.dtype)).encode())
+            seen.update(tensor.contiguous().numpy(force=True).data)
+        place = places.setdefault(seen.digest(), len(kept))
+        if place == len(kept):
+            kept.append(support)
+        place_of.append(place)
+    return kept, place_of
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

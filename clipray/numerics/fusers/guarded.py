@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clipray.numerics.blocks import by_block
-from clipray.numerics.contracts import Fuser, State, Support
+from clipray.numerics.contracts import Fuser, State, Support, distinct
 from clipray.numerics.fusers import transductive
 from clipray.numerics.fusers.averages import CALIBRATED, Calibrated, log_avg
 from clipray.numerics.fusers.convex import log_mix, simplex_weights
@@ -89,15 +89,18 @@ class Guarded:
 def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guarded) -> list[State]:
     """Fit every candidate on the whole support set, and weigh them by cross-validated NLL (a super learner of fusers).
 
-    All folds of all support sets are fitted in one call of each candidate's `fit`. Without labels all is `log_avg`.
+    All folds of all support sets are fitted in one call of each candidate's `fit`, those that are equal once: what is
+    left of a support set without a fold may be another one that is asked for. Without labels all is `log_avg`.
     """
     labelled = [s for s in supports if len(s.labels_K)]
     splits = [_split(s.labels_K, settings) for s in labelled]
     parts = [s.take(f != k) for s, f in zip(labelled, splits, strict=True) for k in _counted(f)]
+    kept, place_of = distinct([*labelled, *parts])
     whole, partial = {}, {}
     for name in settings.candidates if labelled else ():
         fuser = _candidate(fusers, name)
-        states = fuser.fit([*labelled, *parts], fuser.settings)
+        fitted = fuser.fit(kept, fuser.settings)
+        states = [fitted[place] for place in place_of]
         whole[name], partial[name] = states[: len(labelled)], states[len(labelled) :]
     made, at = [], 0
     for i, (s, fold_K) in enumerate(zip(labelled, splits, strict=True)):

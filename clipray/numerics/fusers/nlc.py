@@ -11,6 +11,7 @@ mixture of experts (Jacobs et al. 1991) has none.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 from clipray.numerics.contracts import State, Support, alike, stacked, unit
 from clipray.numerics.fusers import lone_gate
 from clipray.numerics.solvers.adam import Adam, Decay, by_autograd, minimise, shuffled
+
+_CACHED = 200_000  # features of a step of the networks that are trained together: what a core's cache holds
+_FEWEST = 8  # networks that are trained together all the same: of fewer, each step costs more in calls than it saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +167,20 @@ def _alike(supports: Sequence[Support], settings: Sequence[Gate]) -> list[list[i
                 settings[i], rate=0.0, weight_decay=0.0, normalise_inputs=True, init="mean"
             )
             found.setdefault((number, shape), []).append(i)
-    return list(found.values())
+    return [part for group in found.values() for part in _cached(group, supports, settings)]
+
+
+def _cached(
+    group: Sequence[int], supports: Sequence[Support], settings: Sequence[Gate]
+) -> list[list[int]]:
+    """Cut a group evenly into parts of as many networks as a cache holds."""
+    first, batch = supports[group[0]], settings[group[0]].batch
+    images = len(first.labels_K)
+    features = min(images, batch or images) * sum(e.shape[1] for e in first.embeddings)
+    most = max(_FEWEST, _CACHED // max(1, features))
+    parts = -(-len(group) // most)
+    edges = [len(group) * part // parts for part in range(parts + 1)]
+    return [list(group[start:end]) for start, end in pairwise(edges)]
 
 
 def _training(

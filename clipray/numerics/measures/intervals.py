@@ -83,7 +83,7 @@ def resampled_means(values_NV: Tensor, resamples: int, seed: int) -> Tensor:
 
     Rows that are equal are counted first, which is the same distribution at a fraction of the work.
     """
-    rows_UV, counts_U = torch.unique(values_NV.double(), dim=0, return_counts=True)
+    rows_UV, counts_U = _rows_counted(values_NV.double())
     images = len(values_NV)
     if len(rows_UV) * 2 <= images:
         return resampled_counts(counts_U, resamples, seed).double() @ rows_UV / images
@@ -93,6 +93,14 @@ def resampled_means(values_NV: Tensor, resamples: int, seed: int) -> Tensor:
         drawn = torch.randint(images, (images,), generator=generator)
         means.append(torch.bincount(drawn, minlength=images).double() @ values_NV.double() / images)
     return torch.stack(means)
+
+
+def _rows_counted(values_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct rows in rising order, and how often each occurs; of one column PyTorch has them at a fraction of it."""
+    if values_NV.shape[1] > 1:
+        return torch.unique(values_NV, dim=0, return_counts=True)
+    levels_U, counts_U = torch.unique(values_NV[:, 0], return_counts=True)
+    return levels_U[:, None], counts_U
 
 
 def percentiles(samples_B: Tensor, confidence: float = 0.95) -> tuple[float, float]:

@@ -288,7 +288,6 @@ def experts(state: State, logits_NMC: Tensor, cosine_NMC: Tensor) -> tuple[Tenso
 def apply(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """Compute log softmax of the weighted sum of both experts: they are evidence of different kinds, so they add up."""
     weight_2 = state.tensors["weight_2"].to(logits_NMC)
-    kinds = [
-        kind_NMC.mean(1) for kind_NMC in experts(state, logits_NMC, cosines(state, embeddings))
-    ]
-    return torch.log_softmax(torch.einsum("j,njc->nc", weight_2, torch.stack(kinds, 1)), dim=1)
+    text_NMC, proto_NMC = experts(state, logits_NMC, cosines(state, embeddings))
+    sum_NC = weight_2[0] * text_NMC.mean(1) + weight_2[1] * proto_NMC.mean(1)
+    return torch.log_softmax(sum_NC, dim=1)

@@ -154,3 +154,13 @@ def test_trainings_with_settings_of_their_own_equal_trainings_alone():
         assert state.settings == settings
         for name, tensor in alone.tensors.items():
             torch.testing.assert_close(state.tensors[name], tensor)
+
+
+def test_networks_are_the_same_in_groups_of_any_size(monkeypatch):
+    supports = [support(seed=seed, images=20, dims=(6,)) for seed in range(5)]
+    at_once = nlc.fit(supports, Gate(max_steps=20))
+    monkeypatch.setattr(nlc, "_CACHED", 1)
+    monkeypatch.setattr(nlc, "_FEWEST", 2)
+    for state, other in zip(nlc.fit(supports, Gate(max_steps=20)), at_once, strict=True):
+        for name, tensor in state.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name])

@@ -20,7 +20,8 @@ class Support:
         seed: number of the support set; the only source of chance of a fit.
         borrowed: the logits are zero-shot ones in place of a head's that are unlike them (`heads.cross_fit.borrowed`).
         known: a few numbers that one fuser has computed of the set and others need too, such as temperatures, by what
-            they are and how they were computed. A set made of this one by `take` or `replace` begins without any.
+            they are and how they were computed; the "axes" of its features while `guarded` fits its candidates. A set
+            made of this one by `take` or `replace` begins without any.
     """
 
     logits_KMC: Tensor

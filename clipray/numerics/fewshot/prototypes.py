@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clipray.numerics.contracts import State, Support, unit
-from clipray.numerics.solvers.logistic import fit_path, folds
+from clipray.numerics.solvers.logistic import Axes, fit_path, folds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +172,7 @@ def fit_probe_concat(supports: Sequence[Support], settings: Probe) -> list[State
         [s.labels_K for s in supports],
         supports[0].logits_KMC.shape[2] if supports else 0,
         settings,
+        axes_of(supports),
     )
 
 
@@ -180,10 +181,24 @@ def probe_concat(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor])
     return torch.log_softmax(probe(state, joined(embeddings)), dim=1)
 
 
+def axes_of(supports: Sequence[Support]) -> list[Axes] | None:
+    """Where axes of the support sets' features are kept, which `Support.known` says; None where not of all of them."""
+    every = [support.known.get("axes") for support in supports]
+    return None if any(own is None for own in every) else every
+
+
 def fit_probes(
-    xs: Sequence[Tensor], ys: Sequence[Tensor], classes: int, settings: Probe
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    classes: int,
+    settings: Probe,
+    kept: Sequence[Axes] | None = None,
 ) -> list[State]:
-    """Fit linear probes on unit features K×D, those of one shape in one tensor program."""
+    """Fit linear probes on unit features K×D, those of one shape in one tensor program.
+
+    Args:
+        xs: features. ys: classes. kept: as in `logistic.fit_path`.
+    """
     groups: dict[tuple, list[int]] = {}
     splits = [folds(y, settings.folds) for y in ys]
     for i, x in enumerate(xs):
@@ -199,6 +214,7 @@ def fit_probes(
             settings.one_shot,
             classes,
             tolerance=settings.tolerance,
+            kept=kept and [kept[i] for i in group],
         )
         for i, w_DC, centre_D, penalty in zip(
             group, w_SDC, centres, penalty_S.tolist(), strict=True

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipray.numerics.blocks import by_block
 from clipray.numerics.contracts import State, Support, alike, stacked
-from clipray.numerics.fewshot.prototypes import design, joined
+from clipray.numerics.fewshot.prototypes import axes_of, design, joined
 from clipray.numerics.fusers.averages import (
     CALIBRATED,
     Calibrated,
@@ -43,7 +43,7 @@ class Anchored:
 
 def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
     """Fit temperatures, then the probe; support sets of one shape are fitted in one tensor program."""
-    texts = fit_twice_calibrated(supports, settings.temperatures)
+    texts, kept = fit_twice_calibrated(supports, settings.temperatures), axes_of(supports)
     states: dict[int, State] = {}
     for group in alike(supports):
         xs = [features(supports[i].embeddings) for i in group]
@@ -58,6 +58,8 @@ def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
             text_SKC.shape[2],
             text_SKC,
             tolerance=settings.tolerance,
+            kept=kept and [kept[i] for i in group],
+            scale=len(supports[group[0]].embeddings) ** -0.5,
         )
         for i, x_KD, w_DC in zip(group, xs, w_SDC.float(), strict=True):
             seen_C = torch.bincount(supports[i].labels_K, minlength=w_DC.shape[1]) > 0

@@ -8,6 +8,7 @@ judged on held-out support images. It is one rule for any number of labels, none
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,9 @@ CANDIDATES = {
     "probe": ("linear_probe_concat", {"penalties": (0.1,), "one_shot": 0.1, "folds": 1}),
 }
 MIXTURE = Transductive()
+AXES = (
+    2**23
+)  # features of support sets at most whose axes are kept: twice as many numbers, 128 MiB in float64
 JUDGES = 4096  # support images at most that judge the mixture where there is one a class: N×C of each fit is kept
 
 
@@ -97,11 +101,12 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
     parts = [s.take(f != k) for s, f in zip(labelled, splits, strict=True) for k in _counted(f)]
     kept, place_of = distinct([*labelled, *parts])
     whole, partial = {}, {}
-    for name in settings.candidates if labelled else ():
-        fuser = _candidate(fusers, name)
-        fitted = fuser.fit(kept, fuser.settings)
-        states = [fitted[place] for place in place_of]
-        whole[name], partial[name] = states[: len(labelled)], states[len(labelled) :]
+    with _axes_kept(kept):
+        for name in settings.candidates if labelled else ():
+            fuser = _candidate(fusers, name)
+            fitted = fuser.fit(kept, fuser.settings)
+            states = [fitted[place] for place in place_of]
+            whole[name], partial[name] = states[: len(labelled)], states[len(labelled) :]
     made, at = [], 0
     for i, (s, fold_K) in enumerate(zip(labelled, splits, strict=True)):
         count = len(_counted(fold_K))
@@ -118,6 +123,21 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
         made.append(State(settings, tensors, {"weights": weights}))
     taken = iter(made)
     return [next(taken) if len(s.labels_K) else State(settings) for s in supports]
+
+
+@contextmanager
+def _axes_kept(supports: Sequence[Support]) -> Iterator[None]:
+    """Let probes on the same features share the features' axes inside, where all of them take little memory."""
+    if sum(e_KD.numel() for s in supports for e_KD in s.embeddings) > AXES:
+        yield
+        return
+    for support in supports:
+        support.known["axes"] = {}
+    try:
+        yield
+    finally:
+        for support in supports:
+            del support.known["axes"]
 
 
 def start(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """Multinomial logistic regression with an L2 penalty: many problems on the same features in one tensor program."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,9 @@ from clipray.numerics.solvers.softmax import log_softmax, softmax
 _ROUGH = 1e-2  # the tolerance that is enough to rank penalties
 _BLOCK = 2**24  # logits of all problems that are looked at together
 _LARGE = 500_000  # features of the problems that are solved at once: more leave a core's cache
+
+Axes = dict[float, tuple[Tensor, ...]]
+"""What `rotate` gives of one problem, by the scale of its features; kept for other fits on the same features."""
 
 
 def rotate(x_SKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,6 +33,19 @@ def rotate(x_SKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tiny = root <= 1e-9 * root[:, -1:].clamp_min(1e-30)  # in ascending order
     basis = (x.transpose(1, 2) @ left) / root.masked_fill(tiny, torch.inf)[:, None]
     return left * root.masked_fill(tiny, 0.0)[:, None], basis, root.masked_fill(tiny, 0.0).square()
+
+
+def _rotated(x_SKD: Tensor, kept: Sequence[Axes] | None, scale: float) -> tuple[Tensor, ...]:
+    """`rotate`, where `kept` does not hold it of every problem already."""
+    if kept is None:
+        return rotate(x_SKD)
+    if all(scale in own for own in kept):
+        every = zip(*(own[scale] for own in kept), strict=True)
+        return tuple(torch.stack(parts) for parts in every)
+    rotated = rotate(x_SKD)
+    for own, *parts in zip(kept, *rotated, strict=True):
+        own[scale] = tuple(parts)
+    return rotated
 
 
 def solve(
@@ -199,6 +217,8 @@ def fit_path(
     offset_SKC: Tensor | None = None,
     shape_C: Tensor | None = None,
     tolerance: float = 1e-6,
+    kept: Sequence[Axes] | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Fit weights under the penalty that has the least held-out NLL, chosen for each of the S problems.
 
@@ -208,6 +228,7 @@ def fit_path(
         penalties_G: the penalties to choose from.
         shape_C: factor of the penalty for each class; None for ones.
         tolerance: of the final solve; from 1e-5 up it is made in float32, below in float64.
+        kept: of each problem, the axes of its features where they are known, or where to keep them; by their `scale`.
 
     Returns:
         W_SDC in float64 and the chosen penalty_S.
@@ -215,15 +236,16 @@ def fit_path(
     if len(x_SKD) > 1 and x_SKD.numel() > _LARGE:
         some = max(1, _LARGE * len(x_SKD) // x_SKD.numel())
         parts = [whole.split(some) for whole in (x_SKD, labels_SK, folds_SK)]
-        offsets = [None] * len(parts[0]) if offset_SKC is None else offset_SKC.split(some)
-        every = zip(*parts, offsets, strict=True)
-        each = [
-            fit_path(x, y, f, penalties_G, fallback, classes, z, shape_C, tolerance)
-            for x, y, f, z in every
-        ]
+        each = []
+        for number, (x, y, f) in enumerate(zip(*parts, strict=True)):
+            own = slice(number * some, (number + 1) * some)
+            z = None if offset_SKC is None else offset_SKC[own]
+            axes = None if kept is None else kept[own]
+            more = penalties_G, fallback, classes, z, shape_C, tolerance, axes, scale
+            each.append(fit_path(x, y, f, *more))
         w_SDC, penalty_S = (torch.cat(parts) for parts in zip(*each, strict=True))
         return w_SDC, penalty_S
-    x_SKR, basis_SDR, lengths_SR = rotate(x_SKD)
+    x_SKR, basis_SDR, lengths_SR = _rotated(x_SKD, kept, scale)
     count = int(folds_SK.max()) + 1 if folds_SK.numel() else 1
     x, held_SKF = x_SKR.float(), torch.nn.functional.one_hot(folds_SK, count).float()
     shape = torch.ones(classes) if shape_C is None else shape_C.float()

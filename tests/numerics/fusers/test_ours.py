@@ -174,3 +174,20 @@ def test_guarded_calibrates_a_candidate_that_is_right_but_too_sure():
     plain = guarded.fit(FUSERS, [s], settings_of("guarded"))[0].tensors["w_J"]
     loud = guarded.fit(FUSERS | {"c_log_avg": sure}, [s], settings_of("guarded"))[0].tensors["w_J"]
     torch.testing.assert_close(plain, loud, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [(6,), (6, 5)])
+def test_guarded_is_the_same_alone_and_beside_sets_with_equal_parts_and_axes_of_their_own(
+    dims, monkeypatch
+):
+    s, f = support(images=36, dims=dims), FUSERS["guarded"]
+    fold_K = guarded._split(s.labels_K, f.settings)
+    every = [s, *(s.take(fold_K != k) for k in range(3))]
+    together = f.fit(every, f.settings)
+    assert not any("axes" in one.known for one in every)
+    monkeypatch.setattr(guarded, "AXES", 0)
+    for one, state in zip(every, together, strict=True):
+        (alone,) = f.fit([dataclasses.replace(one)], f.settings)
+        assert alone.tensors.keys() == state.tensors.keys()
+        for name, tensor in alone.tensors.items():
+            torch.testing.assert_close(tensor, state.tensors[name], rtol=1e-5, atol=1e-5)

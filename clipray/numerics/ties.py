@@ -156,11 +156,9 @@ def _level(
 ) -> Tensor:
     """`level`, where `known` gives what the fuser knows of each class, as `kinds` does."""
     images, _, classes = logits_NMC.shape
-    some_first = (
-        slice(1),
-        slice(1, None),
-    )  # names that are one text are tied in the first image already
-    if not any(bool(_has_ties(logits_NMC[rows, 0]).any()) for rows in some_first):
+    # names that are one text are tied in the first image already
+    first_and_others = slice(1), slice(1, None)
+    if not any(bool(_has_ties(logits_NMC[rows, 0]).any()) for rows in first_and_others):
         return values_NC  # one backbone that tells all classes apart is enough
     kind_C = known()
     if _distinct(kind_C):  # what a fuser has learned of each class tells all apart

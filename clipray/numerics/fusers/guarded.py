@@ -32,9 +32,7 @@ CANDIDATES = {
     "probe": ("linear_probe_concat", {"penalties": (0.1,), "one_shot": 0.1, "folds": 1}),
 }
 MIXTURE = Transductive()
-AXES = (
-    2**23
-)  # features of support sets at most whose axes are kept: twice as many numbers, 128 MiB in float64
+AXES = 2**23  # features of support sets whose axes are kept, at most: 128 MiB in float64
 JUDGES = 4096  # support images at most that judge the mixture where there is one a class: N×C of each fit is kept
 
 

@@ -2,7 +2,7 @@
 
 from clipray import snapshot
 from clipray.artefacts import cards
-from clipray.artefacts.evaluations import Task, address
+from clipray.artefacts.evaluations import Task, address, what
 from clipray.errors import ErrorBudget
 from clipray.progress import progress
 from clipray.steps import cluster, metrics, resources
@@ -109,14 +109,14 @@ def _evaluate(
             kind = "done" if error is None else "failed"
             metrics.count(f"clipray_evaluations_{kind}", 1, todo.campaign.name)
             advance(1)
+    scored = [task for task in missing if task.dataset not in failed and len(cut[task.dataset]) > 1]
     joins = [
-        (todo.store, task, places[task.dataset], cut[task.dataset], facts[task.dataset])
-        for task in missing
-        if task.dataset not in failed and len(cut[task.dataset]) > 1
+        (todo.store, what(task), places[task.dataset], cut[task.dataset], facts[task.dataset])
+        for task in scored
     ]
     for position, _, error in cluster.attempts(evaluate.join, joins, 1, 0, retries):
         if error is not None:
-            failed[joins[position][1].dataset] = cluster.reason(error)
+            failed[scored[position].dataset] = cluster.reason(error)
     return failed
 
 

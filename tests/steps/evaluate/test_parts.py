@@ -38,7 +38,7 @@ def rows(world, place, name):
 
 def joined(world, asked, place, every):
     facts = [plan.evaluate(world.store, asked, place, part) for part in every]
-    plan.join(world.store, asked, place, every, facts[-1])
+    plan.join(world.store, evaluations.what(asked), place, every, facts[-1])
 
 
 def test_parts_have_the_rows_of_the_whole(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from clipray.numerics.solvers.softmax import log_softmax, softmax
 
 _ROUGH = 1e-2  # the tolerance that is enough to rank penalties
 _BLOCK = 2**24  # logits of all problems that are looked at together
+_FEW = 32  # columns below which a product is faster with them as rows
 _LARGE = 500_000  # features of the problems that are solved at once: more leave a core's cache
 
 Axes = dict[float, tuple[Tensor, ...]]
@@ -92,28 +93,31 @@ def solve(
         return v
     penalty, weight = penalty_SRQC.to(v), weights_SKQ[..., None].to(v)
     own = labels_SK[:, :, None, None].expand(-1, -1, variants, 1)
-    z = (x_SKR @ v.flatten(2)).view(sets, images, variants, classes)
+    z = _times(x_SKR, v.flatten(2)).view(sets, images, variants, classes)
     z = z if offset_SKC is None else z + offset_SKC[:, :, None].to(v)
     p = softmax(z)
     spread = [_sum(weight[:, rows] * p[:, rows] * (1 - p[:, rows])) for rows in _blocks(z)]
     share = sum(spread[1:], spread[0]) / (_sum(weight) * max(1, classes - 1)).clamp_min(1e-9)
     curvature = share.clamp_min(0.1 / classes) * lengths_SR[:, :, None, None].to(v) + penalty
 
+    less = -torch.ones_like(own, dtype=p.dtype)
+
     def slopes() -> tuple[Tensor, Tensor]:
-        error = p.scatter_add(3, own, -torch.ones_like(own, dtype=p.dtype)).mul_(weight).flatten(2)
-        gradient = (x_SKR.transpose(1, 2) @ error).view_as(v) + penalty * v
+        error = p.scatter_add(3, own, less).mul_(weight).flatten(2)
+        gradient = _times(x_SKR.transpose(1, 2), error).view_as(v) + penalty * v
         return gradient, gradient / curvature
 
     gradient, scaled = slopes()
     along, done = -scaled, torch.zeros(sets, 1, variants, 1, dtype=torch.bool)
+    slope = _sum(gradient * along)
     for _ in range(steps):
         done |= (
             scaled.abs().amax((1, 3), keepdim=True) < tolerance
         )  # stays as it is, so company changes no result
         if done.all():
             break
-        d = (x_SKR @ along.flatten(2)).view_as(z)
-        slope = _sum(gradient * along).masked_fill(done, 0.0)
+        d = _times(x_SKR, along.flatten(2)).view_as(z)
+        slope = slope.masked_fill(done, 0.0)
         length, p = _search(z, d, p, weight, slope, _sum(penalty * along.square()))
         for rows in _blocks(z):
             z[:, rows] += length * d[:, rows]
@@ -121,8 +125,18 @@ def solve(
         gradient, scaled = slopes()
         kept = _sum(scaled * (gradient - old)) / _sum(old * old_scaled).clamp_min(1e-30)
         along = kept.clamp_min(0.0) * along - scaled
-        along = torch.where(_sum(gradient * along) < 0, along, -scaled)
+        slope = _sum(gradient * along)
+        if not (slope < 0).all():
+            along = torch.where(slope < 0, along, -scaled)
+            slope = _sum(gradient * along)
     return v
+
+
+def _times(a_SXY: Tensor, b_SYZ: Tensor) -> Tensor:
+    """Multiply S pairs of matrices; libraries are up to three times as slow where the second has few columns."""
+    if b_SYZ.shape[2] >= _FEW:
+        return a_SXY @ b_SYZ
+    return (b_SYZ.transpose(1, 2) @ a_SXY.transpose(1, 2)).transpose(1, 2).contiguous()
 
 
 def _sum(x_SXQC: Tensor) -> Tensor:
@@ -142,7 +156,7 @@ def _pulled(p: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     parts = []
     for rows in _blocks(p):
         pd = p[:, rows] * d[:, rows]
-        parts.append((pd.sum(3, keepdim=True), (pd * d[:, rows]).sum(3, keepdim=True)))
+        parts.append((pd.sum(3, keepdim=True), pd.mul_(d[:, rows]).sum(3, keepdim=True)))
     mean, square = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return mean, square
 

@@ -230,3 +230,12 @@ def test_cross_fitted_logits_do_not_see_their_own_label(shots):
         cross_fitted(head, one, head.settings, 4),
         zero_shot(one.embeddings_KD, one.classifier_CD, 5.0, -1.0),
     )
+
+
+@pytest.mark.parametrize("columns", [0, 1, 10, 31, 32])
+def test_products_with_few_columns_are_those_of_numpy(columns):
+    generator = np.random.default_rng(columns)
+    a, b = generator.normal(size=(3, 20, 7)), generator.normal(size=(3, 7, columns))
+    found = logistic._times(torch.tensor(a), torch.tensor(b))
+    assert found.is_contiguous()
+    np.testing.assert_allclose(found.numpy(), a @ b, atol=1e-12)

@@ -17,6 +17,7 @@ from torch import Tensor
 from clipray.numerics.blocks import by_block
 from clipray.numerics.contracts import Fuser, State, Support, distinct
 from clipray.numerics.fusers import transductive
+from clipray.numerics.fusers.anchored import features
 from clipray.numerics.fusers.averages import CALIBRATED, Calibrated, log_avg
 from clipray.numerics.fusers.convex import log_mix, simplex_weights
 from clipray.numerics.fusers.flops import class_vectors, logits_only
@@ -110,7 +111,7 @@ def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guar
         count = len(_counted(fold_K))
         own = {name: states[at : at + count] for name, states in partial.items()}
         at += count
-        tensors = {"support/x_KD": transductive.features(s.embeddings)}
+        tensors = {"support/x_KD": features(s.embeddings)}
         judges_K = slice(None) if count else _judges(len(s.labels_K))
         start_KC = _text(s.logits_KMC[judges_K])
         tensors |= {"support/labels_K": s.labels_K, "support/start_KC": start_KC}

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from clipray.numerics.blocks import Lazy, narrow, spans
-from clipray.numerics.contracts import BySums, Fuser, State, Support, unit
+from clipray.numerics.contracts import BySums, Fuser, State, Support
+from clipray.numerics.fusers.anchored import features
 from clipray.numerics.fusers.present import Present, present
 from clipray.numerics.solvers.softmax import log_softmax
 
@@ -72,11 +73,12 @@ class Transductive:
 
 
 class Block(NamedTuple):
-    """Some unlabelled images: log q, logits of the head, and M embedding matrices B×D_m."""
+    """Some unlabelled images: log q, logits of the head, M matrices B×D_m, and their features where they are kept."""
 
     start_BC: Tensor
     logits_BMC: Tensor | Lazy
     embeddings: Sequence[Tensor]
+    x_BD: Tensor | None = None
 
 
 Sums = Callable[[Callable[[Block], tuple[Tensor, ...]]], tuple[Tensor, ...]]
@@ -120,11 +122,13 @@ def in_memory(
     start_NC: Tensor, logits_NMC: Tensor | Lazy, embeddings: Sequence[Tensor], block: int
 ) -> Sums:
     """Sums over images that are at hand, `block` at once, or fewer where there are many classes."""
+    every = [*_rows(start_NC, block)]
+    x_ND = features(embeddings) if len(every) == 1 else None  # once for all rounds
 
     def blocks() -> Iterator[Block]:
-        for rows in _rows(start_NC, block):
+        for rows in every:
             logits_BMC = narrow(logits_NMC, rows)
-            yield Block(start_NC[rows], logits_BMC, [e[rows] for e in embeddings])
+            yield Block(start_NC[rows], logits_BMC, [e[rows] for e in embeddings], x_ND)
 
     return lambda of: added(of(each) for each in blocks())
 
@@ -136,9 +140,8 @@ def _rows(start_NC: Tensor, block: int) -> Iterator[slice]:
         yield slice(at, min(at + step, len(start_NC)))
 
 
-def features(embeddings: Sequence[Tensor]) -> Tensor:
-    """Put embeddings side by side: each scaled to the same length, all of length 1 together."""
-    return torch.cat([unit(e) for e in embeddings], dim=1) / len(embeddings) ** 0.5
+def _features(block: Block) -> Tensor:
+    return features(block.embeddings) if block.x_BD is None else block.x_BD
 
 
 def block_statistics(z_NC: Tensor, x_ND: Tensor) -> Statistics:
@@ -214,7 +217,7 @@ def look(block: Block) -> Look:
         agree = (votes_NC * (votes_NC - 1)).sum().double() / (backbones * (backbones - 1))
     count = torch.tensor(float(images), dtype=torch.float64)
     start_C = block.start_BC.exp().sum(0)
-    return Look(count, sure_N.sum(), agree, features(block.embeddings).sum(0), start_C)
+    return Look(count, sure_N.sum(), agree, _features(block).sum(0), start_C)
 
 
 def reliability(seen: Look, classes: int) -> float:
@@ -289,7 +292,7 @@ def _told(
     mixture: Parameters | None, centre_D: Tensor, trust: float, bound: float, block: Block
 ) -> Statistics:
     """The E-step of a block: its statistics under the mixture of the last round, or under the start."""
-    x_BD = features(block.embeddings) - centre_D
+    x_BD = _features(block) - centre_D
     log_z_BC = block.start_BC
     if mixture is not None:
         log_z_BC = answers(mixture, log_z_BC, x_BD, trust, bound)
@@ -339,11 +342,8 @@ def adapt(fusers: Mapping[str, Fuser], state: State, sums: Sums, classes: int) -
     What other images may have taught the state before is forgotten.
     """
     settings = state.settings
-    own = {
-        name: tensor
-        for name, tensor in state.tensors.items()
-        if name.startswith(("start/", "support/"))
-    }
+    kept = ("start/", "support/")
+    own = {name: t for name, t in state.tensors.items() if name.startswith(kept)}
     seen = Look(*sums(look))
     reliable = reliability(seen, classes)
     trust = trust_in(reliable, settings)

@@ -234,7 +234,7 @@ def pipeline(todo: Plan) -> Ran:
     run.prepare(todo)
     known = known_cards(todo)
     own = {name: known[name] for name in todo.busy}
-    pools, device = resources.pools(own, todo.campaign.compute, verbose=False)
+    pools, device, _ = resources.pools(own, todo.campaign.compute, verbose=False)
     for name, pool in pools.items():
         print(f"    pool of {name}: {pool.size} × {pool.num_gpus or pool.num_cpus:g}", flush=True)
     works = list(todo.works.values())

@@ -5,7 +5,7 @@ What goes wrong with one image is that image's error, and costs no other one.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from clipray import images
 if TYPE_CHECKING:
     from clipray.backbones import Encoder
 
+Key = TypeVar("Key", str, int)
 NOT_FINITE = "the embedding is not finite"
 ALL_ZERO = "the embedding is all zero"
 TOO_LARGE = "the embedding is too large for float16: --set precision=fp32 keeps it"
@@ -94,13 +95,16 @@ def stored(embeddings_ND: np.ndarray, precision: str) -> tuple[np.ndarray, list[
     return np.where(kept[:, None], values, values.dtype.type(0)), errors.tolist()
 
 
-def largest_first(groups: Mapping[str, images.Preprocess]) -> list[str]:
+def largest_first(groups: Mapping[Key, images.Preprocess]) -> list[Key]:
     """Put backbones in the order in which a chain of them passes the fewest bytes on: large crops are dropped first.
+
+    Args:
+        groups: preprocess group by the backbone's name or number.
 
     >>> largest_first({"a": images.Preprocess((224, 224)), "b": images.Preprocess((448, 448))})
     ['b', 'a']
     """
-    return sorted(groups, key=lambda name: (-math.prod(groups[name].size), groups[name], name))
+    return sorted(groups, key=lambda key: (-math.prod(groups[key].size), groups[key], key))
 
 
 def crop_bytes(groups: Iterable[images.Preprocess]) -> int:

@@ -219,8 +219,7 @@ def run(
         return
     numbers = list(fusion.stages[-1].backbones)
     if not fusion.cascade:  # whose order is that of its stages
-        order = encoding.largest_first({fusion.backbones[m]: fusion.group(m) for m in numbers})
-        numbers.sort(key=lambda m: order.index(fusion.backbones[m]))
+        numbers = encoding.largest_first({m: fusion.group(m) for m in numbers})
     groups = sorted({fusion.group(m) for m in numbers})
     dataset = streamed(rows).map_batches(
         partial(decode, store=store, groups=groups, max_pixels=fusion.about["max_pixels"]),

@@ -36,9 +36,9 @@ def publish(todo: Plan, places: dict[str, str], show: Show | None = None) -> dic
     folder = f"{files.FOLDER}/{campaign.name}"
     mark = fingerprint([places, todo.failures, settings(campaign), seen(todo)])
     before = store.read_json(f"{folder}/{files.MARK}") or {}
-    show = show or (lambda scores, numbers: None)
     if before.get("mark") == mark and tracked.kept(campaign):
-        show(store.read_table(f"{folder}/{SCORES}"), before["result"]["headline"])
+        if show:
+            show(store.read_table(f"{folder}/{SCORES}"), before["result"]["headline"])
         if not todo.failed and not campaign.regression.fail:
             history.accept_last(store, folder)
         mlflow = tracked.again(campaign)
@@ -46,7 +46,8 @@ def publish(todo: Plan, places: dict[str, str], show: Show | None = None) -> dic
         return _located(store, before["result"]) | {"mlflow": mlflow, "changed": written}
     scores = pa.concat_tables(store.read_table(f"{place}/{SCORES}") for place in places.values())
     numbers = headline(todo, scores)
-    show(scores, numbers)
+    if show:
+        show(scores, numbers)
     with working("writing the report and MLflow's records"):
         return _written(todo, places, mark, scores, numbers)
 

@@ -150,6 +150,11 @@ def _reach(uri: str) -> None:
     socket.create_connection((parts.hostname, port), timeout=CHECKING.timeout).close()
 
 
+def _local(store: Store, tracking: Tracking) -> str:
+    """The URI that a local workspace's runs go to: the config's, or that of its own database."""
+    return tracking.uri or f"sqlite:///{store.place(DATABASE)}"
+
+
 def is_new(name: str, store: Store, tracking: Tracking) -> bool:
     """Tell whether MLflow has yet to make its tables in an sqlite file, which can be written.
 
@@ -158,7 +163,7 @@ def is_new(name: str, store: Store, tracking: Tracking) -> bool:
     """
     if not tracking.uri and not store.local:
         return not store.exists(database(name, store))
-    uri = tracking.uri or f"sqlite:///{store.place(DATABASE)}"
+    uri = _local(store, tracking)
     file = file_of(uri)
     if file is None:
         return False
@@ -212,7 +217,7 @@ def settle(store: Store, tracking: Tracking) -> None:
     """Let an sqlite database, wherever it was moved to, point to the artifacts beside it."""
     if not tracking.uri and not store.local:
         return  # its copy is settled when it is opened
-    uri = tracking.uri or f"sqlite:///{store.place(DATABASE)}"
+    uri = _local(store, tracking)
     if (file := file_of(uri)) is not None:
         relocate(file, _artifacts(uri, store, tracking), not tracking.uri)
 

@@ -29,8 +29,8 @@ def found(todo: Plan, told: Told) -> set[str]:
     Returns:
         the datasets in whose pools some images turned out not to be drawn.
     """
-    store, works = todo.store, todo.works.items()
-    places = [place for place, work in works if _is_ready(store, work, told.get(place, {}))]
+    every = todo.works.items()
+    places = [place for place, work in every if _is_ready(todo.store, work, told.get(place, {}))]
     pools = [place for place in places if todo.works[place].index.of]
     _identify(todo, told, [place for place in places if place not in pools])
     before = {name: todo.works[name, "train"].index.labels for name, _ in pools}

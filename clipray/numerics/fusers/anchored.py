@@ -43,7 +43,8 @@ class Anchored:
 
 def fit(supports: Sequence[Support], settings: Anchored) -> list[State]:
     """Fit temperatures, then the probe; support sets of one shape are fitted in one tensor program."""
-    texts, kept = fit_twice_calibrated(supports, settings.temperatures), axes_of(supports)
+    texts = fit_twice_calibrated(supports, settings.temperatures)
+    kept = axes_of(supports)
     states: dict[int, State] = {}
     for group in alike(supports):
         xs = [features(supports[i].embeddings) for i in group]

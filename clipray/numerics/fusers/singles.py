@@ -59,8 +59,8 @@ class Quality:
             part_BC = logits_BC[block]
             own = slice(rows.start + block.start, rows.start + block.stop)
             labels_B = self.labels_N[own].to(part_BC.device)
-            self.right_N[own] = (part_BC.argmax(1) == labels_B).to(self.right_N.device)
-            self.own_N[own] = _own(part_BC[:, None].double(), labels_B)[:, 0].to(self.own_N.device)
+            self.right_N[own] = part_BC.argmax(1) == labels_B
+            self.own_N[own] = _own(part_BC[:, None].double(), labels_B)[:, 0]
 
     def compute(self) -> tuple[float, float]:
         """Return accuracy and the mean log p of the label; (0, 0) without images."""

@@ -47,7 +47,8 @@ def taught(name: str, state: State, batch: Images, pool: Images | None = None) -
         batch: the images that are to be classified.
         pool: those of the train split, where they are there.
     """
-    adapt, state = FUSERS[name].adapt, state.to(batch.device)
+    adapt = FUSERS[name].adapt
+    state = state.to(batch.device)
     wanted = getattr(state.settings, "unlabelled", "none")
     teachers = {"batch": batch, "train": pool}.get(wanted)
     if adapt is None or teachers is None:

@@ -63,7 +63,7 @@ class Singly:
     ):
         self.entry, self.own = entry, own
         self.whole = FUSERS[entry.fuser].transductive
-        self.states = taught_alone(entry.fuser, own, batch, pool)  # where the images lie
+        self.states = taught_alone(entry.fuser, own, batch, pool)
         self.outcomes = [Outcomes(labels_N) for _ in self.states]
         self.qualities = [singles.Quality(labels_N) for _ in self.states]
 

@@ -48,12 +48,10 @@ class Weights:
 
     def update(self, images: Images, rows: slice) -> None:
         """Collect the weights of these images, and which backbone has them right."""
-        right_NM = (
-            images.logits_NMC.argmax(-1).to(self.labels_N.device) == self.labels_N[rows, None]
-        )
+        said_NM = images.logits_NMC.argmax(-1).to(self.labels_N.device)
         weights_NM = weights_of(FUSERS[self.entry.fuser], self.state, images)
-        self.weights.append(weights_NM.to(right_NM.device))
-        self.right.append(right_NM)
+        self.weights.append(weights_NM.to(self.labels_N.device))
+        self.right.append(said_NM == self.labels_N[rows, None])
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Join them: weights_NM and right_NM."""

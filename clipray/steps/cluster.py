@@ -16,6 +16,7 @@ from clipray.errors import ClipRayError, ClusterError, ConfigError, DamagedError
 from clipray.progress import say, working
 from clipray.steps import contact
 from clipray.steps.lasting import lasting
+from clipray.steps.nodes import largest_memory
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of `ray job submit`
 STARTS, WAIT = 3, 120  # attempts to start a local Ray; seconds more for its raylet at each
@@ -311,20 +312,6 @@ def attempt() -> int:
     return worker.global_worker.core_worker.get_current_task_attempt_number()
 
 
-def largest_memory() -> int:
-    """Look up the bytes of memory of the largest node, as far as tasks may have them."""
-    import ray
-
-    return int(max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]))
-
-
-def node_cpus() -> list[float]:
-    """Return the CPUs of each node that is there."""
-    import ray
-
-    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-
-
 def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
     """Make the options of Ray Data's `map_batches` for a pool of actors that grows as its config says.
 
@@ -375,7 +362,7 @@ def attempts(
 
     Args:
         memory: bytes that each task takes, so that no node runs more of them than fit. One that no node could run is
-            tried on the largest, with all of its memory.
+            tried on the largest that has its CPUs and GPUs, with all of that node's memory.
 
     Raises:
         StoreError: a task could not write, so the others could not either; one artefact that is damaged ends none.
@@ -383,7 +370,7 @@ def attempts(
     import ray
 
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=retries)(function)
-    most = largest_memory() if memory else 0
+    most = largest_memory(num_cpus, num_gpus) if memory else 0
     positions = {}
     for position, item in enumerate(items):
         own = remote.options(memory=min(memory[position], most)) if memory else remote

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from clipray.config import Compute, Pool
 from clipray.images import Preprocess
-from clipray.steps import cluster
+from clipray.steps import cluster, nodes
 from clipray.steps.crops import decode_memory
 from clipray.steps.pools import cost_of, placed, share_processes
 
@@ -92,7 +92,7 @@ def streamed(rows: Sequence[dict]) -> "ray.data.Dataset":
 
 
 def decoding(compute: Compute, groups: Iterable[Preprocess]) -> dict[str, Any]:
-    """Make the options of Ray Data's `map_batches` for decoding; no node is asked for more memory than any has.
+    """Make the options of Ray Data's `map_batches` for decoding; no more memory is asked for than a node has.
 
     Args:
         groups: that images are cropped for.
@@ -101,7 +101,7 @@ def decoding(compute: Compute, groups: Iterable[Preprocess]) -> dict[str, Any]:
         "batch_size": 1,  # bundle of shards
         "batch_format": "pyarrow",
         "num_cpus": compute.decode_cpus,
-        "memory": min(decode_memory(compute, groups), cluster.largest_memory()),
+        "memory": min(decode_memory(compute, groups), nodes.largest_memory(compute.decode_cpus)),
         "max_retries": compute.max_retries,
     }
 
@@ -114,7 +114,8 @@ def chained(
     Ray Data has no tee, so the pools are a chain.
     """
     read = [{member.column for member in members} - {None} for members, _ in crews]
-    own = placed([pool for _, pool in crews], cluster.node_cpus(), compute.decode_cpus)
+    cpus = [node.cpus for node in nodes.present()]
+    own = placed([pool for _, pool in crews], cpus, compute.decode_cpus)
     for position, ((members, _), pool) in enumerate(zip(crews, own, strict=True)):
         dropped = read[position].difference(*read[position + 1 :])
         dataset = dataset.map_batches(

@@ -433,7 +433,7 @@ def test_a_task_knows_that_workers_died_under_it(local_ray):
 
 def test_restarts_bound_an_actor_and_not_the_tries_of_its_tasks():
     """Ray tries a task at once on a node that is gone: two tries are over long before it notices."""
-    options = cluster.actors(Pool(size=2), Compute(max_retries=3))
+    options = cluster.actors(Pool(size=2), Compute(max_retries=3), memory=0)
     assert (options["max_restarts"], options["max_task_retries"]) == (3, -1)
 
 

@@ -312,13 +312,16 @@ def attempt() -> int:
     return worker.global_worker.core_worker.get_current_task_attempt_number()
 
 
-def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
+def actors(pool: Pool, compute: Compute, memory: int) -> dict[str, Any]:
     """Make the options of Ray Data's `map_batches` for a pool of actors that grows as its config says.
 
     An actor on a GPU has two shards at a time: while one is computed, the other is taken apart or written.
 
     An actor is restarted `max_retries` times, and that bounds what a deadly task can do. Its tasks are tried again
     without a bound: on a node that is gone they fail at once, again and again, until Ray notices that it is gone.
+
+    Args:
+        memory: bytes that each asks for.
     """
     import ray
 
@@ -331,6 +334,7 @@ def actors(pool: Pool, compute: Compute) -> dict[str, Any]:
         "compute": strategy,
         "num_cpus": pool.num_cpus,
         "num_gpus": pool.num_gpus,
+        "memory": memory,
         "max_restarts": compute.max_retries,
         "max_task_retries": -1,
     }

@@ -14,6 +14,7 @@ from clipray.config import Compute, Pool
 from clipray.images import Preprocess
 from clipray.steps import cluster, nodes
 from clipray.steps.crops import decode_memory
+from clipray.steps.memory import Actors, Decoding, asked, taken
 from clipray.steps.pools import cost_of, placed, share_processes
 
 if TYPE_CHECKING:
@@ -63,20 +64,32 @@ class Crew:
         return table.drop_columns([name for name in self.dropped if name in table.column_names])
 
 
-Manned = tuple[list[Member], Pool]  # what each actor of a pool does
+class Manned(NamedTuple):
+    """A pool, what each of its actors does, and the bytes that it takes."""
+
+    members: list[Member]
+    pool: Pool
+    memory: float
 
 
 def manned(
-    members: Mapping[str, Member], pools: Mapping[str, Pool], cards: Mapping[str, dict]
+    members: Mapping[str, Member],
+    pools: Mapping[str, Pool],
+    cards: Mapping[str, dict],
+    batch_size: int,
 ) -> list[Manned]:
     """Put backbones together that share processes.
 
     Args:
         members: by backbone, in the order in which they see a shard. pools, cards: of each of them.
+        batch_size: images that they compute at a time.
     """
     seconds = {name: cost_of(cards[name]).seconds for name in members}
-    processes = share_processes(list(members), pools, seconds)
-    return [([members[name] for name in one.names], one.pool) for one in processes]
+    crews = []
+    for names, pool in share_processes(list(members), pools, seconds):
+        memory = taken([cards[name] for name in names], batch_size, pool.num_gpus > 0)
+        crews.append(Manned([members[name] for name in names], pool, memory))
+    return crews
 
 
 def streamed(rows: Sequence[dict]) -> "ray.data.Dataset":
@@ -107,22 +120,41 @@ def decoding(compute: Compute, groups: Iterable[Preprocess]) -> dict[str, Any]:
 
 
 def chained(
-    dataset: "ray.data.Dataset", crews: Sequence[Manned], compute: Compute
+    dataset: "ray.data.Dataset", crews: Sequence[Manned], compute: Compute, decode_memory: int
 ) -> "ray.data.Dataset":
     """Send a Ray dataset of shards through pools, one after another; crops are dropped after the last that reads them.
 
     Ray Data has no tee, so the pools are a chain.
+
+    Args:
+        decode_memory: bytes that a decoding task asks for.
     """
-    read = [{member.column for member in members} - {None} for members, _ in crews]
-    cpus = [node.cpus for node in nodes.present()]
-    own = placed([pool for _, pool in crews], cpus, compute.decode_cpus)
-    for position, ((members, _), pool) in enumerate(zip(crews, own, strict=True)):
+    read = [{member.column for member in crew.members} - {None} for crew in crews]
+    pools, memory = fitted(crews, compute, decode_memory)
+    for position, crew in enumerate(crews):
         dropped = read[position].difference(*read[position + 1 :])
+        pool = pools[position]
         dataset = dataset.map_batches(
             Crew,
-            fn_constructor_args=([one.make for one in members], sorted(dropped), pool.threads),
+            fn_constructor_args=([one.make for one in crew.members], sorted(dropped), pool.threads),
             batch_size=1,
             batch_format="pyarrow",
-            **cluster.actors(pool, compute),
+            **cluster.actors(pool, compute, memory[position]),
         )
     return dataset
+
+
+def fitted(
+    crews: Sequence[Manned], compute: Compute, decode_memory: int
+) -> tuple[list[Pool], list[int]]:
+    """Fit pools to the nodes of the cluster: what their actors ask for of CPUs and GPUs, and of bytes.
+
+    Args:
+        decode_memory: bytes that a decoding task asks for.
+    """
+    present = nodes.present()
+    cpus = [node.cpus for node in present]
+    pools = placed([crew.pool for crew in crews], cpus, compute.decode_cpus)
+    actors = [Actors(pool, crew.memory) for pool, crew in zip(pools, crews, strict=True)]
+    decoding = Decoding(compute.decode_cpus, decode_memory)
+    return pools, asked(actors, [*present, *nodes.coming()], decoding)

@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from clipray.config import Compute, Pool
 from clipray.errors import ClusterError
 from clipray.progress import doing, say
+from clipray.steps.nodes import BOOTSTRAP, configured
 from clipray.steps.pools import cost_of, share
 
-BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # where `ray up` puts its config on the head node
 PATIENCE = 1800.0  # seconds that the first CPU and GPU are waited for
 MORE = 180.0  # seconds that all that was asked for is waited for, where some of each is there
 LOOK = 1.0  # seconds between looks
@@ -105,10 +103,8 @@ def limit(resource: str) -> float:
 
 def of_config(path: Path) -> dict[str, float]:
     """Add up what all nodes bring that a config of `ray up` allows; empty where there is no such file."""
-    if not path.is_file():
-        return {}
     most: dict[str, float] = {}
-    for node in yaml.safe_load(path.read_text()).get("available_node_types", {}).values():
+    for node in configured(path):
         for name, count in (node.get("resources") or {}).items():
             most[name] = most.get(name, 0.0) + count * node.get("max_workers", 0)
     return most

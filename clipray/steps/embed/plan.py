@@ -92,12 +92,13 @@ def passed(
         return
     compute = campaign.compute
     groups = {name: _group(cards[name]) for name in pools}
+    how = decoding(compute, groups.values())
     dataset = streamed(rows).map_batches(
-        partial(decode, store=store, groups=groups, max_pixels=campaign.max_pixels),
-        **decoding(compute, groups.values()),
+        partial(decode, store=store, groups=groups, max_pixels=campaign.max_pixels), **how
     )
     members = members_of(store, specs, campaign, groups, device)
-    dataset = chained(dataset, manned(members, pools, cards), compute)
+    crews = manned(members, pools, cards, compute.batch_size)
+    dataset = chained(dataset, crews, compute, how["memory"])
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for cell in batch["task"]:
             yield pickle.loads(cell.as_py())

@@ -20,8 +20,9 @@ from clipray.config import Compute, Pool
 from clipray.encoding import column
 from clipray.errors import ClipRayError
 from clipray.fusion import Fusion
-from clipray.steps.crews import Member, chained, decoding, manned, streamed
+from clipray.steps.crews import Manned, Member, chained, decoding, manned, streamed
 from clipray.steps.crops import packed
+from clipray.steps.memory import WORKER
 from clipray.steps.survivors import survivors
 from clipray.store import Store
 
@@ -221,9 +222,9 @@ def run(
     if not fusion.cascade:  # whose order is that of its stages
         numbers = encoding.largest_first({m: fusion.group(m) for m in numbers})
     groups = sorted({fusion.group(m) for m in numbers})
+    how = decoding(compute, groups)
     dataset = streamed(rows).map_batches(
-        partial(decode, store=store, groups=groups, max_pixels=fusion.about["max_pixels"]),
-        **decoding(compute, groups),
+        partial(decode, store=store, groups=groups, max_pixels=fusion.about["max_pixels"]), **how
     )
     members = {}
     for m in numbers:
@@ -231,13 +232,13 @@ def run(
         make = partial(Encode, model, m, device, compute.batch_size, compute.compile, own)
         members[fusion.backbones[m]] = Member(make, column(fusion.group(m)))
     cards = dict(zip(fusion.backbones, fusion.cards, strict=True))
-    crews = manned(members, pools, cards)
+    crews = manned(members, pools, cards, compute.batch_size)
     fuse = Member(partial(Label, model, store, place, targets))
-    if len(crews[-1][0]) > 1:  # there are few cores: no process of its own
-        crews[-1][0].append(fuse)
+    if len(crews[-1].members) > 1:  # there are few cores: no process of its own
+        crews[-1].members.append(fuse)
     else:
         size = max(1, sum(pool.size for pool in pools.values()) // 8)
-        crews.append(([fuse], Pool(size=size, num_cpus=0)))
-    dataset = chained(dataset, crews, compute)
+        crews.append(Manned([fuse], Pool(size=size, num_cpus=0), WORKER))
+    dataset = chained(dataset, crews, compute, how["memory"])
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()

@@ -1,8 +1,8 @@
 """A run notices that its cluster has become another one, and shares it out anew.
 
-A pool's actors hold what they were given. Where a node goes and none comes in its place, those of some pools may fill
-what is left, so that others, or decoding, find no room and all of them wait for ever. Where nodes join that nobody said
-would come, decoding takes their CPUs, and pools have no use for them.
+A pool's actors hold what they were given. Where a node goes, and none or one with less memory comes in its place, those
+of some pools may fill what is left, so that others, or decoding, find no room and all of them wait for ever. Where
+nodes join that nobody said would come, decoding takes their CPUs, and pools have no use for them.
 """
 
 import signal
@@ -22,6 +22,8 @@ GROWN = 1.5  # times what pools can grow to, from which on a cluster is larger
 SETTLED = 30.0  # seconds without another node, for they come one by one
 WORTH = 300.0  # seconds of work left, from which on it pays to load all models again
 SIGNAL = signal.SIGUSR2
+# what actors ask for: by Ray's names, in what unit it is told, and the words for it
+KINDS = {"CPU": (1, "CPUs"), "GPU": (1, "GPUs"), "memory": (1e9, "GB of memory")}
 Item = TypeVar("Item")
 
 
@@ -170,8 +172,11 @@ class Watch:
     def _lost(self) -> str:
         """Tell what the cluster had at first and has no more; empty where it has all."""
         now = self.look()
-        kinds = [kind for kind in ("CPU", "GPU") if now.get(kind, 0) < self.had.get(kind, 0)]
-        told = [f"{now.get(kind, 0):g} of {self.had[kind]:g} {kind}s" for kind in kinds]
+        less = [kind for kind in KINDS if now.get(kind, 0) < self.had.get(kind, 0)]
+        told = []
+        for kind in less:
+            unit, words = KINDS[kind]
+            told.append(f"{now.get(kind, 0) / unit:g} of {self.had[kind] / unit:g} {words}")
         return " and ".join(told)
 
     def _raise(self, *_: object) -> None:

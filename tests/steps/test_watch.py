@@ -48,6 +48,14 @@ def test_a_smaller_cluster_on_which_nothing_moves_is_told(cluster):
     assert signal.getsignal(SIGNAL) == before
 
 
+def test_a_node_with_less_memory_in_the_place_of_another_one_is_told(cluster):
+    """An actor asks for what the lost node had: by CPUs and GPUs there is room for it."""
+    cluster.now["memory"] = 20e9
+    cluster.later(0.2, lambda: cluster.now.update(memory=16e9))
+    with pytest.raises(Shrunk, match="the cluster has 16 of 20 GB of memory left"):
+        watched(cluster)
+
+
 def test_slow_work_is_waited_for_where_the_cluster_has_all_that_it_had(cluster):
     cluster.later(1.0, lambda: cluster.done.put("late"))
     cluster.later(1.0, lambda: cluster.done.put(None))

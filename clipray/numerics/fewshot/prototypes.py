@@ -1,13 +1,16 @@
 """Class means of the support embeddings, and the controls made of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from clipray.numerics.contracts import State, Support, unit
 from clipray.numerics.solvers.logistic import Axes, fit_path, folds
+
+AXES = 2**23  # features of support sets whose axes are kept, at most: 128 MiB in float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +182,21 @@ def fit_probe_concat(supports: Sequence[Support], settings: Probe) -> list[State
 def probe_concat(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """Compute log softmax of the probe on the concatenated embeddings; zero-shot logits are not used."""
     return torch.log_softmax(probe(state, joined(embeddings)), dim=1)
+
+
+@contextmanager
+def axes_kept(supports: Sequence[Support]) -> Iterator[None]:
+    """Let probes on the same features share the features' axes inside, where all of them take little memory."""
+    if sum(e_KD.numel() for s in supports for e_KD in s.embeddings) > AXES:
+        yield
+        return
+    for support in supports:
+        support.known["axes"] = {}
+    try:
+        yield
+    finally:
+        for support in supports:
+            del support.known["axes"]
 
 
 def axes_of(supports: Sequence[Support]) -> list[Axes] | None:

@@ -8,7 +8,6 @@ judged on held-out support images. It is one rule for any number of labels, none
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from clipray.numerics.blocks import by_block
 from clipray.numerics.contracts import Fuser, State, Support, distinct
+from clipray.numerics.fewshot.prototypes import axes_kept
 from clipray.numerics.fusers import transductive
 from clipray.numerics.fusers.anchored import features
 from clipray.numerics.fusers.averages import CALIBRATED, Calibrated, log_avg
@@ -33,7 +33,6 @@ CANDIDATES = {
     "probe": ("linear_probe_concat", {"penalties": (0.1,), "one_shot": 0.1, "folds": 1}),
 }
 MIXTURE = Transductive()
-AXES = 2**23  # features of support sets whose axes are kept, at most: 128 MiB in float64
 JUDGES = 4096  # support images at most that judge the mixture where there is one a class: N×C of each fit is kept
 
 
@@ -90,53 +89,62 @@ class Guarded:
 
 
 def fit(fusers: Mapping[str, Fuser], supports: Sequence[Support], settings: Guarded) -> list[State]:
-    """Fit every candidate on the whole support set, and weigh them by cross-validated NLL (a super learner of fusers).
+    """Fit the candidates on the whole support set, and weigh them by cross-validated NLL (a super learner of fusers).
 
-    All folds of all support sets are fitted in one call of each candidate's `fit`, those that are equal once: what is
-    left of a support set without a fold may be another one that is asked for. Without labels all is `log_avg`.
+    Where nothing can be held out, a rule names the candidates, and no other is fitted. Without labels all is `log_avg`.
     """
     labelled = [s for s in supports if len(s.labels_K)]
     splits = [_split(s.labels_K, settings) for s in labelled]
     parts = [s.take(f != k) for s, f in zip(labelled, splits, strict=True) for k in _counted(f)]
-    kept, place_of = distinct([*labelled, *parts])
-    whole, partial = {}, {}
-    with _axes_kept(kept):
-        for name in settings.candidates if labelled else ():
-            fuser = _candidate(fusers, name)
-            fitted = fuser.fit(kept, fuser.settings)
-            states = [fitted[place] for place in place_of]
-            whole[name], partial[name] = states[: len(labelled)], states[len(labelled) :]
-    made, at = [], 0
-    for i, (s, fold_K) in enumerate(zip(labelled, splits, strict=True)):
-        count = len(_counted(fold_K))
-        own = {name: states[at : at + count] for name, states in partial.items()}
-        at += count
+    asked = [_asked(s, f, settings) for s, f in zip(labelled, splits, strict=True)]
+    asked_of_parts = [settings.candidates] * len(parts)
+    fitted = _fitted(fusers, [*labelled, *parts], [*asked, *asked_of_parts], settings)
+    whole, partial = fitted[: len(labelled)], iter(fitted[len(labelled) :])
+    made = []
+    for s, fold_K, names, own in zip(labelled, splits, asked, whole, strict=True):
+        held = [next(partial) for _ in _counted(fold_K)]
         tensors = {"support/x_KD": features(s.embeddings)}
-        judges_K = slice(None) if count else _judges(len(s.labels_K))
+        judges_K = slice(None) if held else _judges(len(s.labels_K))
         start_KC = _text(s.logits_KMC[judges_K])
         tensors |= {"support/labels_K": s.labels_K, "support/start_KC": start_KC}
-        tensors |= _weighed(fusers, s, fold_K, own, settings) if count else _unweighed(s, settings)
-        for name in settings.candidates:
-            tensors |= {f"{name}/{key}": tensor for key, tensor in whole[name][i].tensors.items()}
+        tensors |= (
+            _weighed(fusers, s, fold_K, held, settings) if held else _unweighed(names, settings)
+        )
+        for name, state in own.items():
+            tensors |= {f"{name}/{key}": tensor for key, tensor in state.tensors.items()}
         weights = dict(zip(settings.candidates, tensors["w_J"].tolist(), strict=True))
         made.append(State(settings, tensors, {"weights": weights}))
     taken = iter(made)
     return [next(taken) if len(s.labels_K) else State(settings) for s in supports]
 
 
-@contextmanager
-def _axes_kept(supports: Sequence[Support]) -> Iterator[None]:
-    """Let probes on the same features share the features' axes inside, where all of them take little memory."""
-    if sum(e_KD.numel() for s in supports for e_KD in s.embeddings) > AXES:
-        yield
-        return
-    for support in supports:
-        support.known["axes"] = {}
-    try:
-        yield
-    finally:
-        for support in supports:
-            del support.known["axes"]
+def _fitted(
+    fusers: Mapping[str, Fuser],
+    supports: Sequence[Support],
+    asked: Sequence[Sequence[str]],
+    settings: Guarded,
+) -> list[dict[str, State]]:
+    """Fit the candidates that are asked for on each support set; return their states by name.
+
+    Each candidate is fitted on all of its support sets in one call, on those that are equal once: what is left of a
+    support set without a fold may be another one that is asked for.
+    """
+    kept, place_of = distinct(supports)
+    wanted: list[set[str]] = [set() for _ in kept]
+    for place, names in zip(place_of, asked, strict=True):
+        wanted[place].update(names)
+    states: list[dict[str, State]] = [{} for _ in kept]
+    with axes_kept(kept):
+        for name in settings.candidates:
+            fuser = _candidate(fusers, name)
+            places = [place for place, names in enumerate(wanted) if name in names]
+            own = fuser.fit([kept[place] for place in places], fuser.settings)
+            for place, state in zip(places, own, strict=True):
+                states[place][name] = state
+    return [
+        {name: states[place][name] for name in names}
+        for place, names in zip(place_of, asked, strict=True)
+    ]
 
 
 def start(state: State, logits_NMC: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
@@ -153,7 +161,7 @@ def _weighed(
     fusers: Mapping[str, Fuser],
     support: Support,
     fold_K: Tensor,
-    partial: Mapping[str, Sequence[State]],
+    partial: Sequence[Mapping[str, State]],
     settings: Guarded,
 ) -> dict[str, Tensor]:
     """Weights and inverse temperatures by what each fold's candidates say of the images that they have not seen."""
@@ -162,7 +170,7 @@ def _weighed(
     for k in _counted(fold_K):
         held = support.take(fold_K == k)
         fused = [
-            _candidate(fusers, n).apply(partial[n][k], held.logits_KMC, held.embeddings)
+            _candidate(fusers, n).apply(partial[k][n], held.logits_KMC, held.embeddings)
             for n in settings.candidates
         ]
         log_p[fold_K == k] = torch.stack(fused, 1).double()
@@ -186,15 +194,22 @@ def _informed(told_KJ: Tensor, part: float) -> Tensor:
     return lack_KJ.mean(0) <= 2 * error_J
 
 
-def _unweighed(support: Support, settings: Guarded) -> dict[str, Tensor]:
-    """Return the weights that a rule gives where no image can be held out."""
+def _asked(support: Support, fold_K: Tensor, settings: Guarded) -> Sequence[str]:
+    """Name the candidates that may have a weight: all of them, or where no image can be held out those of a rule."""
+    if len(_counted(fold_K)):
+        return settings.candidates
+    if support.borrowed:
+        return settings.blind
     first_K = by_block(lambda z_BMC, _: log_avg(State(None), z_BMC).argmax(1), support.logits_KMC)
     right_K = first_K == support.labels_K
     chance = 1 / support.logits_KMC.shape[2]
     reliable = (float(right_K.double().mean()) - chance) / max(1 - chance, 1e-12)
-    taken = settings.with_text if reliable > settings.mixture.doubtful else (settings.otherwise,)
-    taken = settings.blind if support.borrowed else taken
-    w_J = [(n in taken) / len(taken) for n in settings.candidates]
+    return settings.with_text if reliable > settings.mixture.doubtful else (settings.otherwise,)
+
+
+def _unweighed(taken: Sequence[str], settings: Guarded) -> dict[str, Tensor]:
+    """Return even weights of the candidates that a rule takes."""
+    w_J = [(name in taken) / len(taken) for name in settings.candidates]
     return {
         "w_J": torch.tensor(w_J, dtype=torch.float64),
         "beta_J": torch.ones(len(w_J), dtype=torch.float64),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clipray.numerics.contracts import Support
+from clipray.numerics.fewshot import prototypes
 from clipray.numerics.fewshot.prototypes import class_means
 from clipray.numerics.fusers import FUSERS, guarded, proto_fusion, settings_of
 from tests.numerics.made import problem, support
@@ -160,6 +161,21 @@ def test_guarded_mixes_evenly_where_logits_are_borrowed_and_nothing_can_be_held_
     assert f.fit([seen], f.settings)[0].numbers == f.fit([plain], f.settings)[0].numbers
 
 
+def test_guarded_fits_no_candidate_that_its_rule_does_not_take():
+    def refuse(supports, settings):
+        assert not supports
+        return []
+
+    one_each, test = support(images=4), problem(seed=2)
+    probe = FUSERS["linear_probe_concat"]._replace(fit=refuse)
+    own = FUSERS | {"linear_probe_concat": probe}
+    (state,) = guarded.fit(own, [one_each], settings_of("guarded"))
+    said = guarded.apply(own, state, test[0], test[1])
+    torch.testing.assert_close(said, out("guarded", one_each, test))
+    with pytest.raises(AssertionError):
+        guarded.fit(own, [support(images=40)], settings_of("guarded"))
+
+
 def test_guarded_refuses_to_fall_back_on_what_is_no_candidate():
     with pytest.raises(
         ValueError, match="anchored, best_single_on_support, proto_fusion must be among"
@@ -185,7 +201,7 @@ def test_guarded_is_the_same_alone_and_beside_sets_with_equal_parts_and_axes_of_
     every = [s, *(s.take(fold_K != k) for k in range(3))]
     together = f.fit(every, f.settings)
     assert not any("axes" in one.known for one in every)
-    monkeypatch.setattr(guarded, "AXES", 0)
+    monkeypatch.setattr(prototypes, "AXES", 0)
     for one, state in zip(every, together, strict=True):
         (alone,) = f.fit([dataclasses.replace(one)], f.settings)
         assert alone.tensors.keys() == state.tensors.keys()

@@ -1,6 +1,6 @@
 """From backbones and a support set to what heads and fusers learn from, without a look at an image's own label."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,17 +56,22 @@ def shots_of(views: Sequence[View], labels_N: Tensor, rows_K: Tensor, seed: int)
     ]
 
 
-def support(head: Head, problem: Sequence[Shots], most: int) -> Support:
+Room = Callable[[int, int, int], Tensor]
+"""Makes the tensor, of a shape, that the logits of a support set are written to."""
+
+
+def support(head: Head, problem: Sequence[Shots], most: int, room: Room = torch.empty) -> Support:
     """Make what a fuser may learn from: the support images' embeddings, labels and cross-fitted logits.
 
     Of a support set that is too large for that, fusers learn from some images of each class, and heads from all.
 
     Args:
         problem: what each of M backbones' heads may learn from. most: as `cross_fitted` takes it.
+        room: where the logits are to lie.
     """
     rows_L = learners(problem)
     kept = [shots if rows_L is None else shots.take(rows_L) for shots in problem]
-    logits_LMC = torch.empty(len(kept[0].labels_K), len(problem), len(problem[0].classifier_CD))
+    logits_LMC = room(len(kept[0].labels_K), len(problem), len(problem[0].classifier_CD))
     for m, shots in enumerate(problem):
         logits_LMC[:, m] = cross_fitted(head, shots, head.settings, most, rows_L)
     return Support(
@@ -99,29 +104,33 @@ class Parted(NamedTuple):
     support: Support
 
 
-def parted(head: Head, problem: Sequence[Shots], most: int, share: float) -> Parted:
+def parted(
+    head: Head, problem: Sequence[Shots], most: int, share: float, room: Room = torch.empty
+) -> Parted:
     """Share a support set out between heads and fusers.
 
     Args:
         problem: what each of M backbones' heads may learn from. most: as `cross_fitted` takes it.
         share: part of each class that fusers alone learn from, see `draws.held_out`; with 0 both learn from all, as
             they do where no class has two images.
+        room: as in `support`.
     """
     held_K = torch.zeros(0, dtype=torch.bool)
     if share:
         labels_K = problem[0].labels_K.numpy()
         held_K = torch.from_numpy(draws.held_out(labels_K, share, problem[0].seed))
     if not held_K.any():
-        return Parted(list(problem), support(head, problem, most))
+        return Parted(list(problem), support(head, problem, most, room))
     own = [shots.take(~held_K) for shots in problem]
     held = [shots.take(held_K) for shots in problem]
     rows_L = learners(held)
     held = held if rows_L is None else [shots.take(rows_L) for shots in held]
     states = head.fit(own, head.settings)
-    said = [_said(head, state, shots) for state, shots in zip(states, held, strict=True)]
+    logits_LMC = room(len(held[0].labels_K), len(held), len(held[0].classifier_CD))
+    for m, (state, shots) in enumerate(zip(states, held, strict=True)):
+        logits_LMC[:, m] = _said(head, state, shots)
     embeddings = tuple(shots.embeddings_KD for shots in held)
-    support_set = Support(torch.stack(said, dim=1), embeddings, held[0].labels_K, held[0].seed)
-    return Parted(own, support_set)
+    return Parted(own, Support(logits_LMC, embeddings, held[0].labels_K, held[0].seed))
 
 
 def _said(head: Head, state: State, shots: Shots) -> Tensor:

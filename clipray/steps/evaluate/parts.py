@@ -13,18 +13,19 @@ from clipray.artefacts.evaluations import Task
 from clipray.numerics import declared
 from clipray.steps.checks import named_heads
 
-LARGE = 10**8  # logits of the test images from which on a dataset is evaluated in parts
+# logits of all test images, or of one image a class, from which on a dataset is evaluated in parts
+LARGE = 10**8
 EACH = 4  # datasets a CPU, from which on each is one task where it is small
 FLOAT = 4  # bytes
 PROCESS = 1500 * 10**6  # bytes of a worker with its libraries, and of a span of images
 CUDA = 600 * 10**6  # bytes more of a worker that computes on a GPU
 MATRICES = 2  # N×C matrices that are held at once: where a fuser starts that the images teach
 WHOLE = 8  # N×C matrices beside three times the logits, where a fuser has to see all images at once
-SOLVING = 8  # K×C matrices while a probe is fitted
+SOLVING = 6  # K×C matrices while a probe is fitted
+FOLDS = 3  # probes that are fitted at once where their penalty is chosen, see `prototypes.Probe`
 WEIGHING = 40  # K×C matrices while candidates are compared on folds
-LEARNED = (
-    2 * 10**8
-)  # logits of a support set that fusers learn from at most, as in `heads.cross_fit`
+# logits of a support set that fusers learn from at most, as in `heads.cross_fit`; what is more lies in a file
+LEARNED = 2 * 10**8
 JUDGES = 4096  # of a support set of one image a class, K×C of so many images is kept in a fit, see `guarded`
 STATES = 12  # C×ΣD matrices of all fusers of a support set, on all backbones and on each alone
 
@@ -52,7 +53,8 @@ def whole(task: Task) -> Part:
 
 def large(task: Task, classes: int) -> bool:
     """Tell whether a dataset is evaluated in parts, and one support set after another."""
-    return task.expected * len(task.backbones) * classes >= LARGE
+    images = max(task.expected, classes if task.shots else 0)
+    return images * len(task.backbones) * classes >= LARGE
 
 
 def few(datasets: int, cpus: float) -> bool:
@@ -110,12 +112,13 @@ def _fitting(task: Task, part: Part, classes: int, dims: Sequence[int], labelled
     sets = task.seeds * sum(shots > 0 for shots in part.shots)
     one = large(task, classes)
     learned = task.seeds * sum(min(size, bound) for size in sizes)
-    logits = backbones * (learners if one else 2 * learned)  # several are stacked
+    logits = backbones * classes * (learners if one else 2 * learned)  # several are stacked
+    held = min(logits, LEARNED) if one else logits
     fits = min(1, sets) if one and not task.save_fusers else sets
     judges = min(learners, JUDGES) if most == 1 else learners
-    probed = largest if _learning_heads(task) else learners
+    probed = max(learners, largest * (FOLDS if most > 1 else 1) if _learning_heads(task) else 0)
     solving = probed * SOLVING + (learners * WEIGHING if most > 1 else 0)
-    floats = classes * (logits + fits * judges * (1 + backbones) + solving)
+    floats = held + classes * (fits * judges * (1 + backbones) + solving)
     floats += width * (2 * every + fits * STATES * classes)
     return floats + 6 * min(largest, width) * width
 

@@ -19,7 +19,7 @@ from clipray.numerics.fusers.unlabelled import Images, taught
 from clipray.numerics.heads import HEADS, cross_fit, head_of
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, cost
-from clipray.steps import read
+from clipray.steps import read, spill
 from clipray.steps.checks import REFERENCE, named_heads
 from clipray.steps.evaluate import costs
 from clipray.steps.evaluate import fitted as fitted_fusers
@@ -171,7 +171,7 @@ def score_draws(
     """
     heads = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
     parted = [
-        cross_fit.parted(head, problem, task.folds, task.held_out)
+        cross_fit.parted(head, problem, task.folds, task.held_out, spill.room)
         for head, problem in zip(heads, problems, strict=True)
     ]
     problems, supports = [one.problem for one in parted], [one.support for one in parted]

@@ -20,7 +20,7 @@ from clipray.numerics.heads import HEADS, cross_fit, head_of
 from clipray.numerics.heads.cross_fit import View
 from clipray.numerics.measures import complementarity, intervals, outcomes
 from clipray.perturbations import CLEAN
-from clipray.steps import read
+from clipray.steps import read, spill
 from clipray.steps.checks import named_heads
 from clipray.steps.evaluate import score as evaluate
 from clipray.steps.evaluate.rows import ON_TEST
@@ -119,7 +119,7 @@ def _fitted_on(
     """Fit one head, and its fusers, on every support set."""
     models = [head_of(entry.head, entry.settings_for(draw.shots, draw.seed)) for draw in drawn]
     parted = [
-        cross_fit.parted(model, problem, task.folds, task.held_out)
+        cross_fit.parted(model, problem, task.folds, task.held_out, spill.room)
         for model, problem in zip(models, problems, strict=True)
     ]
     problems, supports = [one.problem for one in parted], [one.support for one in parted]

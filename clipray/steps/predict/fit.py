@@ -72,10 +72,11 @@ def _read(store: Store, told: Lesson) -> tuple[tuple, "Split | None", list, Any]
 def _support_under(head: Any, told: Lesson, train: "Split", draw: Any, weights: tuple) -> Any:
     """Show the support set as fusers see it, under a head that has not seen its images."""
     from clipray.numerics.heads import cross_fit
+    from clipray.steps import spill
 
     views = _views(told, weights, train)
     problem = cross_fit.shots_of(views, train.labels_N, draw.rows_K, draw.seed)
-    return cross_fit.support(head, problem, told.folds)
+    return cross_fit.support(head, problem, told.folds, spill.room)
 
 
 def _train(store: Store, told: Lesson, classes: int) -> "Split":
@@ -113,6 +114,7 @@ def _fitted(
     from clipray.numerics.contracts import nothing
     from clipray.numerics.fusers import FUSERS, settings_of
     from clipray.numerics.heads import cross_fit, head_of
+    from clipray.steps import spill
 
     views = None if train is None else _views(told, weights, train)
     fuser, entry = FUSERS[method.fuser.fuser], method.fuser
@@ -135,7 +137,7 @@ def _fitted(
         for one in group:
             problem = cross_fit.shots_of(views, train.labels_N, one.rows_K, one.seed)
             kind = head_of(method.head.head, method.head.settings_for(one.shots, one.seed))
-            supports.append(cross_fit.support(kind, problem, told.folds))
+            supports.append(cross_fit.support(kind, problem, told.folds, spill.room))
         states = fuser.fit(supports, settings_of(entry.fuser, entry.settings_for(*own)))
         state = states[group.index(draw)]
     problem: list = [None] * len(weights)

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
+from numpy import memmap
 
 from clipray import schema, shots
 from clipray.artefacts import evaluations
 from clipray.config import Fuser, Head
 from clipray.numerics import blocks
+from clipray.numerics.fewshot import prototypes
 from clipray.numerics.fusers import guarded
 from clipray.numerics.heads import cross_fit
+from clipray.steps import spill
 from clipray.steps.evaluate import parts, plan
 from clipray.store import Store
 from tests.steps.worlds import CLASSES, World
@@ -87,10 +91,39 @@ def test_spans_of_images_have_the_rows_of_all_at_once(tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(several, one, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_logits_of_support_sets_in_a_file_give_the_rows_of_those_in_memory(
+    tmp_path, monkeypatch, share
+):
+    world = World(tmp_path)
+    asked = dataclasses.replace(task(world), shots=(1, 4), held_out=share)
+    plan.evaluate(world.store, asked, "memory")
+    made = []
+    monkeypatch.setattr(spill, "LEARNED", 0)
+    monkeypatch.setattr(spill.np, "memmap", lambda *a, **k: made.append(k) or memmap(*a, **k))
+    plan.evaluate(world.store, asked, "file")
+    assert len(made) == 2 * 2 * asked.seeds  # heads, shots, seeds
+    for name in (evaluations.SCORES, evaluations.OUTCOMES):
+        pd.testing.assert_frame_equal(rows(world, "file", name), rows(world, "memory", name))
+
+
+def test_many_classes_are_evaluated_one_support_set_after_another():
+    asked = noise_task(500, 5)
+    assert parts.large(asked, 20_000)
+    assert not parts.large(dataclasses.replace(asked, shots=()), 20_000)
+    part = parts.Part("zero_shot", (1,))
+    dims = [64] * 5
+    smaller, larger = (parts.memory(asked, part, n, dims) for n in (10_000, 20_000))
+    matrix = 4 * 20_000**2
+    assert larger <= 1.5 * 10**9 + 10 * matrix  # five backbones' logits alone would be five of them
+    assert larger < 4 * smaller
+
+
 def test_what_a_fuser_keeps_of_a_large_support_set_is_counted_as_it_is():
     # said twice, for planning needs no torch
     assert parts.JUDGES == guarded.JUDGES
     assert parts.LEARNED == cross_fit.LEARNED
+    assert prototypes.Probe().folds == parts.FOLDS
 
 
 def test_more_labels_than_fusers_learn_from_take_no_more_memory_for_logits():
@@ -130,6 +163,7 @@ import re, sys
 from pathlib import Path
 from tests.steps.evaluate.test_parts import noise
 from clipray.numerics import blocks
+from clipray.numerics.fewshot import prototypes
 from clipray.steps.evaluate import parts, score
 
 classes, dim, backbones = 400, 16, 3

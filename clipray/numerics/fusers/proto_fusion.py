@@ -176,8 +176,13 @@ def _prototypes(
         for rows in parts:
             yield rows, cosines_of(rows) if whole is None else whole
 
-    paired = [cosine_BMC[paired_K[rows]] for rows, cosine_BMC in cosines()]
-    return tensors, spread(cosines, s.labels_K, count_C > 0), torch.cat(paired)
+    paired_PMC = spaces[0][0].new_empty(int(paired_K.sum()), len(spaces), classes)
+    at = 0
+    for rows, cosine_BMC in cosines() if len(paired_PMC) else ():
+        some_QMC = cosine_BMC[paired_K[rows]]
+        paired_PMC[at : at + len(some_QMC)] = some_QMC
+        at += len(some_QMC)
+    return tensors, spread(cosines, s.labels_K, count_C > 0, len(spaces)), paired_PMC
 
 
 def left_out_cosines(x_KD: Tensor, means_CD: Tensor, labels_K: Tensor, count_C: Tensor) -> Tensor:
@@ -197,30 +202,36 @@ def left_out_cosines(x_KD: Tensor, means_CD: Tensor, labels_K: Tensor, count_C: 
 
 
 def spread(
-    cosines: Callable[[], Iterable[tuple[slice, Tensor]]], labels_K: Tensor, seen_C: Tensor
+    cosines: Callable[[], Iterable[tuple[slice, Tensor]]],
+    labels_K: Tensor,
+    seen_C: Tensor,
+    backbones: int,
 ) -> Tensor:
     """Compute σ_m: the deviation of the cosines to wrong classes, at least 0.05 (two classes at one shot have none).
 
+    Sums are added up in place. A list of a few numbers of each block would lie in memory between the blocks, and none
+    of these could be used again: at 20,000 classes that was 15 GB of holes.
+
     Args:
         cosines: gives rows of images and their cosines B×M×C, block by block; it is looked through twice.
+        backbones: M.
     """
 
     def wrong(rows: slice, cosine_BMC: Tensor) -> Tensor:
         right_BC = torch.nn.functional.one_hot(labels_K[rows], len(seen_C)).bool()
         return (~right_BC[:, None] & seen_C).expand_as(cosine_BMC)
 
-    sums, counts = [], []
+    count_M = torch.zeros(backbones, dtype=torch.int64)
+    sum_M, square_M = torch.zeros(2, backbones)
     for rows, cosine_BMC in cosines():
         wrong_BMC = wrong(rows, cosine_BMC)
-        counts.append(wrong_BMC.sum((0, 2)))
-        sums.append((cosine_BMC * wrong_BMC).sum((0, 2)))
-    count_M = sum(counts).clamp_min(1)
-    mean_M = sum(sums) / count_M
-    squares = [
-        ((cosine_BMC - mean_M[:, None]) ** 2 * wrong(rows, cosine_BMC)).sum((0, 2))
-        for rows, cosine_BMC in cosines()
-    ]
-    return (sum(squares) / count_M).sqrt().clamp_min(0.05)
+        count_M += wrong_BMC.sum((0, 2))
+        sum_M += (cosine_BMC * wrong_BMC).sum((0, 2))
+    count_M = count_M.clamp_min(1)
+    mean_M = sum_M / count_M
+    for rows, cosine_BMC in cosines():
+        square_M += ((cosine_BMC - mean_M[:, None]) ** 2 * wrong(rows, cosine_BMC)).sum((0, 2))
+    return (square_M / count_M).sqrt().clamp_min(0.05)
 
 
 def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
@@ -232,13 +243,12 @@ def neutral(logits_NMC: Tensor, seen_C: Tensor) -> Tensor:
 
 def _text_evidence(s: Support, calibrated: State) -> Tensor:
     """`evidence` of the calibrated zero-shot logits."""
-    sure_1 = calibrated.tensors["sure_1"]
-    said = [
-        _said(calibrate(calibrated, s.logits_KMC[rows].double()) * sure_1, s.labels_K[rows])
-        for rows in blocks(s.logits_KMC)
-    ]
-    right_KM, nll_KM = (torch.cat(part) for part in zip(*said, strict=True))
-    return _evidence(right_KM, nll_KM, s.logits_KMC.shape[2])
+    images, backbones, classes = s.logits_KMC.shape
+    right_KM, nll_KM = torch.empty(2, images, backbones, dtype=torch.float64)
+    for rows in blocks(s.logits_KMC):
+        z_BMC = calibrate(calibrated, s.logits_KMC[rows].double()) * calibrated.tensors["sure_1"]
+        right_KM[rows], nll_KM[rows] = _said(z_BMC, s.labels_K[rows])
+    return _evidence(right_KM, nll_KM, classes)
 
 
 def evidence(logits_KMC: Tensor, labels_K: Tensor) -> Tensor:

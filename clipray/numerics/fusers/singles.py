@@ -108,7 +108,9 @@ def oracle(logits_NMC: Tensor, labels_N: Tensor) -> Tensor:
     >>> oracle(z, torch.tensor([1, 1])).argmax(1)
     tensor([1, 0])
     """
-    own_NM = torch.cat([_own(logits_NMC[b], labels_N[b]) for b in blocks(logits_NMC)])
+    own_NM = torch.empty_like(logits_NMC[..., 0])
+    for rows in blocks(logits_NMC):
+        own_NM[rows] = _own(logits_NMC[rows], labels_N[rows])
     right_NM = logits_NMC.argmax(-1) == labels_N[:, None]
     hopeless_NM = ~right_NM & right_NM.any(1, keepdim=True)
     chosen_N = own_NM.masked_fill(hopeless_NM, -torch.inf).argmax(1)

@@ -1,6 +1,9 @@
 """`nlc_prior`, `proto_fusion` and `guarded`: what they are without evidence, and what they do with it."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +162,47 @@ def test_guarded_mixes_evenly_where_logits_are_borrowed_and_nothing_can_be_held_
     assert weights == {n: pytest.approx((n in f.settings.blind) / 3) for n in f.settings.candidates}
     plain = dataclasses.replace(seen, borrowed=False)
     assert f.fit([seen], f.settings)[0].numbers == f.fit([plain], f.settings)[0].numbers
+
+
+GROWTH = r"""
+import re
+from pathlib import Path
+
+import torch
+
+from clipray.numerics import blocks
+from clipray.numerics.contracts import Support
+from clipray.numerics.fusers import proto_fusion
+
+CLASSES, BACKBONES = 2000, 4
+blocks.ELEMENTS = 2**18
+
+
+def most(images):
+    logits_KMC = torch.zeros(1).expand(images, BACKBONES, CLASSES)
+    x_KD = torch.randn(images, 16)
+    s = Support(logits_KMC, (x_KD,) * BACKBONES, torch.arange(images))
+    count_C, paired_K = torch.ones(CLASSES, dtype=torch.int64), torch.zeros(images, dtype=torch.bool)
+    proto_fusion._prototypes(s, count_C, paired_K, centre=True)
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+few = most(CLASSES // 4)
+print(most(CLASSES) - few)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process has held")
+def test_more_blocks_of_images_take_no_more_memory_for_prototypes():
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH],
+        cwd=Path(__file__).resolve().parents[3],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 15e6  # of 64 MB of cosines
 
 
 def test_guarded_fits_no_candidate_that_its_rule_does_not_take():

@@ -86,11 +86,11 @@ def support(head: Head, problem: Sequence[Shots], most: int, room: Room = torch.
 def learners(problem: Sequence[Shots]) -> Tensor | None:
     """Return the rows of the support images that fusers learn from, where all make more logits than `LEARNED`.
 
-    There are as many as there are classes at least: some fusers know a class by its images alone.
+    There is one of each class at least, for some fusers know a class by its images alone.
     """
     shots = problem[0]
     classes = len(shots.classifier_CD)
-    most = max(classes, LEARNED // (len(problem) * classes))
+    most = max(len(shots.labels_K.unique()), LEARNED // (len(problem) * classes))
     if len(shots.labels_K) <= most:
         return None
     places = [draws.place(shots.seed, f"kept {row}") for row in range(len(shots.labels_K))]

@@ -85,3 +85,12 @@ def test_fusers_learn_from_some_images_of_a_support_set_that_is_too_large(name, 
     assert own.labels_K.bincount().tolist() == [4, 4, 4]
     held = cross_fit.parted(head, whole, 5, 0.75).support
     assert held.labels_K.bincount().tolist() == [4, 4, 4]
+
+
+def test_of_very_many_classes_one_image_is_left_of_each_that_has_any(monkeypatch):
+    whole = problem()
+    seen = [shots.take(shots.labels_K != 1) for shots in whole]
+    monkeypatch.setattr(cross_fit, "LEARNED", 0)
+    for every, count in ((whole, [1, 1, 1]), (seen, [1, 0, 1])):
+        support = cross_fit.support(HEADS["zero_shot"], every, 5)
+        assert support.labels_K.bincount().tolist() == count

@@ -117,6 +117,8 @@ def test_many_classes_are_evaluated_one_support_set_after_another():
     matrix = 4 * 20_000**2
     assert larger <= 1.5 * 10**9 + 10 * matrix  # five backbones' logits alone would be five of them
     assert larger < 4 * smaller
+    several = parts.memory(asked, parts.Part("zero_shot", (4,)), 20_000, dims)
+    assert several < 1.1 * larger  # fusers learn from one image of each class all the same
 
 
 def test_what_a_fuser_keeps_of_a_large_support_set_is_counted_as_it_is():

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import re
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,9 +28,19 @@ from clipray.store import Store
 FUSERS = ("log_avg", "c_log_avg", "nlc", "guarded")
 
 
-def peak() -> int:
-    """The most bytes that this process has held so far; `ru_maxrss` would begin with its parent's."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+class Peak(threading.Thread):
+    """The most memory that this process has held, looked at often: bytes of its own, without those of mapped files."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0
+
+    def run(self) -> None:
+        """Look until the process ends."""
+        while True:
+            told = Path("/proc/self/status").read_text()
+            self.most = max(self.most, int(re.search(r"RssAnon:\s+(\d+)", told)[1]) * 1024)
+            time.sleep(0.01)
 
 
 def matrix(values: np.ndarray, precision: str) -> pa.Array:
@@ -92,6 +103,8 @@ def measure(
     task, store = asked(images, backbones, alone), Store(root)
     facts = {"images": images, "backbones": backbones, "classes": classes, "dim": dim}
     facts["device"] = device
+    peak = Peak()
+    peak.start()
     for k in shots:
         used = time.process_time()
         part, start = parts.Part("zero_shot", (k,)), time.perf_counter()
@@ -101,7 +114,7 @@ def measure(
         facts[f"shots_{k}"] = {
             "seconds": round(time.perf_counter() - start, 1),
             "cpu_seconds": round(time.process_time() - used, 1),
-            "peak_mb": round(peak() / 1e6),
+            "peak_mb": round(peak.most / 1e6),
             "asked_mb": round(parts.memory(task, part, classes, [dim] * backbones) / 1e6),
             "top1": {name: top1[name] for name in FUSERS if name in top1},
         }

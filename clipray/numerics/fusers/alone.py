@@ -14,6 +14,7 @@ from clipray.numerics.fusers.grouped import fit_each
 from clipray.numerics.fusers.unlabelled import Images, taught
 from clipray.numerics.solvers.logistic import folds
 
+BY_BACKBONE = ("beta_M",)  # what `Support.known` holds of each backbone by itself
 FOLDS = 3  # at most, to choose the backbone on; each costs a fit of every backbone
 
 
@@ -29,8 +30,34 @@ class Alone(NamedTuple):
     states: list[State]
 
 
+class Singles(NamedTuple):
+    """A support set as each backbone alone sees it.
+
+    Attributes:
+        whole: the support set. parts: rows that are held out, one part after another, each a mask; none where a class
+            has one image only.
+        each: by backbone, all of it, then it without each part. They are made once for all fusers, which keep there
+            what others need too (`Support.known`).
+    """
+
+    whole: Support
+    parts: list[Tensor]
+    each: list[list[Support]]
+
+
+def singles_of(support: Support) -> Singles:
+    """Show a support set to each backbone alone."""
+    fold_K = folds(support.labels_K, FOLDS)
+    parts = [fold_K == fold for fold in range(int(fold_K.max()) + 1)] if fold_K.any() else []
+    each = []
+    for backbone in range(support.logits_KMC.shape[1]):
+        single = of_backbone(support, backbone)
+        each.append([single, *(single.take(~part_K) for part_K in parts)])
+    return Singles(support, parts, each)
+
+
 def fit_alone(
-    name: str, supports: Sequence[Support], changes: Sequence[Mapping[str, Any]]
+    name: str, supports: Sequence[Singles], changes: Sequence[Mapping[str, Any]]
 ) -> list[Alone]:
     """Fit a fuser on each backbone of each support set, and choose a backbone on each support set.
 
@@ -41,25 +68,17 @@ def fit_alone(
     Args:
         name: the fuser's. changes: by support set, the settings that differ from the defaults.
     """
-    problems: list[
-        Support
-    ] = []  # for each support set, backbone by backbone: all of it, then without each fold
+    problems: list[Support] = []
     own_changes: list[Mapping[str, Any]] = []
-    held: list[list[Tensor]] = []
     for support, own in zip(supports, changes, strict=True):
-        fold_K = folds(support.labels_K, FOLDS)
-        parts = [fold_K == fold for fold in range(int(fold_K.max()) + 1)] if fold_K.any() else []
-        held.append(parts)
-        for backbone in range(support.logits_KMC.shape[1]):
-            single = of_backbone(support, backbone)
-            problems += [single, *(single.take(~part_K) for part_K in parts)]
-            own_changes += [own] * (1 + len(parts))
+        for single in support.each:
+            problems += single
+            own_changes += [own] * len(single)
     states = iter(_fit_together(name, problems, own_changes))
     found = []
-    for support, parts in zip(supports, held, strict=True):
-        backbones = range(support.logits_KMC.shape[1])
-        fitted = [[next(states) for _ in range(1 + len(parts))] for _ in backbones]
-        found.append(Alone(_best(name, support, parts, fitted), [own[0] for own in fitted]))
+    for support in supports:
+        fitted = [[next(states) for _ in single] for single in support.each]
+        found.append(Alone(_best(name, support, fitted), [own[0] for own in fitted]))
     return found
 
 
@@ -90,25 +109,25 @@ def taught_alone(name: str, alone: Alone, batch: Images, pool: Images | None = N
 
 
 def of_backbone(support: Support, backbone: int) -> Support:
-    """Take one backbone out of a support set."""
-    return replace(
-        support,
-        logits_KMC=support.logits_KMC[:, backbone : backbone + 1],
-        embeddings=support.embeddings[backbone : backbone + 1],
+    """Take one backbone out of a support set, and what is known of each backbone by itself."""
+    own = slice(backbone, backbone + 1)
+    single = replace(
+        support, logits_KMC=support.logits_KMC[:, own], embeddings=support.embeddings[own]
     )
+    for key, value in support.known.items():
+        if key[0] in BY_BACKBONE:
+            single.known[key] = value[own].clone()
+    return single
 
 
-def _best(
-    name: str, support: Support, parts: Sequence[Tensor], fitted: Sequence[Sequence[State]]
-) -> int:
+def _best(name: str, support: Singles, fitted: Sequence[Sequence[State]]) -> int:
     """Choose a backbone; `fitted` holds its fit on all images, then those without each part."""
-    if not parts:
-        return singles.best(support.logits_KMC, support.labels_K)
+    if not support.parts:
+        return singles.best(support.whole.logits_KMC, support.whole.labels_K)
     losses = []
-    for backbone, states in enumerate(fitted):
-        single = of_backbone(support, backbone)
+    for (single, *_), (_, *states) in zip(support.each, fitted, strict=True):
         total = 0.0
-        for part_K, state in zip(parts, states[1:], strict=True):
+        for part_K, state in zip(support.parts, states, strict=True):
             held = single.take(part_K)
             log_p = FUSERS[name].apply(state, held.logits_KMC, held.embeddings).double()
             total -= float(log_p.gather(1, held.labels_K[:, None]).sum())

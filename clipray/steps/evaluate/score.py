@@ -11,10 +11,9 @@ from clipray.artefacts import support_sets
 from clipray.artefacts.evaluations import OUTCOMES, SCORES, Task
 from clipray.config import Fuser, Head
 from clipray.numerics.contracts import Head as FittedHead
-from clipray.numerics.contracts import State, Support, nothing
+from clipray.numerics.contracts import State, nothing
 from clipray.numerics.draws import Draw
-from clipray.numerics.fusers import FUSERS, grouped, settings_of
-from clipray.numerics.fusers.alone import Alone, fit_alone
+from clipray.numerics.fusers import FUSERS, settings_of
 from clipray.numerics.fusers.unlabelled import Images, taught
 from clipray.numerics.heads import HEADS, cross_fit, head_of
 from clipray.numerics.heads.cross_fit import View
@@ -23,14 +22,13 @@ from clipray.steps import read, spill
 from clipray.steps.checks import REFERENCE, named_heads
 from clipray.steps.evaluate import costs
 from clipray.steps.evaluate import fitted as fitted_fusers
+from clipray.steps.evaluate.fit import States, fit_on_all, fit_on_each
 from clipray.steps.evaluate.parts import Part, large, whole
 from clipray.steps.evaluate.rows import ALONE, ALONE_ON_TEST, ON_TEST, RESAMPLES, Place, Scores
 from clipray.steps.evaluate.spaces import SPACES, score_spaces
 from clipray.steps.evaluate.stream import Bounds, Fused, Ready, Singly, stream
 from clipray.steps.evaluate.weights import Weights, score_weights
 from clipray.store import Store
-
-States = dict[str, State]  # fitted fusers of one support set, by their entries' names
 
 
 def evaluate(store: Store, task: Task, place: str, what: dict, device: str = "cpu") -> None:
@@ -176,8 +174,8 @@ def score_draws(
     ]
     problems, supports = [one.problem for one in parted], [one.support for one in parted]
     costs.score_choices(scores, entry.name, test, drawn, supports)
-    fitted = fit(task, drawn, supports)
-    alone = fit_each_alone(task, drawn, supports) if task.alone else [{} for _ in drawn]
+    fitted = fit_on_all(task, drawn, supports)
+    alone = fit_on_each(task, drawn, supports) if task.alone else [{} for _ in drawn]
     del parted, supports  # their logits may be the largest that there is
     every = zip(drawn, heads, problems, fitted, alone, strict=True)
     for draw, head, problem, states, singly in every:
@@ -245,35 +243,6 @@ def seen(head: FittedHead, states: Sequence[State], views: Sequence[View]) -> Im
     images = Images(cross_fit.lazy(head, states, views), embeddings)
     with images.here:
         return images._replace(logits_NMC=images.logits_NMC.at_hand())
-
-
-def fit(task: Task, drawn: Sequence[Draw], supports: Sequence[Support]) -> list[States]:
-    """Fit every fuser that needs labels on each support set; return the states by the fuser's name."""
-    states: list[States] = [{} for _ in supports]
-    for entry in task.fusers:
-        if not FUSERS[entry.fuser].needs_labels:
-            continue
-        changes = [entry.settings_for(draw.shots, draw.seed) for draw in drawn]
-        fitted = grouped.fit_each(entry.fuser, supports, changes)
-        for own, state in zip(states, fitted, strict=True):
-            own[entry.name] = state
-    return states
-
-
-def fit_each_alone(
-    task: Task, drawn: Sequence[Draw], supports: Sequence[Support]
-) -> list[dict[str, Alone]]:
-    """Fit every fuser that needs labels on each backbone alone, for each support set; return the fits by name."""
-    found: list[dict[str, Alone]] = [{} for _ in supports]
-    for entry in task.fusers:
-        fuser = FUSERS[entry.fuser]
-        if not fuser.needs_labels or fuser.kind == "reference":
-            continue
-        changes = [entry.settings_for(draw.shots, draw.seed) for draw in drawn]
-        fitted = fit_alone(entry.fuser, supports, changes)
-        for own, alone in zip(found, fitted, strict=True):
-            own[entry.name] = alone
-    return found
 
 
 def score_alone(

@@ -23,6 +23,7 @@ from clipray.perturbations import CLEAN
 from clipray.steps import read, spill
 from clipray.steps.checks import named_heads
 from clipray.steps.evaluate import score as evaluate
+from clipray.steps.evaluate.fit import States, fit_on_all
 from clipray.steps.evaluate.rows import ON_TEST
 from clipray.steps.evaluate.stream import Ready
 from clipray.steps.evaluate.weights import weights_of
@@ -61,7 +62,7 @@ class Fitted:
     seed: int
     model: FittedHead
     head_states: list[State]
-    states: evaluate.States | None
+    states: States | None
     pool: Images | None
 
 
@@ -123,7 +124,7 @@ def _fitted_on(
         for model, problem in zip(models, problems, strict=True)
     ]
     problems, supports = [one.problem for one in parted], [one.support for one in parted]
-    states = evaluate.fit(task, drawn, supports)
+    states = fit_on_all(task, drawn, supports)
     labelled = HEADS[entry.head].needs_labels
     for draw, model, problem, own in zip(drawn, models, problems, states, strict=True):
         learned = problem if labelled else [None] * len(problem)
@@ -135,7 +136,7 @@ def _fitted(
     model: FittedHead,
     problem: list,
     pool: Sequence[View] | None,
-    states: evaluate.States | None,
+    states: States | None,
 ) -> Fitted:
     learned = model.fit(problem, model.settings)
     more = None if pool is None else evaluate.seen(model, learned, pool)

@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from clipray.numerics.contracts import Support
-from clipray.numerics.fusers import FUSERS, settings_of
-from clipray.numerics.fusers.alone import FOLDS, apply_alone, fit_alone, of_backbone
+from clipray.numerics.fusers import FUSERS, averages, settings_of
+from clipray.numerics.fusers.alone import (
+    FOLDS,
+    apply_alone,
+    fit_alone,
+    of_backbone,
+    singles_of,
+)
 from clipray.numerics.fusers.unlabelled import Images, taught
 
 
@@ -26,7 +32,7 @@ def support(images: int, noise=(0.2, 1.0, 3.0), classes: int = 4, seed: int = 0)
 @pytest.mark.parametrize("name", [n for n, f in FUSERS.items() if f.needs_labels])
 def test_every_fuser_can_be_fitted_on_one_backbone(name):
     one = support(16)
-    (alone,) = fit_alone(name, [one], [{}])
+    (alone,) = fit_alone(name, [singles_of(one)], [{}])
     images = Images(one.logits_KMC, one.embeddings)
     log_probs_NMC = torch.stack(list(apply_alone(name, alone, images)), dim=1)
     assert log_probs_NMC.shape == one.logits_KMC.shape
@@ -44,13 +50,25 @@ def test_the_backbone_that_sees_best_is_chosen(order):
     swapped = Support(
         one.logits_KMC[:, list(order)], tuple(one.embeddings[m] for m in order), one.labels_K
     )
-    (alone,) = fit_alone("proto_avg", [swapped], [{}])
+    (alone,) = fit_alone("proto_avg", [singles_of(swapped)], [{}])
     assert order[alone.backbone] == 0
+
+
+def test_a_temperature_that_is_known_of_a_backbone_is_not_fitted_again(monkeypatch):
+    one, fuser = support(4), FUSERS["c_log_avg"]
+    (whole,) = fuser.fit([one], fuser.settings)
+    (apart,) = fit_alone("c_log_avg", [singles_of(support(4))], [{}])
+    monkeypatch.setattr(averages, "inverse_temperatures", None)
+    (alone,) = fit_alone("c_log_avg", [singles_of(one)], [{}])
+    for backbone, state in enumerate(alone.states):
+        expected = whole.tensors["beta_M"][backbone : backbone + 1]
+        assert torch.equal(state.tensors["beta_M"], expected)
+        torch.testing.assert_close(apart.states[backbone].tensors["beta_M"], expected)
 
 
 def test_with_one_image_a_class_the_logits_choose():
     one = support(4)
-    (alone,) = fit_alone("proto_avg", [one], [{}])
+    (alone,) = fit_alone("proto_avg", [singles_of(one)], [{}])
     right_M = (one.logits_KMC.argmax(-1) == one.labels_K[:, None]).sum(0)
     assert right_M[alone.backbone] == right_M.max()
 
@@ -65,5 +83,5 @@ def test_held_out_images_are_in_no_fit_that_they_judge(monkeypatch):
         return fuser.fit(supports, settings)
 
     monkeypatch.setitem(FUSERS, "proto_avg", fuser._replace(fit=fit))
-    fit_alone("proto_avg", [support(24)], [{}])
+    fit_alone("proto_avg", [singles_of(support(24))], [{}])
     assert sizes == [24, *[16] * FOLDS] * 3

@@ -109,9 +109,8 @@ def _fitting(task: Task, part: Part, classes: int, dims: Sequence[int], labelled
     every = task.seeds * sum(sizes)  # of all support sets
     bound = max(classes, LEARNED // (backbones * classes))  # images that fusers learn from
     learners = min(largest, bound)
-    single = (
-        most == 1 or largest > bound == classes
-    )  # one image a class, of which none can be held out
+    # one image a class, of which none can be held out
+    single = most == 1 or largest > bound == classes
     sets = task.seeds * sum(shots > 0 for shots in part.shots)
     one = large(task, classes)
     learned = task.seeds * sum(min(size, bound) for size in sizes)
@@ -119,7 +118,9 @@ def _fitting(task: Task, part: Part, classes: int, dims: Sequence[int], labelled
     held = min(logits, LEARNED) if one else logits
     fits = min(1, sets) if one and not task.save_fusers else sets
     judges = min(learners, JUDGES) if single else learners
-    probed = max(learners, largest * (FOLDS if most > 1 else 1) if _learning_heads(task) else 0)
+    probed = learners
+    if _learning_heads(task):
+        probed = max(learners, largest * (FOLDS if most > 1 else 1))
     solving = probed * SOLVING + (0 if single else learners * WEIGHING)
     floats = held + classes * (fits * judges * (1 + backbones) + solving)
     floats += width * (2 * every + fits * STATES * classes)

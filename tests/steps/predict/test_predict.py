@@ -1,5 +1,6 @@
 """From a campaign to labels: `predict`, a notebook and MLflow say what the evaluation said, image by image."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,7 @@ def test_a_notebook_and_mlflow_say_the_same(world, monkeypatch):
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", server)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the model's own code there
     served = mlflow.pyfunc.load_model("models:/digit-fusion@champion")
     assert served.metadata.signature.inputs.to_dict() == [
         {"type": "binary", "name": "image", "required": True}

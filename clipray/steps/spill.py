@@ -25,9 +25,8 @@ def room(*shape: int) -> Tensor:
         return torch.empty(shape)
     with tempfile.TemporaryFile() as file:
         try:
-            os.posix_fallocate(
-                file.fileno(), 0, 4 * count
-            )  # a full disk would kill the process later
+            # without it a disk that fills up later would kill the process
+            os.posix_fallocate(file.fileno(), 0, 4 * count)
         except (AttributeError, OSError):  # macOS has no such call
             return torch.empty(shape)
         return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))
